@@ -1,5 +1,5 @@
-"""The command line: one module a command, with ``add_parser`` and ``run``.
+"""The command line: one module per command, with ``add_parser`` and ``run``.
 
-Arguments enter; a call of ``recipes``, a few printed lines and an exit code leave. Heavy packages are imported by
-``run`` only, so that ``--help`` is immediate.
+The inputs are arguments; the outputs are a call of ``recipes``, some printed lines and an exit code. Heavy packages are
+imported only by ``run``, so that ``--help`` is fast.
 """

@@ -1,4 +1,4 @@
-"""``candy-monai completion``: a script by which a shell completes commands and options, from their declarations."""
+"""``candy-monai completion``: a completion script for a shell, made from the declarations of the commands."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ def add_parser(subparsers: Subparsers) -> None:
         run,
         summary="write a completion script for your shell",
         text="Write to standard output a script with which a shell completes the commands, their options, and values "
-        "from a fixed list. File names are completed as usual.",
+        "from a fixed list. File names are completed as usual. bash and fish find the files below by "
+        "themselves; ~/.zshrc needs the line 'source ~/.candy-monai.zsh'.",
         example="candy-monai completion bash > ~/.local/share/bash-completion/completions/candy-monai\n"
-        "candy-monai completion zsh > ~/.candy-monai.zsh    # in ~/.zshrc: source ~/.candy-monai.zsh\n"
+        "candy-monai completion zsh > ~/.candy-monai.zsh\n"
         "candy-monai completion fish > ~/.config/fish/completions/candy-monai.fish",
     )
     parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell: bash, zsh or fish")
@@ -77,7 +78,8 @@ def _for_fish(commands: Mapping[str, argparse.ArgumentParser], summaries: Mappin
         here = f"complete -c {PROGRAM} -n {shlex.quote(f'__fish_seen_subcommand_from {name}')}"
         for action in _shown(parser):
             flags = "".join(f" -{'l' if flag[1] == '-' else 's'} {flag.lstrip('-')}" for flag in action.option_strings)
-            values = f" -x -a {shlex.quote(_choices(action))}" if action.choices else ""
+            words = _choices(action)
+            values = f" -x -a {shlex.quote(words)}" if words else ""
             if flags and not values and action.nargs != 0:
                 values = " -r"
             about = parser._get_formatter()._expand_help(action) if action.help else ""
@@ -91,4 +93,7 @@ def _shown(parser: argparse.ArgumentParser) -> list[argparse.Action]:
 
 
 def _choices(action: argparse.Action) -> str:
-    return " ".join(map(str, action.choices or ()))
+    """Return the values from a fixed list: the choices, or the words in lower case of a metavar as ``2d|3d|auto``."""
+    alternatives = str(action.metavar).split("|")
+    literal = [word for word in alternatives if word.islower()] if len(alternatives) > 1 else []
+    return " ".join(map(str, action.choices or literal))

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def set_secret(name: str, *, given: bool = False) -> None:
-    """Ask for the value without showing it, or read one line of what is piped in, and store it for you alone."""
+    """Ask for the value without showing it, or read one line from a pipe, and store it so that only you can read it."""
     from candy_monai.config import environment_variable, is_in_environment, save_secret
 
     if given or "=" in name:
@@ -67,7 +67,7 @@ def set_secret(name: str, *, given: bool = False) -> None:
 
 
 def list_secrets() -> None:
-    """List the secrets by name, and say where each comes from."""
+    """List the names of the secrets, and the origin of each."""
     from candy_monai.config import environment_variable, is_in_environment, load_secrets, secrets_file
 
     names = sorted(load_secrets())
@@ -79,7 +79,7 @@ def list_secrets() -> None:
 
 
 def show() -> None:
-    """Print the settings that are in force, as YAML, the files that they come from, and what training would refuse."""
+    """Print the settings in effect as YAML, their files, and settings that training would refuse."""
     import yaml
 
     from candy_monai.config import config_folder, load_secrets, load_settings, settings_files

@@ -1,4 +1,4 @@
-"""``candy-monai crossval``: train every fold of a dataset and sum up their scores."""
+"""``candy-monai crossval``: train every fold of a dataset and summarise the scores."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def as_text(summary: dict[str, Any]) -> str:
-    """Lay scores out: a line a fold, their mean, and that over all cases; a line each for several configurations."""
+    """Format scores: a line for each fold, their mean, and that over all cases; or a line for each configuration."""
     from candy_monai.evaluation.results import aligned_rows
     from candy_monai.metrics.interval import interval_as_text
 
@@ -106,7 +106,7 @@ def as_text(summary: dict[str, Any]) -> str:
         scores = [fold["foreground_mean"], *(fold["classes"].get(label) for label in summary["classes"])]
         rows.append([str(fold["fold"]), *map(_number, scores)])
     cases, within = summary["cases"], interval_as_text(summary["cases"]["interval_95"])
-    over_cases = f"over {cases['num_cases']} cases: Dice {_number(cases['foreground_mean'])} ({within})"
+    over_cases = f"over {cases['num_cases']} cases: Dice {_number(cases['foreground_mean'])} (95 % interval {within})"
     return "\n".join([*aligned_rows(rows), f"{over_cases}; spread over folds {_number(summary['std'])}"])
 
 

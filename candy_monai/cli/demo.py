@@ -1,4 +1,4 @@
-"""``candy-monai demo``: the whole way on made-up data."""
+"""``candy-monai demo``: the whole workflow on synthetic data."""
 
 from __future__ import annotations
 

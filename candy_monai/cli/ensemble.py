@@ -1,4 +1,4 @@
-"""``candy-monai ensemble``: one label map of several, for folders of label maps from anywhere."""
+"""``candy-monai ensemble``: fuse the label maps of several folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and what is printed about its result or its error. Catches nothing itself."""
+"""The end of a command: its exit code, and the output about its result or its error."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ DONE = 0
 FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
-"""What shells report for a program that was ended by Ctrl-C."""
+"""The exit code of a program that was ended by Ctrl-C."""
 
 _MOST_LINES = 8
 
 
 def report(error: BaseException, *, debug: bool) -> int:
-    """Print an error to standard error and return the exit code that belongs to it."""
+    """Print an error to standard error and return its exit code."""
     if debug:
         traceback.print_exception(error)
     message, code = outcome_of(error)
@@ -49,18 +49,23 @@ def outcome_of(error: BaseException) -> tuple[str, int]:
 
 
 def done(what: str, where: object, *, then: Sequence[str] = ()) -> int:
-    """Print where the result is, once however many processes torchrun started, and return the exit code.
+    """Print the place of the result, once for all processes of torchrun, and return the exit code.
 
     Args:
         what: What the result is.
         where: Its folder or file.
-        then: The command that one would use next.
+        then: The command to use next.
     """
     if is_first():
         print(f"{what}: {where}")
-        if then:
-            print(f"Next: {shlex.join(then)}")
+        tell_next(then)
     return DONE
+
+
+def tell_next(then: Sequence[str]) -> None:
+    """Print the command that one would use next, if there is one."""
+    if then:
+        print(f"Next: {shlex.join(then)}")
 
 
 def say(message: str) -> None:
@@ -86,7 +91,7 @@ def _is_another_process_s(error: BaseException) -> bool:
 
 
 def _unexpected(error: BaseException) -> str:
-    """Return the type and the message, which for a mismatch of weights can have hundreds of lines."""
+    """Return the type and the message, which may have hundreds of lines for mismatching weights."""
     lines = str(error).splitlines()
     if len(lines) > _MOST_LINES:
         lines = [*lines[:_MOST_LINES], f"... {len(lines) - _MOST_LINES} more lines"]

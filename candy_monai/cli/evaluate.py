@@ -1,4 +1,4 @@
-"""``candy-monai evaluate``: how good label maps are, against references."""
+"""``candy-monai evaluate``: compare label maps with references."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _files_of(path: Path) -> list[Path]:
-    """Return the label maps of a folder, or the one that is named, and what is read beside them."""
+    """Return the label maps of a folder, or the given one, and the other files that are read."""
     from candy_monai.data.images.formats import READABLE
     from candy_monai.data.images.names import image_suffix
 
@@ -168,10 +168,10 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def _refuse_idle(args: argparse.Namespace, metrics: Sequence[str]) -> None:
-    """Check that each option is about a metric that is asked for.
+    """Check that each option concerns a requested metric.
 
     Raises:
-        SettingsError: If there is one.
+        SettingsError: If one does not.
     """
     asked = metrics_named(metrics)
     kinds = {CLASS_METRICS[name].kind for name in asked}
@@ -187,7 +187,7 @@ def _refuse_idle(args: argparse.Namespace, metrics: Sequence[str]) -> None:
 
 
 def _write(result: EvalResult, args: argparse.Namespace, method: Method, notes: Sequence[str]) -> None:
-    """Write the files that were asked for, and tell of each but beside a summary on standard output."""
+    """Write the requested files, and report each unless the summary is on standard output."""
     tell = (lambda _what, _where: None) if args.json else args.feedback.saved
     if args.summary is not None:
         result.save(args.summary, method=method)

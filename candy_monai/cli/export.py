@@ -1,4 +1,4 @@
-"""``candy-monai export``: a trained experiment in a format that runs where candy_monai is not installed."""
+"""``candy-monai export``: write a trained experiment in a format that can be used without candy_monai."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "are exported as an ensemble",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write, or the file")
-    parser.add_argument("--to", metavar="TARGET", required=True, help=targets)
+    parser.add_argument("--to", metavar="|".join(TARGETS), required=True, help=targets)
     parser.add_argument(
         "--portable",
         action="store_true",

@@ -1,4 +1,4 @@
-"""What a command says while it runs and at its end: text for people, or JSON, one object a line, for programs."""
+"""The output of a command during its work and at its end: text, or JSON with one object per line."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def add_feedback(parser: argparse.ArgumentParser) -> None:
 
 
 class Feedback:
-    """Tells of a command in the form that its user asked for.
+    """Reports about a command in the requested format.
 
     Args:
-        lines: Where JSON goes; None for text.
-        is_quiet: Whether only results and warnings are told.
+        lines: The JSON output; None for text.
+        is_quiet: Whether only results and warnings are reported.
     """
 
     def __init__(self, lines: JsonLines | None = None, *, is_quiet: bool = False) -> None:
@@ -49,7 +49,7 @@ class Feedback:
         return self.lines is None and not self.is_quiet
 
     def say(self, text: str) -> None:
-        """Write what is being done, or a warning, which begins with ``Warning:``."""
+        """Write a message, or a warning, which begins with ``Warning:``."""
         if self.lines is not None:
             self.lines.say(text)
         elif not self.is_quiet:
@@ -63,14 +63,14 @@ class Feedback:
             self.lines.write(event, **facts)
 
     def saved(self, what: str, where: object) -> None:
-        """Write where a file lies that was written."""
+        """Write the path of a file that was written."""
         if self.lines is None:
             print(f"{what}: {where}")
         else:
             self.lines.write("saved", what=what.lower(), path=str(where))
 
     def done(self, what: str, where: object, *, then: Sequence[str] = ()) -> int:
-        """Write where the result is, as `errors.done` does, and return the exit code."""
+        """Write the place of the result, as `errors.done` does, and return the exit code."""
         if self.lines is None:
             return done(what, where, then=() if self.is_quiet else then)
         self.results = {what.lower(): str(where), "next": shlex.join(then) or None}
@@ -79,9 +79,9 @@ class Feedback:
 
 @contextmanager
 def feedback_of(args: argparse.Namespace) -> Iterator[Feedback]:
-    """Yield the feedback of a command; runs within the block are shown in its form.
+    """Yield the feedback of a command; runs within the block are displayed in its format.
 
-    In JSON the last line is ``end``, or ``error`` where the block raises. What else is printed goes to standard error.
+    In JSON the last line is ``end``, or ``error`` if the block raises. All other output goes to standard error.
     """
     is_quiet = getattr(args, "quiet", False)
     if getattr(args, "log_format", "text") == "json":

@@ -1,4 +1,4 @@
-"""``candy-monai forecast``: the best score that a run will reach, from its scores so far."""
+"""``candy-monai forecast``: predict the best score of a run from its scores so far."""
 
 from __future__ import annotations
 
@@ -101,14 +101,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Length(NamedTuple):
-    """How many epochs a run has or will have; ``ended`` says why no more come."""
+    """The number of epochs of a run; ``ended`` is the reason if there are no further epochs."""
 
     num_epochs: int | None
     ended: str | None = None
 
 
 def _length(source: Path, history: ScoreHistory) -> _Length:
-    """Return how many epochs a run has or will have, as its saved state says, where it has one."""
+    """Return the number of epochs of a run, from its saved state if it has one."""
     folder = _folder_of(source)
     if history.horizon is None or not (folder / _STATE).is_file() or not (folder / "experiment.json").is_file():
         return _Length(history.horizon)
@@ -139,7 +139,7 @@ def _folder_of(source: Path) -> Path:
 
 
 def _references(source: Path, column: str | None) -> tuple[ReferenceRun, ...]:
-    """Return the earlier runs of the same task beside an experiment; none for anything else."""
+    """Return the earlier runs of the same task for an experiment; none for anything else."""
     from candy_monai.errors import ExperimentError
     from candy_monai.experiment.description import DESCRIPTION, read_description
     from candy_monai.experiment.references import folder_of_experiments, references_of
@@ -163,7 +163,7 @@ def _draw(picture: Path, history: ScoreHistory, result: Forecast, horizon: int) 
 
 
 def _facts(history: ScoreHistory, result: Forecast, horizon: int, *, ended: str | None) -> dict[str, object]:
-    """Collect what is said, as plain values; epochs are numbered as the source numbers them."""
+    """Return the output as plain values; epochs are numbered as in the source."""
     shift = history.first_epoch - 1
     known = [score for score in history.scores if math.isfinite(score)]
     best = max(known, default=None)

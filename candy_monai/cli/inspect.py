@@ -1,4 +1,4 @@
-"""``candy-monai inspect``: what is in a dataset, what is wrong with it, and what would be planned for it."""
+"""``candy-monai inspect``: the contents, the problems and the plan of a dataset."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from candy_monai.cli.errors import BAD_INPUT, DONE
-from candy_monai.cli.options import add_options, chosen_options, new_command
+from candy_monai.cli.errors import BAD_INPUT, DONE, tell_next
+from candy_monai.cli.options import add_options, as_train, chosen_options, new_command
 from candy_monai.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ def run(args: argparse.Namespace) -> int:
             save_inspection(checked.dataset, fingerprint, args.folder)
         if not args.json:
             print(f"Written to {args.folder}")
+    if not args.json and not report.problems:
+        tell_next(as_train(args, but={"--explain": False, "--out": True}))
     return BAD_INPUT if report.problems else DONE
 
 
@@ -119,11 +121,12 @@ def _planned(fingerprint: Fingerprint, options: TrainOptions) -> tuple[Plan, Seq
     from candy_monai.device import find_device
     from candy_monai.recipes.prepare import adapted, memory_for, plan_for
     from candy_monai.recipes.train import chosen_trainer
+    from candy_monai.training.segmentation import own_criterion
 
     trainer = chosen_trainer(options)
     bound = memory_for(trainer, find_device(options.device))
     made = adapted(plan_for(fingerprint, options, memory_bytes=bound, trainer=trainer), trainer)
-    return made, explain(made, fingerprint)
+    return made, explain(made, fingerprint, criterion_of=own_criterion(trainer))
 
 
 def _as_json(

@@ -1,4 +1,4 @@
-"""``candy-monai label-issues``: regions of a dataset's labels that look wrong, ranked."""
+"""``candy-monai label-issues``: rank suspicious regions of a dataset's labels."""
 
 from __future__ import annotations
 

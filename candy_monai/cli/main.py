@@ -1,6 +1,6 @@
-"""The command line: finds the command, parses its arguments, and turns what it raises into an exit code.
+"""The command line: find the command, parse its arguments, and convert exceptions to an exit code.
 
-Each command is a module beside this one with ``add_parser`` and ``run``. Heavy packages are imported by ``run`` only.
+Each command is a module of this package with ``add_parser`` and ``run``. Heavy packages are imported only by ``run``.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ COMMANDS = {
     "config": config,
     "completion": completion,
 }
-"""The commands, in the order in which one would first use them."""
+"""The commands, in the order in which they are typically used."""
 
 _SHARED_OUT = ("preprocess", "train", "resume", "predict")
-"""Commands whose work several processes share; each of the others is done by one."""
+"""Commands whose work several processes can share; the others run in one process."""
 
 
 @freed_memory_kept()
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 the run failed, 2 wrong arguments or bad input, 130 interrupted.
     """
-    # What Python and its imports take is part of a command's time; a caller's own time is not.
+    # The start of Python and the imports count as time of a command; the time of another caller does not.
     started = time.monotonic() - (process_age_s() if argv is None else 0.0)
     with output_that_may_be_closed():
         return _run(argv, started)
@@ -99,7 +99,7 @@ def _run(argv: Sequence[str] | None, started: float) -> int:
     except SystemExit as end:  # argparse ends so, after help and after errors
         return _code(end)
     try:
-        args.started = started
+        args.started, args.words = started, arguments
         name_as_torchrun()
         if args.command not in _SHARED_OUT:
             refuse_several(f"'{PROGRAM} {args.command}'")
@@ -113,7 +113,7 @@ def _run(argv: Sequence[str] | None, started: float) -> int:
 
 
 def _requeued(args: argparse.Namespace) -> AbstractContextManager[None]:
-    """Return what surrounds a command so that it goes on in the next start of its job, if that was asked for."""
+    """Return the context in which a command is continued when its job is requeued, if requested."""
     if not getattr(args, "requeue", False):
         return nullcontext()
     from candy_monai.recipes.slurm_job import requeued_if_interrupted
@@ -122,17 +122,17 @@ def _requeued(args: argparse.Namespace) -> AbstractContextManager[None]:
 
 
 def _share_processors() -> None:
-    """Set that threads which wait for each other sleep soon, unless the user did; read when PyTorch is imported.
+    """Let waiting OpenMP threads sleep early, unless the user has set this; read when PyTorch is imported.
 
-    By default GNU's OpenMP has them spin for milliseconds. Where other programs run too, a thread often waits for one
-    that has lost its processor, and a training step takes several times as long as it need.
+    By default GNU's OpenMP lets them spin for milliseconds. If other programs run, a thread often waits for one that
+    has lost its processor, and a training step takes several times as long as necessary.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports what is wrong in two lines; the whole usage would hide it."""
+    """Reports an error in two lines, without the long usage text."""
 
     @override
     def error(self, message: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""``candy-monai new-bundle``: a commented package with a bundle, to change."""
+"""``candy-monai new-bundle``: write a commented package with a bundle to start from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``candy-monai new-trainer``: a commented file with a trainer, to change."""
+"""``candy-monai new-trainer``: write a commented file with a trainer to start from."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--out",
         type=Path,
         metavar="FILE",
-        help="the file to write (default: the name in lower case, in the current folder)",
+        help="the file to write (default: the name in snake case, such as my_trainer.py, in the current folder)",
     )
 
 

@@ -1,17 +1,22 @@
-"""What several commands share: how a command is added, and the options that come from `TrainOptions`.
+"""Functions shared by the commands: adding a command, and the options of `TrainOptions`.
 
-Imports neither PyTorch nor MONAI: ``--help`` has to answer at once.
+This module imports neither PyTorch nor MONAI, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from typing_extensions import override
+
+from candy_monai.cli.errors import PROGRAM
 from candy_monai.errors import SettingsError
 from candy_monai.experiment.settings import FLAG
 from candy_monai.launched import refuse_several
@@ -21,9 +26,10 @@ if TYPE_CHECKING:
     from candy_monai.recipes.jobs import JobLauncher
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
-    """What ``add_parser`` of each command adds itself to."""
+    """The object to which ``add_parser`` of each command adds its parser."""
 
 T = TypeVar("T")
+_WIDTH = 79
 _FIELDS = {field.name: field for field in dataclasses.fields(TrainOptions)}
 
 
@@ -43,22 +49,55 @@ def new_command(
         name: The command.
         run: Called with the parsed arguments; returns the exit code.
         summary: One line for the list of commands.
-        text: What it does, shown by its ``--help``.
+        text: The description shown by ``--help``.
         example: Command lines shown below the options.
     """
     parser = subparsers.add_parser(
         name,
         help=summary,
-        description=textwrap.fill(text, 79),
+        description=textwrap.fill(text, _WIDTH, break_on_hyphens=False),
         epilog="\n".join(
-            ["examples:" if "\n" in example else "example:", *(f"  {line}" for line in example.split("\n"))]
+            ["examples:" if "\n" in example else "example:", *(_as_shell(line) for line in example.split("\n"))]
         ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
     add_debug(parser, default=argparse.SUPPRESS)  # keeps a --debug that stands before the command
     parser.set_defaults(run=run)
     return parser
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Breaks lines between words alone: an option that is broken at a hyphen cannot be copied."""
+
+    @override
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
+def _as_shell(command: str) -> str:
+    """Return a command line of an example, continued as a shell reads it where it is longer than the help."""
+    kept = re.sub(r"(?<= )(--\S+|>) (?=[^-\s])", "\\1\0", command)  # an option and its value stay on one line
+    lines = textwrap.wrap(kept, _WIDTH - 2, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False)
+    return " \\\n".join(lines).replace("\0", " ")
+
+
+def as_train(args: argparse.Namespace, *, but: Mapping[str, bool] = MappingProxyType({})) -> list[str]:
+    """Return the words of the training with the options of a command that prepares it.
+
+    Args:
+        args: The parsed command, whose options `train` has as well.
+        but: Options that it has not, each with whether a value follows it.
+    """
+    given = iter(args.words)
+    words = []
+    for word in given:
+        name, equals, _ = word.partition("=")
+        if name not in but:
+            words.append("train" if word == args.command else word)
+        elif not equals and but[name]:
+            next(given, None)
+    return [PROGRAM, *words]
 
 
 def add_debug(parser: argparse.ArgumentParser, *, default: bool | str) -> None:
@@ -89,7 +128,7 @@ def add_options(parser: argparse._ActionsContainer, *names: str, **changes: Any)
     Args:
         parser: Where to add them.
         names: Fields of `TrainOptions`.
-        **changes: What this command says otherwise, as ``add_argument`` takes it.
+        **changes: Arguments of ``add_argument`` that this command overrides.
     """
     for name in names:
         facts = _FIELDS[name].metadata
@@ -118,7 +157,7 @@ def add_launcher(parser: argparse.ArgumentParser, what: str) -> None:
 
     Args:
         parser: Where to add them.
-        what: What is submitted, and what happens then.
+        what: The jobs that are submitted, and what happens then.
     """
     parser.add_argument(
         "--launcher",
@@ -136,10 +175,10 @@ def add_launcher(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def chosen_launcher(args: argparse.Namespace, say: Callable[[str], None] = print) -> JobLauncher | None:
-    """Return what submits jobs, as the command line says; None where no jobs are asked for.
+    """Return the launcher given on the command line; None if there is none.
 
     Raises:
-        SettingsError: If jobs cannot be submitted so.
+        SettingsError: If jobs cannot be submitted in this way.
     """
     arguments = parsed_pairs(args.launcher_args, flag="--launcher-args", example="partition=gpu")
     if args.launcher is None:
@@ -153,7 +192,7 @@ def chosen_launcher(args: argparse.Namespace, say: Callable[[str], None] = print
 
 
 def add_option_file(parser: argparse.ArgumentParser) -> None:
-    """Add ``--options``, by which a cross-validation tells its folds what it was told."""
+    """Add ``--options``, with which a cross-validation passes its options to its folds."""
     parser.add_argument("--options", type=Path, metavar="FILE", help=argparse.SUPPRESS)
 
 

@@ -1,4 +1,4 @@
-"""Standard output that may be closed by whoever reads it, as ``candy-monai train DATASET | head`` does."""
+"""Standard output that its reader may close, as in ``candy-monai train DATASET | head``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TextIO, cast
 
 @contextmanager
 def output_that_may_be_closed() -> Iterator[None]:
-    """Keep a command running to its end when nobody reads its output any more."""
+    """Let a command run to its end when its output is closed."""
     if sys.stdout is None:  # closed before the program began
         yield
         return
@@ -23,7 +23,7 @@ def output_that_may_be_closed() -> Iterator[None]:
 
 
 class _Output:
-    """Passes everything on to a stream, until that is closed."""
+    """Passes all output on to a stream, until that is closed."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

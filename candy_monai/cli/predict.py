@@ -1,20 +1,22 @@
-"""``candy-monai predict``: label maps for images, by one trained experiment or by several."""
+"""``candy-monai predict``: predict label maps with one or several trained experiments."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from candy_monai.cli.errors import DONE, PROGRAM
+from candy_monai.cli.errors import DONE, PROGRAM, tell_next
 from candy_monai.cli.feedback import Feedback, add_feedback
 from candy_monai.cli.options import add_checkpoint, add_options, as_argument, new_command
 from candy_monai.errors import SettingsError
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
+    from candy_monai.experiment.description import ExperimentDescription
     from candy_monai.recipes.options import TrainOptions
 
 _MEMORY = re.compile(r"(?P<number>[0-9.]+) ?(?P<unit>[KMGT])B?", re.ASCII)
@@ -130,17 +132,31 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def command_for(run: Path, options: TrainOptions, *, dataset: Path | None) -> list[str]:
-    """Return the words of the command that predicts with what was trained: the test cases, where there are any.
+    """Return the arguments of the command that predicts with a trained run, on the test cases if there are any.
 
     Args:
         run: The experiment, or the folder of a cross-validation.
-        options: What it was trained with.
+        options: Its options.
         dataset: The dataset; None if unknown.
     """
     images = None if dataset is None else dataset / "imagesTs"
     source = "IMAGES" if images is None or not images.is_dir() or not any(images.iterdir()) else str(images)
     trainer = ["--trainer", str(options.trainer)] if options.trainer is not None else []
     return [PROGRAM, "predict", str(run), source, "predictions", *trainer, *(["--trust"] if options.trust else [])]
+
+
+def as_recorded(
+    description: ExperimentDescription, options: TrainOptions, dataset: Path | None
+) -> tuple[TrainOptions, Path | None]:
+    """Return options and dataset for the next command, with what was not given and a run knows of itself.
+
+    The file of a trainer is not recorded, and a run that was finished needs none.
+    """
+    if options.trainer is None and description.bundle is None:
+        options = dataclasses.replace(options, trainer=f"FILE.py:{description.trainer}")
+    if dataset is None and description.dataset is not None and description.dataset.folder is not None:
+        dataset = Path(description.dataset.folder)
+    return options, dataset
 
 
 def run(args: argparse.Namespace) -> int:
@@ -180,14 +196,24 @@ def run(args: argparse.Namespace) -> int:
         )
     if not processes.is_main:
         return DONE
+    then = _evaluation_of(args.output, args.input)
     if feedback.lines is not None:
-        return feedback.done("Predictions", args.output)
+        return feedback.done("Predictions", args.output, then=then)
     print(f"{len(written)} label {'map' if len(written) == 1 else 'maps'} in {args.output}")
+    tell_next(() if feedback.is_quiet else then)
     return DONE
 
 
+def _evaluation_of(predictions: Path, images: Path) -> list[str]:
+    """Return the words of the command that scores predictions, where the images' references lie beside them."""
+    references = images.parent / images.name.replace("images", "labels")
+    if references == images or not references.is_dir() or not any(references.iterdir()):
+        return []
+    return [PROGRAM, "evaluate", str(predictions), str(references)]
+
+
 def parse_channels(text: str) -> tuple[int, ...]:
-    """Read which channels are a run's, such as ``1,2``.
+    """Parse channel numbers, such as ``1,2``.
 
     Returns:
         The numbers; none for ``none``.
@@ -204,7 +230,7 @@ def parse_channels(text: str) -> tuple[int, ...]:
 
 
 def parse_memory(text: str) -> int:
-    """Read a size of memory such as ``500M`` or ``1.5G``.
+    """Parse a size of memory such as ``500M`` or ``1.5G``.
 
     Args:
         text: A number and a unit: K, M, G or T, with or without a B; powers of 1000.
@@ -213,7 +239,7 @@ def parse_memory(text: str) -> int:
         Bytes.
 
     Raises:
-        SettingsError: If it cannot be read, or is no memory at all.
+        SettingsError: If it is invalid, or 0.
     """
     match = _MEMORY.fullmatch(text.strip().upper())
     amount = float(match["number"]) if match and match["number"].count(".") <= 1 and match["number"] != "." else 0.0

@@ -1,4 +1,4 @@
-"""``candy-monai preprocess``: plan for a dataset and store what training reads."""
+"""``candy-monai preprocess``: plan for a dataset and store its preprocessed cases."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import DONE, done
-from candy_monai.cli.options import add_dataset, add_options, chosen_options, new_command
+from candy_monai.cli.options import add_dataset, add_options, as_train, chosen_options, new_command
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
@@ -63,4 +63,4 @@ def run(args: argparse.Namespace) -> int:
     if not processes.is_main:
         return DONE
     Console().print(plan_table(prepared.plan))
-    return done("Store", prepared.store_folder)
+    return done("Store", prepared.store_folder, then=as_train(args))

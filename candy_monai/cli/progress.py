@@ -1,4 +1,4 @@
-"""How prediction goes, on the screen: bars for the folder and for the windows of a large case, failures, warnings."""
+"""The progress of prediction on the console: bars for the folder and for the windows of a case, failures, warnings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from candy_monai.inference.prediction import PredictionListener
 from candy_monai.inference.quality import CaseQuality
 
 MANY_WINDOWS = 16
-"""A case of fewer windows has no bar of its own."""
+"""Minimum number of windows for a separate progress bar of a case."""
 
 
 class PredictionProgress(PredictionListener):
@@ -107,7 +107,7 @@ class PredictionProgress(PredictionListener):
 
 
 class PredictionEvents(PredictionListener):
-    """Tells a program of the cases that are predicted, and people of nothing but files that were left over."""
+    """Reports predicted cases as events, and as text only files that were left over."""
 
     def __init__(self, feedback: Feedback) -> None:
         self._feedback = feedback
@@ -141,7 +141,7 @@ class PredictionEvents(PredictionListener):
 
 @contextmanager
 def prediction_progress(feedback: Feedback) -> Iterator[PredictionListener]:
-    """Yield what a prediction is told to, in the form that the user asked for."""
+    """Yield the listener of a prediction, in the requested format."""
     if not feedback.shows_text:
         yield PredictionEvents(feedback)
         return

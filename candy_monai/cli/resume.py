@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from candy_monai.cli.feedback import Feedback, add_feedback
 from candy_monai.cli.options import add_option_file, add_options, add_requeue, chosen_options, new_command
-from candy_monai.cli.predict import command_for
+from candy_monai.cli.predict import as_recorded, command_for
 from candy_monai.recipes.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     options = chosen_options(args)
 
+    from candy_monai.experiment.description import read_description
     from candy_monai.recipes.resume import resume_training
 
     feedback: Feedback = args.feedback
@@ -70,4 +71,5 @@ def run(args: argparse.Namespace) -> int:
         force=args.force,
         on_progress=feedback.say,
     )
-    return feedback.done("Experiment", folder, then=command_for(folder, options, dataset=args.dataset))
+    options, dataset = as_recorded(read_description(folder), options, args.dataset)
+    return feedback.done("Experiment", folder, then=command_for(folder, options, dataset=dataset))

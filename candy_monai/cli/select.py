@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from candy_monai.cli.errors import PROGRAM, done
+from candy_monai.cli.errors import done
 from candy_monai.cli.options import add_options, as_argument, new_command
-from candy_monai.cli.predict import parse_memory
+from candy_monai.cli.predict import as_recorded, command_for, parse_memory
 from candy_monai.experiment.settings import whole_number
+from candy_monai.recipes.options import TrainOptions
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
@@ -62,6 +63,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    from candy_monai.experiment.description import read_description
     from candy_monai.recipes.select import select
     from candy_monai.recipes.selection import INFERENCE
 
@@ -79,9 +81,9 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(chosen.to_dict(), indent=2, allow_nan=False))
         return 0
     print(as_text(chosen))
-    words = [PROGRAM, "predict", str(args.crossval), "IMAGES", "predictions"]
-    words += ["--trainer", str(args.trainer)] if args.trainer is not None else []
-    return done("Chosen", args.crossval / INFERENCE, then=[*words, *(["--trust"] if args.trust else [])])
+    options = TrainOptions(trainer=args.trainer, trust=args.trust)
+    options, dataset = as_recorded(read_description(chosen.experiments[0]), options, args.dataset)
+    return done("Chosen", args.crossval / INFERENCE, then=command_for(args.crossval, options, dataset=dataset))
 
 
 def as_text(chosen: Selection) -> str:

@@ -288,7 +288,7 @@ def _judged(offer: _Offer, before: EvalResult, after: EvalResult) -> Trial:
         better=better,
         worse=worse,
         kept=not reason,
-        reason=reason or f"raises {whose} by {gain:.4f}: better in {better} cases, worse in {worse}",
+        reason=reason or f"raises {whose} by {gain:.4f}; better in {better} cases, worse in {worse}",
     )
 
 

@@ -203,8 +203,8 @@ class Comparison:
         lines.append(f"ranking (mean rank over {len(self.metrics)} metric{'s' * (len(self.metrics) > 1)}): {ranked}")
         interval = "Student's t" if self.method == "t" else "the bootstrap (BCa)"
         lines.append(
-            f"[ ]: {100 * self.confidence:g} % interval of the mean over {unit}, by {interval}; p: Wilcoxon "
-            "signed-rank test, two-sided, and corrected by Holm"
+            f"[ ]: {100 * self.confidence:g} % interval of the mean over {unit}, by {interval}\n"
+            "p: Wilcoxon signed-rank test, two-sided; p (Holm): corrected by Holm"
         )
         return "\n".join(lines)
 
@@ -220,7 +220,8 @@ class Comparison:
                 )
             infinite = sum(method.statistics.infinite for method in each.methods)
             if infinite:
-                lines.append(f"{each.metric}: {infinite} values are infinite; differences are of the finite pairs")
+                what = "1 value is" if infinite == 1 else f"{infinite} values are"
+                lines.append(f"{each.metric}: {what} infinite; differences are of the finite pairs")
         if self.left_out:
             lines.append(f"left out, not in all: {join_names(self.left_out)}")
         few = {each.metric: each.num_cases for each in self.metrics if each.num_cases < _FEWEST_PAIRS}

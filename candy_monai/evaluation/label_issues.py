@@ -228,6 +228,7 @@ class LabelIssues:
 
     def table(self, most: int = 20) -> str:
         """Return the regions of the highest scores as text, a line each."""
+        digits = 3 if self.unit == "ml" else 0
         rows = [["case", "label", "predicted", "place", self.unit, "doubt", "score"]]
         rows += [
             [
@@ -235,15 +236,17 @@ class LabelIssues:
                 self.name_of(issue.label_id),
                 self.name_of(issue.predicted_id),
                 ",".join(map(str, issue.place)),
-                f"{issue.volume:.4g}",
+                f"{issue.volume:.{digits}f}",
                 f"{issue.doubt:.2f}",
-                f"{issue.score:.4g}",
+                f"{issue.score:.3f}",
             ]
             for issue in self.issues[:most]
         ]
         lines = aligned_rows(rows) if len(rows) > 1 else []
         shown = min(most, len(self.issues))
-        lines.append(f"{shown} of {len(self.issues)} regions, in {len(self.cases)} of {self.num_cases} cases")
+        regions = "region" if len(self.issues) == 1 else "regions"
+        cases = "case" if self.num_cases == 1 else "cases"
+        lines.append(f"{shown} of {len(self.issues)} {regions}, in {len(self.cases)} of {self.num_cases} {cases}")
         return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
-"""One run's state, in memory and on disk.
+"""The state of one run, in memory and on disk.
 
-Settings, weights, metrics and states of the trainer's parts enter; a folder that is whole at any moment leaves, with
-its description, history, checkpoints and log, and what is needed to continue the run after a crash. It does not import
-the trainers.
+The inputs are settings, weights, metrics and the states of the trainer's parts; the output is a folder that is
+consistent at any moment, with its description, history, checkpoints and log, and everything needed to resume the run
+after a crash. This package does not import the trainers.
 """

@@ -1,7 +1,7 @@
-"""The weight files of a run: when one is due, what it is called, what it holds.
+"""The weight files of a run: when they are written, their names, and their contents.
 
-A file is staged under a hidden name first, and takes its place only after the run's state, which names its digest, is
-on disk. So a crash at any moment leaves each file either in its place or staged beside it.
+A file is first written under a hidden name, and renamed to its final name only after the run's state, which holds its
+digest, is on disk. A crash at any moment therefore leaves each file either in its place or staged next to it.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ LATEST = "checkpoint_latest.pth"
 BEST = "checkpoint_best.pth"
 
 EXTRA_STATE = "_extra_state"
-"""Ends the name in a state_dict of what is no tensor."""
+"""The end of the names of entries in a state_dict that are not tensors."""
 _NAME = re.compile(r"checkpoint_(latest|best|\d+)\.pth")
 _LEFTOVER = re.compile(r"\..+(\.next|-[a-z0-9_]{8}(\.\w+)*)")
 
 Weights = Mapping[str, Any]
-"""A network's state_dict: tensors, and what its modules' ``get_extra_state`` returned."""
+"""A network's state_dict: tensors, and the return values of its modules' ``get_extra_state``."""
 WeightsKind = Literal["raw", "ema"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointRecord:
-    """What one weight file holds.
+    """The content of a weight file.
 
     Attributes:
         epoch: The epoch after which it was written, counted from 1.
         score: The validation score of exactly these weights; None if they were not scored.
-        kind: ``raw`` weights as the optimizer left them, or their exponential moving average.
-        digest: The file's content, as `digest_of` sums it up.
+        kind: ``raw`` weights from the optimizer, or their exponential moving average.
+        digest: The digest of the file, computed by `digest_of`.
     """
 
     epoch: int
@@ -53,12 +53,12 @@ class CheckpointRecord:
 
 
 class Checkpoints:
-    """Writes the weight files of a run and remembers what each holds.
+    """Writes the weight files of a run and records the content of each.
 
     Args:
         folder: Where the files go.
-        num_epochs: Epochs planned.
-        num_checkpoints: How many evenly spaced files to leave, the last epoch's among them.
+        num_epochs: Number of planned epochs.
+        num_checkpoints: Number of evenly spaced files to keep, including that of the last epoch.
     """
 
     def __init__(self, folder: Path, *, num_epochs: int, num_checkpoints: int) -> None:
@@ -69,15 +69,15 @@ class Checkpoints:
         self.records: dict[str, CheckpointRecord] = {}
 
     def is_due(self, epoch: int, *, is_last: bool) -> bool:
-        """Return whether a numbered checkpoint belongs after this epoch; the last epoch always has one, if any has."""
+        """Return whether this epoch has a numbered checkpoint; the last epoch always has one, if any has."""
         return epoch in self._due or (is_last and bool(self._due))
 
     def stage(self, name: str, weights: Weights, *, epoch: int, score: float | None, kind: WeightsKind) -> None:
-        """Write one weight file under its hidden name and remember what it holds; `publish` puts it in its place.
+        """Write one weight file under its hidden name and record its content; `publish` renames it.
 
         It is on the disk after `confirm_staged`.
 
-        Files of one kind that are staged together hold the same weights: all but the first are links to it.
+        Files of one kind that are staged together hold the same weights: all except the first are links to it.
         """
         path = staged_path(self._folder, name)
         same = self._staged.setdefault(kind, [])
@@ -93,7 +93,7 @@ class Checkpoints:
         self.records[name] = CheckpointRecord(epoch=epoch, score=score, kind=kind, digest=digest)
 
     def confirm_staged(self) -> None:
-        """Wait until the staged files are on the disk, contents and names. Comes before the state takes its place.
+        """Wait until the contents and names of the staged files are on the disk. Called before the state is renamed.
 
         Raises:
             OSError: If they cannot be written.
@@ -104,21 +104,21 @@ class Checkpoints:
             flush_to_disk(self._folder)
 
     def publish(self) -> None:
-        """Move what was staged to its place. To be called once the state that names it is on disk."""
+        """Rename the staged files. To be called once the state that names them is on disk."""
         for name in [name for names in self._staged.values() for name in names]:
             staged_path(self._folder, name).replace(self._folder / name)
         self._staged = {}
 
     def close(self) -> None:
-        """Close what a save that failed has left open."""
+        """Close files that a failed save left open."""
         while self._unflushed:
             self._unflushed.pop().close()
 
     def reconcile(self) -> None:
-        """Finish what a crash interrupted: put staged files that the state names in their place, remove all others.
+        """Repair the folder after a crash: rename staged files that the state names, and remove all others.
 
         Raises:
-            ExperimentError: If a file that the state names is missing or is another.
+            ExperimentError: If a file that the state names is missing or different.
         """
         for name, record in self.records.items():
             path, staged = self._folder / name, staged_path(self._folder, name)
@@ -132,7 +132,7 @@ class Checkpoints:
                 path.unlink()
 
     def holding(self, *, epoch: int, kind: WeightsKind) -> Path | None:
-        """Return a file that holds the weights of this kind after this epoch; None if none does."""
+        """Return a file with the weights of this kind after this epoch; None if there is none."""
         names = (name for name, record in self.records.items() if (record.epoch, record.kind) == (epoch, kind))
         name = next(names, None)
         return None if name is None else self._folder / name
@@ -142,7 +142,7 @@ def records_of(state: Mapping[str, Mapping[str, Any]]) -> dict[str, CheckpointRe
     """Return what a saved state says about each file.
 
     Raises:
-        ExperimentError: If it names a file that is none of ours, which may lie outside the folder.
+        ExperimentError: If it names a file that is not one of a run's checkpoints, which may be outside the folder.
     """
     for name in state:
         if not _NAME.fullmatch(name):
@@ -156,28 +156,28 @@ def checkpoint_name(epoch: int) -> str:
 
 
 def is_leftover(name: str) -> bool:
-    """Return whether a file of this name is what a crash left of a write: a staged or a temporary file."""
+    """Return whether a file of this name was left by an interrupted write: a staged or a temporary file."""
     return bool(_LEFTOVER.fullmatch(name))
 
 
 def staged_path(folder: Path, name: str) -> Path:
-    """Return where a weight file waits for its state."""
+    """Return the path of a staged weight file."""
     return folder / f".{name}.next"
 
 
 def evenly_spaced_epochs(num_epochs: int, num_checkpoints: int) -> frozenset[int]:
-    """Return ``min(num_checkpoints, num_epochs)`` epochs, evenly spaced, ``num_epochs`` among them."""
+    """Return ``min(num_checkpoints, num_epochs)`` evenly spaced epochs, including ``num_epochs``."""
     count = min(num_checkpoints, num_epochs)
     return frozenset(round(i * num_epochs / count) for i in range(1, count + 1))
 
 
 def save_tensors(path: Path, content: Mapping[str, object], *, confirm: Callable[[], None] | None = None) -> None:
-    """Write tensors and plain values to ``path`` in one step; the same content makes the same bytes.
+    """Write tensors and plain values to ``path`` atomically; the same content gives the same bytes.
 
     Args:
         path: The file.
-        content: What it is to hold.
-        confirm: Called when all is written and has not yet taken its place; if it raises, the old file stays.
+        content: The content to write.
+        confirm: Called after writing and before renaming; if it raises, the old file is kept.
     """
     with atomic_path(path) as temporary, new_file(temporary) as file:
         _save(content, file)
@@ -190,14 +190,14 @@ def _save(content: Mapping[str, object], file: BinaryIO) -> None:
     try:
         torch.save(dict(content), file)  # into an open file: with a path, its name would become a part of it
     except RuntimeError as error:
-        # Whatever the disk said, PyTorch's writer goes on to finish the archive, and says that this has failed.
+        # After a disk error, PyTorch's writer still tries to finish the archive, and reports only that this has failed.
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
 
 
 def load_tensors(path: Path) -> Any:
-    """Read what `save_tensors` wrote onto the CPU, every checksum verified. Nothing in it is executed.
+    """Read a file of `save_tensors` onto the CPU and verify every checksum. No code in it is executed.
 
     Raises:
         OSError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile: If the file is damaged or holds anything but
@@ -211,7 +211,7 @@ def load_tensors(path: Path) -> Any:
 
 
 def load_weights(path: Path) -> dict[str, Any]:
-    """Read a weight file onto the CPU. Nothing in it is executed.
+    """Read a weight file onto the CPU. No code in it is executed.
 
     Raises:
         ExperimentError: If the file is missing, damaged or holds anything but tensors by name.
@@ -230,9 +230,9 @@ def load_weights(path: Path) -> dict[str, Any]:
 
 
 def digest_of(path: Path) -> str:
-    """Sum up a file that ``torch.save`` wrote, by the checksums that it holds of each of its tensors.
+    """Compute the digest of a ``torch.save`` file from the checksums of its tensors.
 
-    Reads the file's table of contents only. That the tensors have these checksums is verified when they are loaded.
+    Only the table of contents of the file is read. The checksums of the tensors are verified when they are loaded.
     """
     with zipfile.ZipFile(path) as archive:
         entries = [(entry.filename, entry.file_size, entry.CRC) for entry in archive.infolist()]

@@ -1,4 +1,4 @@
-"""``experiment.json``: what a run was made of, which is also what it takes to build its network and its data again."""
+"""``experiment.json``: the description of a run, from which its network and its data can be built again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ InfererDescription = Literal["plan", "custom"] | dict[str, object] | None
 images."""
 
 SLURM_JOB = "slurm_job"
-"""The entry of ``experiment.json`` with the job of SLURM that began a run, by which the job finds it again."""
+"""The entry of ``experiment.json`` with the SLURM job that started a run, by which the job finds it again."""
 
 _ABOUT_THE_RUN = ("format", "id", "settings", "environment", "score_range", "budget", SLURM_JOB)
 _PLACES = ("folder", "store")
@@ -58,7 +58,7 @@ def _shape(sizes: Sequence[object]) -> Shape | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Record:
-    """Entries of ``experiment.json`` by name; those that this version does not know are kept."""
+    """Entries of ``experiment.json`` by name; unknown entries are kept."""
 
     more: Mapping[str, object] = field(default_factory=dict)
 
@@ -87,7 +87,7 @@ class _Record:
         return cls(**known, more=more)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what `from_dict` reads; None where there is nothing to say."""
+        """Return the values that `from_dict` reads; None for missing ones."""
         entries = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self) if entry.metadata}
         written = {name: v.to_dict() if isinstance(v, _Record) else v for name, v in entries.items()}
         return {**written, **self.more}
@@ -95,11 +95,11 @@ class _Record:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkRecord(_Record):
-    """How to build a run's network again.
+    """The description of a run's network, to build it again.
 
     Attributes:
         example_shape: The shape ``(C, *spatial)`` that it was built for.
-        arguments: What the trainer's ``network_arguments`` returned.
+        arguments: The return value of the trainer's ``network_arguments``.
         slice_axis: The axis across the slices that a 2-D network is applied to; None for any other network.
     """
 
@@ -110,20 +110,20 @@ class NetworkRecord(_Record):
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetRecord(_Record):
-    """Which cases of which dataset a planned run is trained on.
+    """The dataset of a planned run, and the cases of both sides.
 
     Attributes:
         name: The dataset's name.
-        folder: Where it was.
-        store: Where the preprocessed cases were.
-        digest: Of the dataset's content.
+        folder: The path of the dataset.
+        store: The path of the preprocessed cases.
+        digest: The digest of the dataset's content.
         channel_names: The channels of an image.
         labels: Ids by the name of the class or region.
-        file_ending: Of images and label maps.
-        training: Ids of the cases that are trained on.
-        validation: Ids of those that are validated on.
-        num_scored: How many of these are scored in the end; None for all.
-        store_precision: Of the stored images; None for ``float32``.
+        file_ending: The file name ending of images and label maps.
+        training: Ids of the training cases.
+        validation: Ids of the validation cases.
+        num_scored: Number of validation cases that are scored at the end; None for all.
+        store_precision: The data type of the stored images; None for ``float32``.
     """
 
     name: str | None = field(default=None, metadata=_is(str))
@@ -147,15 +147,15 @@ def _objects(entries: Sequence[object]) -> tuple[object, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetRecord(_Record):
-    """What a budget was spent on.
+    """The use of a time budget.
 
     Attributes:
         budget_s: The budget in seconds.
-        usable_s: Of these, what was left for training and the validation on the way.
-        amp: The precision that was measured to be faster, or asked for; None for float32.
-        candidates: What was weighed, the chosen one first: ``configuration``, ``patch_shape``, ``batch_size``,
-            ``filters`` (None where the network is not as wide as its plan says), ``step_s``, ``num_steps`` in the time,
-            whether the step ``is_measured`` or predicted, whether it ``is_chosen``, and the ``verdict``.
+        usable_s: The part of it that was left for training and for validation during training.
+        amp: The precision that was asked for or measured to be fastest; None for float32.
+        candidates: The candidates, the chosen one first: ``configuration``, ``patch_shape``, ``batch_size``,
+            ``filters`` (None if the plan does not set the width of the network), ``step_s``, ``num_steps`` that fit
+            into the time, whether the step ``is_measured`` or predicted, whether it ``is_chosen``, and the ``verdict``.
     """
 
     budget_s: float | None = field(default=None, metadata=_is(int, float))
@@ -165,7 +165,7 @@ class BudgetRecord(_Record):
 
 
 def _in_present_words(inferer: Any) -> Any:
-    """Return an inferer's description as it would be written today, of whichever version it is."""
+    """Return the description of an inferer in the present format, whichever version wrote it."""
     if not (isinstance(inferer, dict) and inferer.get("kind") == "windows"):
         return inferer
     renamed = {"window_shape": "roi_size", "batch_size": "sw_batch_size", "overlap": "overlap"}
@@ -185,30 +185,30 @@ def _regions(entries: Sequence[object]) -> Sequence[object]:
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentDescription(_Record):
-    """What ``experiment.json`` says of a run.
+    """The content of ``experiment.json``.
 
     Attributes:
-        format: Of the experiment folder.
-        id: The run's id, which is its folder's name.
+        format: The format version of the experiment folder.
+        id: The id of the run, which is the name of its folder.
         trainer: The trainer's class name.
-        host: The library whose loop trains; None for a trainer of ours.
-        bundle: The bundle that builds the network again; None if a trainer of the user's own does.
-        padding: The padding module, as ``padding_to_dict`` describes it.
-        score_range: The least and the largest validation score; None if it is not known.
-        processes: How many processes train.
-        data: How many samples and which cases the loaders are over, and the names of their transforms.
-        parts: What network, optimizer, schedule, criterion and data are; None in runs of earlier versions.
+        host: The library whose loop trains; None for a trainer of candy_monai.
+        bundle: The bundle that builds the network again; None for the user's own trainer.
+        padding: The padding module, described by ``padding_to_dict``.
+        score_range: The smallest and the largest validation score; None if unknown.
+        processes: Number of training processes.
+        data: The number of samples and the cases of the loaders, and the names of their transforms.
+        parts: Descriptions of network, optimizer, schedule, criterion and data; None in runs of earlier versions.
         network: How to build the network again.
-        num_classes: Classes, background included, 1 for one logit; None if the trainer did not say.
+        num_classes: Number of classes, including the background, 1 for a single logit; None if unknown.
         regions: The overlapping regions that are predicted, each with the id that it ``paints``.
-        inferer: What validates whole cases.
-        plan: The plan, as `Plan.to_dict` writes it; None without one.
+        inferer: The inferer for whole cases.
+        plan: The plan, written by `Plan.to_dict`; None without one.
         pipelines: Preprocessing, augmentation and postprocessing; None without a plan and in runs of earlier versions.
-        dataset: What a planned run is trained on; None of a run that was begun from Python.
-        budget: What a budget was spent on; None where there was none.
+        dataset: The dataset of a planned run; None for a run that was started from Python.
+        budget: The use of a budget; None without one.
         settings: What ``train`` was told.
-        environment: Versions of what the run depends on.
-        more: What else the trainer described.
+        environment: Versions of the packages that the run depends on.
+        more: Further entries from the trainer.
     """
 
     format: int = field(default=FORMAT, metadata=_is(object))
@@ -246,18 +246,18 @@ class ExperimentDescription(_Record):
         return super().from_dict(content)
 
     def setting(self, name: str) -> Any:
-        """Return what ``train`` was told; None if it is not known."""
+        """Return an argument of ``train``; None if it is unknown."""
         return (self.settings or {}).get(name)
 
     def class_names(self) -> tuple[str, ...]:
-        """Return the classes or regions of the plan by name, background included; empty if it is not known."""
+        """Return the names of the plan's classes or regions, including the background; empty if unknown."""
         names = (self.plan or {}).get("class_names")
         return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
 
     def differences(self, present: ExperimentDescription) -> list[str]:
-        """List what is about to be trained otherwise than it was, each as ``name: saved -> present``.
+        """List the differences from a new description, each as ``name: saved -> present``.
 
-        What is about the run alone is left out, and where the data are: what they hold is compared by its digest.
+        Entries about the run itself and the paths of the data are not compared; the data are compared by their digest.
         """
         before, now = self._what_was_trained(), present._what_was_trained()
         for name in ("parts", "pipelines"):
@@ -268,15 +268,15 @@ class ExperimentDescription(_Record):
         return differences(before, now)
 
     def refuse_differences(self, present: ExperimentDescription, folder: Path, *, how: str) -> None:
-        """Raise if what is about to be trained is not what was saved.
+        """Raise if a new description differs from this one.
 
         Args:
             present: The description of a new run.
             folder: The experiment folder, for the message.
-            how: What lets the run go on all the same, for the message.
+            how: How to continue the run nevertheless, for the message.
 
         Raises:
-            ExperimentError: With every difference.
+            ExperimentError: With all differences.
         """
         if found := self.differences(present):
             lines = "".join(f"\n  - {line}" for line in found)
@@ -296,7 +296,7 @@ class ExperimentDescription(_Record):
         return kept
 
     def unknown_transforms(self) -> tuple[str, ...]:
-        """Return the names of what validation images went through in a run without a plan, which prediction lacks."""
+        """Return the transforms of the validation images in a run without a plan, which prediction does not apply."""
         validation = self.data.get("validation") if isinstance(self.data, Mapping) else None
         names = validation.get(_TRANSFORMS) if isinstance(validation, Mapping) and self.plan is None else None
         return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
@@ -327,7 +327,7 @@ def example_shape(folder: PathLike, description: ExperimentDescription) -> Shape
     """Return the shape ``(C, *spatial)`` that a run's network was built for.
 
     Raises:
-        ExperimentError: If it does not say that.
+        ExperimentError: If it is unknown.
     """
     if description.network.example_shape is None:
         raise ExperimentError(f"{folder}: {DESCRIPTION} does not say the shape the network was built for")
@@ -338,8 +338,8 @@ def read_description(folder: PathLike) -> ExperimentDescription:
     """Read ``experiment.json``.
 
     Raises:
-        ExperimentError: If the folder is no experiment, which names the runs below it; or if the file is damaged, or of
-            a newer format.
+        ExperimentError: If the folder is not an experiment (the message lists the runs in it), or if the file is
+            damaged or has a newer format.
     """
     path = Path(folder) / DESCRIPTION
     if not path.is_file():
@@ -358,7 +358,7 @@ def read_description(folder: PathLike) -> ExperimentDescription:
 
 
 def write_description(folder: Path, description: ExperimentDescription) -> None:
-    """Write ``experiment.json``, with the versions that the run depends on."""
+    """Write ``experiment.json``, including the versions of the packages that the run depends on."""
     described = dataclasses.replace(description, environment=_environment())
     atomic_write_text(folder / DESCRIPTION, json.dumps(as_json(described.to_dict()), indent=2) + "\n")
 
@@ -389,8 +389,8 @@ def differences(saved: Mapping[str, object], present: Mapping[str, object], *, w
     """List the entries of two nested mappings that differ, each as ``name: saved -> present``.
 
     Args:
-        saved: As it was, of plain values.
-        present: As it is now; tuples count as lists, since JSON knows only these.
+        saved: The saved mapping, of plain values.
+        present: The present mapping; tuples are compared as lists, since JSON has only lists.
         where: The name of the mappings themselves.
     """
     found = []
@@ -405,9 +405,9 @@ def differences(saved: Mapping[str, object], present: Mapping[str, object], *, w
 
 
 def as_json(value: object) -> Any:
-    """Return a value in the types that JSON knows: numbers of NumPy and of tensors, arrays, sets and paths as well.
+    """Return a value in types of JSON; numbers of NumPy and tensors, arrays, sets and paths are converted.
 
-    What has no such form is shown as ``repr`` shows it, without where it is in memory.
+    Other objects are given by their ``repr``, without the memory address.
     """
     if isinstance(value, Mapping):
         return {str(name): as_json(item) for name, item in value.items()}

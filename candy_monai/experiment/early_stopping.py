@@ -8,20 +8,20 @@ from typing import Literal
 Tolerance = int | Literal["forecast"] | None
 
 FORECAST_PATIENCE = 3
-"""Epochs in a row that must promise nothing: one forecast among many may err by chance."""
+"""Number of consecutive epochs without an expected gain, since a single forecast may be wrong by chance."""
 
 
 class EarlyStopping:
-    """Stop after a number of validated epochs without a better score, or without the prospect of one.
+    """Stops after a number of validated epochs without a better score, or without the expectation of one.
 
     Args:
-        tolerance: How many epochs in a row may pass without improvement; ``"forecast"`` stops when improvement is no
-            longer expected; None never stops.
-        confidence: With ``"forecast"``: how sure the forecast must be.
-        margin: With ``"forecast"``: an improvement of less than this share of the range of the scores so far is none.
+        tolerance: Number of consecutive epochs without improvement before stopping; ``"forecast"`` stops when no
+            improvement is expected; None never stops.
+        confidence: With ``"forecast"``: the required confidence of the forecast.
+        margin: With ``"forecast"``: improvements below this fraction of the range of the scores so far are ignored.
 
     Attributes:
-        tolerance: How many epochs in a row may be stale; None for any number.
+        tolerance: Number of consecutive epochs without improvement before stopping; None for any number.
     """
 
     def __init__(self, tolerance: Tolerance, *, confidence: float = 0.9, margin: float = 0.01) -> None:
@@ -36,7 +36,7 @@ class EarlyStopping:
 
         Args:
             improved: Whether the epoch's validation score is the best so far.
-            chance: The chance that a later epoch beats the best so far by more than the margin; None if unknown.
+            chance: The probability that a later epoch exceeds the best score by more than the margin; None if unknown.
         """
         hopeless = chance is not None and 1 - chance >= self.confidence
         stale = hopeless if self._by_forecast else not improved
@@ -49,7 +49,7 @@ class EarlyStopping:
 
     @property
     def reason(self) -> str:
-        """Why the run stops, once it does."""
+        """The reason for stopping, once the run stops."""
         if self._by_forecast:
             return (
                 f"the forecast is {self.confidence:.0%} sure that no later epoch beats the best score by more than "
@@ -59,7 +59,7 @@ class EarlyStopping:
 
     @property
     def remaining(self) -> int | None:
-        """How many more stale epochs may pass; None for any number."""
+        """Number of further epochs without improvement before stopping; None for any number."""
         return None if self.tolerance is None else self.tolerance - self.num_stale_epochs
 
     def state_dict(self) -> dict[str, int]:

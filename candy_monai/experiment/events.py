@@ -1,4 +1,4 @@
-"""What observers are told about a run: frozen facts, no behaviour. An observer never receives the Trainer."""
+"""The events that observers of a run receive: immutable data. An observer never receives the trainer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from candy_monai.plotting.case.views import CaseView
 
 @dataclass(frozen=True, kw_only=True)
 class RunStarted:
-    """A run begins; its folder exists.
+    """A run has started; its folder exists.
 
     Attributes:
         experiment_id: ``YYYYMMDD-HH-xxxx``.
@@ -28,9 +28,9 @@ class RunStarted:
         num_macs: Multiply-accumulate operations of one forward pass of one example; NaN if they could not be counted.
         num_epochs: Epochs planned.
         early_stop_tolerance: Epochs without improvement before the run stops; None for never.
-        class_names: The classes or regions by name, in their order, background included; empty if they have none.
-        epoch: Epochs that are done already: above 0 in a run that goes on.
-        summary: The network's parts and their trainable parameters, as a table in text.
+        class_names: The names of the classes or regions, including the background; empty if they have none.
+        epoch: Number of epochs already done: above 0 for a resumed run.
+        summary: A text table of the network's modules and their trainable parameters.
     """
 
     experiment_id: str
@@ -49,7 +49,7 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class StepFinished:
-    """One batch was trained on, or one case validated.
+    """A training batch or a validation case was finished.
 
     Attributes:
         epoch: The current epoch, counted from 1.
@@ -68,13 +68,13 @@ class StepFinished:
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """One validated case, on the CPU, detached.
+    """A validated case, on the CPU and detached.
 
     Attributes:
         image: ``(C, *spatial)``.
         label: ``(1, *spatial)``, ids.
-        output: What ``validate_case`` returned, usually logits ``(classes, *spatial)``.
-        draw: Writes pictures of the case into the folder of its run, whenever it is called; None to draw nothing.
+        output: The output of ``validate_case``, usually logits ``(classes, *spatial)``.
+        draw: Writes pictures of the case into the folder of its run when called; None to draw nothing.
         case_id: The case's id; empty if the loader yields none.
     """
 
@@ -90,8 +90,8 @@ class ValidatedCase:
     """The scores of one validated case.
 
     Attributes:
-        case_id: Its id, or ``case 3`` where the loader tells none.
-        score: What ``validate_case`` returned; NaN if it has none.
+        case_id: Its id, or a name such as ``case 3`` if the loader yields none.
+        score: The score from ``validate_case``; NaN if it has none.
         metrics: The metrics that it returned, by name.
     """
 
@@ -102,14 +102,14 @@ class ValidatedCase:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewedCase:
-    """A validated case to look at.
+    """A validated case for viewing.
 
     Attributes:
         case_id: Its id.
         score: Its score; NaN if it has none.
         role: ``worst``, ``median`` or ``best``.
         rank: Its place among the scored cases, the worst being 1.
-        num_cases: How many were scored.
+        num_cases: Number of scored cases.
         view: Image, reference and prediction, reduced.
     """
 
@@ -136,23 +136,23 @@ class Validated:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochFinished:
-    """An epoch ended and is on disk.
+    """An epoch has ended and is saved.
 
     Attributes:
         epoch: The epoch, counted from 1.
-        num_epochs: Epochs that the run will have, as far as can be told now.
+        num_epochs: Expected number of epochs of the run.
         metrics: Every metric over all epochs so far.
         score: This epoch's validation score; None if it was not validated.
         best_score: The best score so far; minus infinity before the first.
         best_epoch: Its epoch; 0 before the first.
-        early_stop_tolerance: Epochs that may still pass without improvement; None for any number.
-        preview: The case to look at; None if there is none.
-        forecast: Of the run's best score; None if it was not asked for, or the epoch was not validated.
-        score_range: The least and the largest score that there can be; None if it is unknown.
+        early_stop_tolerance: Remaining epochs without improvement before the run stops; None for any number.
+        preview: The case to draw; None if there is none.
+        forecast: The forecast of the best score; None if it is disabled, or the epoch was not validated.
+        score_range: The smallest and the largest possible score; None if unknown.
         has_time_limit: Whether ``num_epochs`` is an estimate, since time decides.
-        num_validated: Cases that the score is the mean of; None if that is unknown or it was not validated.
-        standard_error: Of that mean; NaN if it is unknown.
-        validated: The cases of its validation; None if there was none, or nobody asked for them.
+        num_validated: Number of cases in the mean score; None if unknown, or if the epoch was not validated.
+        standard_error: The standard error of that mean; NaN if unknown.
+        validated: The cases of its validation; None if there was none, or if they were not requested.
         step: Optimizer steps so far.
     """
 
@@ -175,11 +175,11 @@ class EpochFinished:
 
 @dataclass(frozen=True)
 class MessageLogged:
-    """A message for the screen, already in ``logs.txt``.
+    """A message for the console, which is already in ``logs.txt``.
 
     Attributes:
-        line: As it stands there, with the time.
-        text: Without the time.
+        line: The line of the log, with the time.
+        text: The message without the time.
     """
 
     line: str
@@ -188,14 +188,14 @@ class MessageLogged:
 
 @dataclass(frozen=True)
 class RunInterrupted:
-    """The run ends early with an exception, Ctrl-C among them."""
+    """The run has ended early with an exception, including Ctrl-C."""
 
     error: BaseException
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFinished:
-    """The run ended as planned or by early stopping."""
+    """The run has ended as planned or by early stopping."""
 
     epoch: int
     best_score: float
@@ -210,8 +210,8 @@ class RunScored:
 
     Attributes:
         scores: Means by metric (``dice``), and by metric and class (``dice/Liver``); NaN where no case has the class.
-        num_cases: Cases that were scored.
-        file: Where the scores of each case are.
+        num_cases: Number of scored cases.
+        file: The file with the scores of each case.
     """
 
     scores: Mapping[str, float]

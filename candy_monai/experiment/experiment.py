@@ -1,4 +1,4 @@
-"""One run on disk and in memory: the folder and the parts that fill it, and the order in which they are written."""
+"""One run on disk and in memory: its folder, the parts of it, and the order in which they are written."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ from candy_monai.forecasting.curve import ScoreRange
 class Experiment:
     """One run's folder, settings, progress, history, early stopping, checkpoints and log.
 
-    It holds its folder against other processes until `close`.
+    It locks its folder against other processes until `close`.
 
     Args:
         folder: The published experiment folder.
-        settings: What ``train`` was told, the drawn seed among it.
-        writes: Whether this is the process of a run that writes; the others only keep count.
-        clock: Tells seconds.
+        settings: The arguments of ``train``, including the drawn seed.
+        writes: Whether this process writes the files; the other processes of a run only count.
+        clock: Returns the time in seconds.
 
     Attributes:
-        forecast: Of the best score, after the last validated epoch; None before the first.
-        score_range: The least and the largest score that there can be; None if it is unknown.
+        forecast: The forecast of the best score after the last validated epoch; None before the first.
+        score_range: The smallest and the largest possible score; None if unknown.
         references: The scores of earlier runs of the same task, which the forecast learns from.
         references_have_same_settings: Whether they were trained with the settings of this run.
-        num_validated: Cases that the last score is the mean of; None if that is unknown.
-        standard_error: Of that mean; NaN if it is unknown.
-        best_num_validated: Cases that the best score is the mean of.
-        best_standard_error: Of that mean.
+        num_validated: Number of cases in the last mean score; None if unknown.
+        standard_error: The standard error of that mean; NaN if unknown.
+        best_num_validated: Number of cases in the best mean score.
+        best_standard_error: The standard error of that mean.
         is_stopped: Whether the library whose loop trains has ended the run before its last epoch.
 
     Raises:
-        ExperimentError: If another process has the folder.
+        ExperimentError: If another process has locked the folder.
         RunFailedError: If the folder cannot be written to.
     """
 
@@ -99,15 +99,15 @@ class Experiment:
         *,
         files: Mapping[str, str] = MappingProxyType({}),
     ) -> Path:
-        """Publish a new folder that holds its description and a first state, and return it.
+        """Create a new folder with its description and a first state, and return it.
 
         Args:
             parent: The folder of this trainer's experiments.
             settings: What ``train`` was told.
-            description: Of trainer, network, plan and dataset; id, settings and environment are added.
+            description: The description of trainer, network, plan and dataset; id, settings and environment are added.
             weights: The weights before the first step.
             state: The states of the trainer's parts.
-            files: More texts that the folder is born with, by their files' names.
+            files: The texts of further initial files, by file name.
         """
 
         def fill(folder: Path, experiment_id: str) -> None:
@@ -124,7 +124,7 @@ class Experiment:
         return publish_folder(parent, fill)
 
     def restore(self, state: RunState) -> None:
-        """Continue from a saved state, and put the folder's files in step with it.
+        """Continue from a saved state, and make the files of the folder consistent with it.
 
         Raises:
             ExperimentError: If a weight file that the state names is missing or is another.
@@ -142,7 +142,7 @@ class Experiment:
                 self.history.save_csv(self.folder / METRICS)
 
     def close(self) -> None:
-        """Release the folder to other processes, once nothing is being written."""
+        """Unlock the folder once nothing is being written."""
         self._writer.join()
         self._snapshots = Snapshots()  # as large as the run's weights and optimizer
         try:
@@ -153,7 +153,7 @@ class Experiment:
 
     @contextmanager
     def closed_on_failure(self) -> Iterator[None]:
-        """Release the folder to other processes if a block raises."""
+        """Unlock the folder if a block raises."""
         try:
             yield
         except BaseException:
@@ -162,25 +162,25 @@ class Experiment:
 
     @property
     def experiment_id(self) -> str:
-        """The experiment's id, which is its folder's name."""
+        """The id of the experiment, which is the name of its folder."""
         return self.folder.name
 
     @property
     def is_complete(self) -> bool:
-        """Whether no epoch is left: all are done, the score has stopped getting better, or the time is up."""
+        """Whether no epoch is left: all are done, early stopping was triggered, or the time is up."""
         all_done = self.progress.epoch >= self.settings.num_epochs
         return all_done or self.is_stopped or self.early_stopping.triggered or self.is_out_of_time
 
     @property
     def is_out_of_time(self) -> bool:
-        """Whether epochs are left, and the time limit leaves no room for a part of one that is worth it."""
+        """Whether epochs are left, but not enough time for a useful part of one."""
         return self.expected_epochs() <= self.progress.epoch < self.settings.num_epochs
 
     def expected_epochs(self, *, current_s: float | None = None) -> int:
-        """Return how many epochs this run will have: those planned, or as many as the time limit leaves room for.
+        """Return the number of epochs of this run: those planned, or as many as fit into the time limit.
 
         Args:
-            current_s: Seconds that the epoch now being trained has taken; None between two epochs.
+            current_s: Seconds that the current epoch has taken; None between two epochs.
         """
         current = () if current_s is None else (current_s,)
         limit_s = self.settings.time_limit_s
@@ -200,7 +200,7 @@ class Experiment:
 
     @property
     def left_s(self) -> float:
-        """Seconds that the time limit leaves for training, without what follows the last step as far as known."""
+        """Seconds left for training within the time limit, without the known time for work after the last step."""
         limit_s = self.settings.time_limit_s
         if limit_s is None:
             return math.inf
@@ -209,14 +209,14 @@ class Experiment:
 
     @property
     def batches_left(self) -> int | None:
-        """Batches that the time limit leaves room for at the present pace, at least 1; None if that is unknown."""
+        """Number of batches that fit into the time limit at the present pace, at least 1; None if unknown."""
         return None if math.isinf(self.left_s) else self._pace.batches_in(self.left_s)
 
     def ends_with_this_epoch(self) -> bool:
-        """Return whether the epoch now being trained is the last; if not, there will be another at any rate.
+        """Return whether the current epoch is the last; if not, there will be another one in any case.
 
-        An epoch that is not validated for not being the last must be followed by one that is. So there must be time for
-        a part of it that is worth the validation, as fast as this one was trained.
+        An epoch that is not validated because it is not the last must be followed by a validated one. So there must be
+        time for a useful part of that one, at the speed of this epoch.
         """
         epoch = self.progress.epoch + 1
         if self.left_s <= LEAST_SHARE * self.epoch_s or epoch >= self.expected_epochs(current_s=self.epoch_s):
@@ -226,7 +226,7 @@ class Experiment:
         return False
 
     def clock_state(self) -> dict[str, Any]:
-        """Return what decides after an epoch how many more there are, which several processes must agree on."""
+        """Return the state that determines the number of remaining epochs, on which several processes must agree."""
         return {
             "history": self.history.state_dict(),
             "total_s": self.progress.total_s,
@@ -237,7 +237,7 @@ class Experiment:
         }
 
     def load_clock_state(self, state: Mapping[str, Any]) -> None:
-        """Load the `clock_state` of another process, to go by its clock."""
+        """Load the `clock_state` of another process, to use its clock."""
         self.history.load_state_dict(state["history"])
         self.progress.total_s = state["total_s"]
         self.early_stopping.load_state_dict(state["early_stopping"])
@@ -245,7 +245,7 @@ class Experiment:
         self._save_s = self._longest_save_s = state["save_s"]
 
     def score_rests_on(self, num_cases: int, standard_error: float) -> None:
-        """Record of how many cases the score of the present epoch is the mean, and its standard error."""
+        """Record the number of cases in the mean score of the current epoch, and its standard error."""
         self.num_validated, self.standard_error = num_cases, standard_error
 
     def log(self, message: str) -> str:
@@ -263,7 +263,7 @@ class Experiment:
         """Start the epoch's clock and record its first learning rate, unless an interrupted epoch goes on.
 
         Args:
-            learning_rate: A tensor is read now: a schedule changes it in place.
+            learning_rate: A tensor is read at once, since a schedule changes it in place.
         """
         if not self.progress.batch:
             self.progress.learning_rate, self.progress.epoch_s = float(learning_rate), 0.0
@@ -276,10 +276,10 @@ class Experiment:
         return self.progress.epoch_s + self._clock() - self._epoch_started
 
     def finish_epoch(self, score: float | None) -> bool:
-        """Close the epoch's metrics, move on by one epoch and say whether its weights are the best so far.
+        """Close the epoch's metrics, go to the next epoch, and return whether its weights are the best so far.
 
         Args:
-            score: The epoch's validation score; None if it was not validated, which counts neither for nor against it.
+            score: The epoch's validation score; None if it was not validated.
         """
         progress = self.progress
         duration = self.epoch_s
@@ -319,9 +319,9 @@ class Experiment:
         )
 
     def save_epoch(self, weights: RunWeights, state: TrainerState, *, score: float | None, is_best: bool) -> None:
-        """Start to write the epoch to disk: weight files, then ``state.pt``, which is the only commit, then the rest.
+        """Start to write the epoch to disk: weight files, then ``state.pt`` (the commit), then the other files.
 
-        Returns when everything is copied. It is written on a thread of its own; `wait_until_saved` says when, and how.
+        Returns once everything is copied. A thread writes it; `wait_until_saved` waits for it and raises its errors.
 
         Args:
             weights: The weights at the end of the epoch.
@@ -330,7 +330,7 @@ class Experiment:
             is_best: Whether ``checkpoint_best.pth`` becomes ``weights.scored``.
 
         Raises:
-            RunFailedError: If what was saved before could not be written.
+            RunFailedError: If the previous save failed.
         """
         if not self._writes:
             return
@@ -358,7 +358,7 @@ class Experiment:
         """Start to write ``state.pt`` with all weights in it: within an epoch, or before the first.
 
         Raises:
-            RunFailedError: If what was saved before could not be written.
+            RunFailedError: If the previous save failed.
         """
         if not self._writes:
             return
@@ -368,19 +368,19 @@ class Experiment:
 
     @property
     def is_saved(self) -> bool:
-        """Whether nothing is being written at this moment."""
+        """Whether nothing is being written."""
         return not self._writer.is_busy
 
     def wait_until_saved(self) -> None:
-        """Return when what was saved is on disk.
+        """Wait until the last save is on disk.
 
         Raises:
-            RunFailedError: If it could not be written; the last state that was saved before is whole.
+            RunFailedError: If it could not be written; the state saved before is complete.
         """
         self._writer.wait()
 
     def describe(self, description: ExperimentDescription) -> None:
-        """Write ``experiment.json`` anew, with the settings as they are now.
+        """Write ``experiment.json`` again, with the present settings.
 
         Raises:
             RunFailedError: If it cannot be written.
@@ -394,7 +394,7 @@ class Experiment:
     def epoch_finished(
         self, score: float | None, preview: Preview | None, validated: Validated | None = None
     ) -> EpochFinished:
-        """Return the event that tells of the last finished epoch."""
+        """Return the event for the last finished epoch."""
         return EpochFinished(
             epoch=self.progress.epoch,
             num_epochs=self.expected_epochs(),
@@ -414,7 +414,7 @@ class Experiment:
         )
 
     def finished(self) -> RunFinished:
-        """Return the event that tells of the run's end."""
+        """Return the event for the end of the run."""
         progress = self.progress
         return RunFinished(epoch=progress.epoch, best_score=progress.best_score, best_epoch=progress.best_epoch)
 

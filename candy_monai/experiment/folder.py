@@ -1,4 +1,4 @@
-"""The folder of one experiment: its name, its birth in one rename, its lock and its log."""
+"""The folder of one experiment: its name, its atomic creation, its lock and its log."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from candy_monai.errors import ExperimentError, RunFailedError
 from candy_monai.files import NO_LOCKS
 
 LOCK = ".lock"
-"""The file in a run's folder that is locked while it is trained; a killed run leaves it, unlocked."""
+"""The file in a run's folder that is locked during training; after a kill it remains, unlocked."""
 LOGS = "logs.txt"
 METRICS = "metrics.csv"
 STATE = "state.pt"
 QUALITY = "quality.json"
-"""What the quality of predictions is judged by without a reference, fitted when a planned run has come to its end."""
+"""The file with the data for estimating the quality of predictions, fitted at the end of a planned run."""
 VALIDATION_SCORES = "validation.json"
-"""The scores of the best weights on whole cases, written last, when a planned run has come to its end."""
+"""The file with the scores of the best weights on whole cases, written last in a planned run."""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
@@ -37,16 +37,16 @@ def publish_folder(
     clock: Callable[[], datetime] = datetime.now,
     draw: Callable[[], str] = lambda: secrets.token_hex(2),
 ) -> Path:
-    """Create a new experiment folder that appears complete, or not at all.
+    """Create a new experiment folder atomically.
 
-    It is filled under a hidden name and then renamed; a rename never replaces another run's folder. Its name, which is
-    the experiment's id, is ``YYYYMMDD-HH-xxxx``.
+    It is filled under a hidden name and then renamed; the rename never replaces the folder of another run. Its name,
+    which is the id of the experiment, is ``YYYYMMDD-HH-xxxx``.
 
     Args:
-        parent: The folder of this trainer's experiments; made when missing.
+        parent: The folder of this trainer's experiments; created if missing.
         fill: Writes the first files, given the hidden folder and the experiment's id.
-        clock: Tells the hour that the id begins with.
-        draw: Draws the four characters that it ends with.
+        clock: Returns the time for the beginning of the id.
+        draw: Draws the four characters at its end.
 
     Returns:
         The published folder.
@@ -85,14 +85,14 @@ def publish_folder(
 
 
 def _not_made(reason: OSError, what: str) -> ExperimentError | RunFailedError:
-    """Return the error of a folder that cannot be made: of a disk that fails, or of a place that was badly chosen."""
+    """Return the error for a folder that cannot be created: a failing disk, or an unsuitable path."""
     kind = RunFailedError if reason.errno in (*_NO_ROOM, errno.EFBIG, errno.EIO) else ExperimentError
     return kind(f"{what} ({reason.strerror})")
 
 
 @contextmanager
 def disk_failures_of(folder: Path) -> Iterator[None]:
-    """Raise `RunFailedError`, with the run and what is to be done, for a disk that fails while a block writes.
+    """Raise `RunFailedError`, with the run and a remedy, if the disk fails while a block writes.
 
     Raises:
         RunFailedError: Instead of an ``OSError``.
@@ -112,17 +112,17 @@ def disk_failures_of(folder: Path) -> Iterator[None]:
 
 
 class FolderLock:
-    """A lock on a folder that the operating system drops with the process that holds it, however that ends.
+    """A lock on a folder, which the operating system releases when the process ends, however it ends.
 
-    Forked children, such as the workers of a loader, do not hold it: one that outlives a killed run does not keep the
-    folder. File systems without locks (some of NFS) are not locked.
+    Forked children, such as the workers of a loader, do not hold it, so a worker that outlives a killed run does not
+    keep the folder locked. On file systems without locks (some NFS) there is no lock.
 
     Args:
         folder: The experiment folder.
-        taken: What to say where it is held already.
+        taken: The error message if it is already locked.
 
     Raises:
-        ExperimentError: If another process, or another run of this one, holds it.
+        ExperimentError: If another process, or another run of this process, holds it.
     """
 
     def __init__(
@@ -151,11 +151,11 @@ class FolderLock:
 
 @contextmanager
 def held(folder: Path, taken: str) -> Iterator[None]:
-    """Hold a folder, which is made if need be, against other processes for the length of a block.
+    """Lock a folder, which is created if necessary, during a block.
 
     Args:
         folder: The folder.
-        taken: What to say where another process holds it.
+        taken: The error message if another process holds it.
 
     Raises:
         ExperimentError: If one does.
@@ -169,7 +169,7 @@ def held(folder: Path, taken: str) -> Iterator[None]:
 
 
 def log_line(folder: Path, message: str, *, clock: Callable[[], datetime] = datetime.now) -> str:
-    """Append a message with its time to ``logs.txt``, so that a crash loses none, and return the line as written."""
+    """Append a message with its time to ``logs.txt``, safely against crashes, and return the line."""
     line = f"[{clock():%Y-%m-%d %H:%M:%S}] {message}"
     with (folder / LOGS).open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(f"{line}\n")

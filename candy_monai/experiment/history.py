@@ -1,4 +1,4 @@
-"""The numbers of a run: averaged over an epoch, kept by epoch, written to ``metrics.csv``. Draws no curves."""
+"""The metrics of a run: averaged over each epoch, and written to ``metrics.csv``."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _BESIDE = " (metric)"
 
 
 class History:
-    """Metrics by epoch. ``record`` as often as you like; ``close_epoch`` averages what was recorded since the last one.
+    """Metrics by epoch. ``close_epoch`` averages the values recorded by ``record`` since the last epoch.
 
-    Tensors are copied where they live and are read once an epoch, so recording never waits for a GPU. NaN means "not
-    measured here" and is left out of the averages.
+    Tensors are copied on their device and read once per epoch, so recording never waits for a GPU. NaN means "not
+    measured" and is left out of the averages.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class History:
         """
         if (found := why_no_number(value)) is not None:
             raise BadInputError(f"metric {name!r} must be one number, got {found}")
-        # A copy: the owner of a tensor or an array may go on to change it.
+        # A copy, since the owner of a tensor or an array may change it later.
         copied = value.detach().clone() if isinstance(value, Tensor) else as_float(value)
         self._pending.setdefault(str(name), []).append(copied)
 
@@ -58,7 +58,7 @@ class History:
         """End the epoch: average each metric over its recorded values, keep the averages and return them.
 
         Args:
-            columns: What the run itself says of the epoch, by name.
+            columns: Further columns of the epoch from the run itself, by name.
         """
         row = {name: mean_of_known(values) for name, values in self.pending().items()}
         if LOSS not in row:  # a training loop of the user's own records its loss itself
@@ -78,7 +78,7 @@ class History:
         return [row.get(name, math.nan) for row in self._rows]
 
     def save_csv(self, path: Path) -> None:
-        """Write one row an epoch, counted from 1; a missing or NaN value is an empty cell."""
+        """Write one row per epoch, counted from 1; a missing or NaN value is an empty cell."""
         metrics = self.metrics()
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -89,29 +89,29 @@ class History:
         atomic_write_text(path, text.getvalue(), durable=False)
 
     def pending(self) -> dict[str, list[float]]:
-        """Return what the current epoch has so far of each metric."""
+        """Return the values of each metric in the current epoch so far."""
         values = read_numbers([value for column in self._pending.values() for value in column])
         return {name: list(itertools.islice(values, len(column))) for name, column in self._pending.items()}
 
     def absorb(self, parts: Sequence[Mapping[str, list[float]]]) -> None:
-        """Replace what the current epoch has by what several processes have of it together."""
+        """Replace the values of the current epoch by those of all processes together."""
         names = dict.fromkeys(name for part in parts for name in part)
         self._pending = {name: [value for part in parts for value in part.get(name, ())] for name in names}
 
     def mark(self) -> dict[str, int]:
-        """Return how many values of each metric the current epoch has, for `rollback`."""
+        """Return the number of values of each metric in the current epoch, for `rollback`."""
         return {name: len(values) for name, values in self._pending.items()}
 
     def rollback(self, mark: Mapping[str, int]) -> None:
-        """Forget the values that were recorded since `mark`."""
+        """Remove the values recorded since `mark`."""
         self._pending = {name: self._pending[name][:count] for name, count in mark.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the closed epochs, and what the current epoch has so far of each metric."""
+        """Return the closed epochs, and the values of the current epoch so far."""
         return {"rows": [dict(row) for row in self._rows], "pending": self.pending()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replace everything by what `state_dict` returned."""
+        """Replace everything by a state from `state_dict`."""
         self._rows = [dict(row) for row in state["rows"]]
         self._names = dict.fromkeys(name for row in self._rows for name in row)
         self._pending = {name: list(column) for name, column in state["pending"].items()}
@@ -127,7 +127,7 @@ def column_beside(name: str) -> str:
 
 
 def why_no_number(value: object) -> str | None:
-    """Return what a value is instead of one number; None for a number, or a tensor or array of one element."""
+    """Return what a value is if it is not one number; None for a number, or a tensor or array with one element."""
     if isinstance(value, Tensor | np.ndarray):
         size = value.numel() if isinstance(value, Tensor) else value.size
         kind = "a tensor" if isinstance(value, Tensor) else "an array"
@@ -146,7 +146,7 @@ def why_no_number(value: object) -> str | None:
 
 
 def load_metrics(path: Path) -> dict[str, list[float]]:
-    """Read a ``metrics.csv``: every column but ``epoch`` as one list, NaN for an empty cell."""
+    """Read a ``metrics.csv``: every column except ``epoch`` as a list, with NaN for empty cells."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     names = [name for name in (rows[0] if rows else {}) if name != EPOCH]
@@ -154,7 +154,7 @@ def load_metrics(path: Path) -> dict[str, list[float]]:
 
 
 def last_epoch_as_text(metrics: Mapping[str, Sequence[float]], *, class_names: Collection[str] = ()) -> str:
-    """Return the last values of the metrics in one line, for the log; of many classes those of the worst."""
+    """Return the last values of the metrics in one line, for the log; for many classes only the worst."""
     listed, left_out = worth_listing(metrics, class_names)
     text = ", ".join(f"{name} {metrics[name][-1]:.5g}" for name in listed if not math.isnan(metrics[name][-1]))
     return f"{text} ({left_out})" if left_out else text

@@ -1,4 +1,4 @@
-"""Earlier runs of the same task below a folder of experiments, from whose curves the forecast of another one learns."""
+"""Find earlier runs of the same task in an experiments folder, whose curves the forecast of another run uses."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 _DICE = [0, 1]
 _MOST_NAMED = 5
 _FEWEST_ALIKE = 2
-"""Runs with the same settings from which on the others are left out."""
+"""Number of runs with the same settings from which on other runs are left out."""
 _PARTS = ("network", "optimizer", "scheduler", "criterion", "ema")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceRun:
-    """A finished run whose curve others can be compared with.
+    """A finished run whose curve is a reference for others.
 
     Attributes:
         folder: The experiment folder.
-        scores: One for each epoch from the first to the last; NaN where there is none.
-        same_settings: Whether it was trained with the settings of the run that is to be foretold.
+        scores: The score of each epoch; NaN for epochs without one.
+        same_settings: Whether it was trained with the settings of the run to forecast.
     """
 
     folder: Path
@@ -49,18 +49,19 @@ def references_of(
 ) -> tuple[ReferenceRun, ...]:
     """Return the finished runs of the same task, the newest first; those with the same settings alone if there are two.
 
-    Of the same task are runs on a dataset of the same content and labels whose scores mean the same. A run that early
-    stopping has ended is left out: its best score might have been beaten yet. The same settings have the folds of a
-    cross-validation: trainer, plan, network, optimizer, schedule, criterion and number of epochs are compared.
+    Runs of the same task have a dataset with the same content and labels, and scores with the same meaning. A run that
+    early stopping has ended is left out, since its best score might have been exceeded later. Runs have the same
+    settings, as the folds of a cross-validation have, if trainer, plan, network, optimizer, schedule, criterion and
+    number of epochs are equal.
 
     Args:
-        description: Of the run whose best score is to be foretold.
-        experiments: The folder below which they are looked for, cross-validations within it among them.
-        but: The folder of that run itself, which is left out, as are copies of it; None if it has none yet.
-        column: The scores' column in ``metrics.csv``; None for ``val score``.
+        description: The description of the run to forecast.
+        experiments: The folder to search, including cross-validations in it.
+        but: The folder of the run itself, which is left out, as are copies of it; None if it has none yet.
+        column: The column of ``metrics.csv`` with the scores; None for ``val score``.
 
     Returns:
-        At most as many as the forecast takes; none for a run that does not know its dataset's content.
+        At most as many as the forecast uses; none for a run without a digest of its dataset.
     """
     if description.dataset is None or description.dataset.digest is None:
         return ()
@@ -78,17 +79,17 @@ def references_of(
 
 
 def have_same_settings(references: Sequence[ReferenceRun]) -> bool:
-    """Return whether all runs were trained with the settings of the one that is to be foretold."""
+    """Return whether all runs were trained with the settings of the run to forecast."""
     return all(reference.same_settings for reference in references)
 
 
 def learn_from_earlier_runs(
     experiment: Experiment, description: ExperimentDescription, processes: Processes
 ) -> str | None:
-    """Read the scores of the earlier runs beside a run, for its forecast to learn from.
+    """Read the scores of earlier runs of the same task, as references for the forecast of a run.
 
     Returns:
-        What the log says of them; None if there are none.
+        The message about them for the log; None if there are none.
     """
     root = folder_of_experiments(experiment.folder)
     found: tuple[ReferenceRun, ...] = ()
@@ -101,7 +102,7 @@ def learn_from_earlier_runs(
 
 
 def folder_of_experiments(run: PathLike) -> Path:
-    """Return the folder of all experiments that a run belongs to: for a fold, the one that its cross-validation is in.
+    """Return the experiments folder of a run; for a fold, the folder that contains its cross-validation.
 
     Args:
         run: ``<out>/<trainer>/<id>`` or ``<out>/crossval-<dataset>/fold_<n>/<trainer>/<id>``, where a folder for each
@@ -115,7 +116,7 @@ def folder_of_experiments(run: PathLike) -> Path:
 
 
 def references_as_text(references: Sequence[ReferenceRun], experiments: PathLike) -> str:
-    """Return which runs the forecast learns from, for the log."""
+    """Return the names of the runs that the forecast uses, for the log."""
     root, count = Path(experiments).resolve(), len(references)
     paths = (reference.folder.resolve() for reference in references[:_MOST_NAMED])
     names = [str(path.relative_to(root) if path.is_relative_to(root) else path) for path in paths]
@@ -127,7 +128,7 @@ def references_as_text(references: Sequence[ReferenceRun], experiments: PathLike
 
 
 def _reference_in(folder: Path, wanted: ExperimentDescription, column: str | None) -> ReferenceRun | None:
-    """Return a finished run of the same task; None of any other, or if its files cannot be read."""
+    """Return a finished run of the same task; None for any other run, or if its files cannot be read."""
     try:
         description = read_description(folder)
         if not _is_same_task(description, wanted, column):
@@ -156,14 +157,14 @@ def _is_same_task(one: ExperimentDescription, other: ExperimentDescription, colu
 
     if target(one) != target(other):
         return False
-    # A Dice is a Dice however it is trained for; a loss, or a score of the user's own, depends on how.
+    # A Dice is comparable between different trainings; a loss, or the user's own score, is not.
     if column in (None, SCORE) and one.score_range is not None and list(one.score_range) == _DICE:
         return True
     return (one.trainer, _criterion(one)) == (other.trainer, _criterion(other))
 
 
 def _settings_of(description: ExperimentDescription) -> tuple[object, ...]:
-    """Return what the folds of a cross-validation have in common."""
+    """Return the settings that the folds of a cross-validation have in common."""
     parts = description.parts if isinstance(description.parts, dict) else {}
     num_epochs = description.setting("num_epochs")
     return description.trainer, description.plan, num_epochs, *(parts.get(name) for name in _PARTS)

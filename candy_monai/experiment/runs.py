@@ -1,4 +1,4 @@
-"""The runs that lie below a folder: what they have reached, the folds among them, and how to name them in a message."""
+"""Find the runs in a folder, with their progress and their folds, and name them in messages."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from candy_monai.experiment.folder import METRICS, STATE
 from candy_monai.text import read_json
 
 CROSS_VALIDATION = "crossval.json"
-"""In the folder of a cross-validation: what its folds reached."""
+"""The file in the folder of a cross-validation with the summary of its folds."""
 
 COPIES = "mlartifacts"
-"""A folder beside experiments where a dashboard keeps copies of their files, ``experiment.json`` among them."""
+"""A folder next to experiments where a dashboard keeps copies of their files, including ``experiment.json``."""
 
 _FOLD = re.compile(r"fold_(\d+)")
 _NAME = re.compile(r"\w[\w.-]*")
@@ -31,16 +31,16 @@ _MOST_LISTED = 12
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """What a run has reached.
+    """The progress of a run.
 
     Attributes:
         folder: The experiment folder.
         saved_at: When it was last saved.
-        num_epochs: Epochs planned; None if unknown.
-        epochs_done: Epochs saved; None if the state cannot be read.
-        best_score: The best validation score; None where there is none.
-        best_epoch: The epoch of it, counted from 1.
-        is_finished: Whether the run came to its end; None if unknown.
+        num_epochs: Number of planned epochs; None if unknown.
+        epochs_done: Number of saved epochs; None if the state cannot be read.
+        best_score: The best validation score; None if there is none.
+        best_epoch: Its epoch, counted from 1.
+        is_finished: Whether the run is finished; None if unknown.
     """
 
     folder: Path
@@ -62,7 +62,7 @@ class RunSummary:
 
 
 def summarize(folder: Path) -> RunSummary:
-    """Return what a run has reached, as far as the files in its experiment folder can be read."""
+    """Return the progress of a run, as far as the files in its folder can be read."""
     newest = next((path for path in (folder / STATE, folder / METRICS, folder / DESCRIPTION) if path.is_file()), folder)
     saved_at = datetime.fromtimestamp(newest.stat().st_mtime)
     summary = RunSummary(folder=folder, saved_at=saved_at)
@@ -79,7 +79,7 @@ def summarize(folder: Path) -> RunSummary:
 
 
 def resuming_call(folder: Path, description: ExperimentDescription) -> str:
-    """Return the Python by which the script of a run goes on with it, where no command can."""
+    """Return the Python code with which the script of a run resumes it, if no command can."""
     where = str(folder.resolve())
     if description.host is None:
         return f"{description.trainer or 'Trainer'}(...).resume({where!r})"
@@ -89,7 +89,7 @@ def resuming_call(folder: Path, description: ExperimentDescription) -> str:
 
 
 def runs_below(folder: PathLike) -> list[Path]:
-    """Return the experiment folders below a folder, itself not included, the last saved first."""
+    """Return the experiment folders inside a folder, the last saved first."""
     return sorted(_found_below(Path(folder)), key=lambda run: (run / DESCRIPTION).stat().st_mtime, reverse=True)
 
 
@@ -97,10 +97,10 @@ def folds_below(folder: PathLike) -> dict[int, Path | None]:
     """Return the newest experiment of each fold of a cross-validation; empty for any other folder.
 
     Args:
-        folder: What ``candy-monai crossval`` made: ``fold_<n>`` folders, and a summary once it came to its end.
+        folder: The folder of a cross-validation, with ``fold_<n>`` folders, and a summary once it is finished.
 
     Returns:
-        By fold; None for one that has no experiment.
+        The experiment of each fold; None for a fold without one.
     """
     folder = Path(folder)
     folds: dict[int, Path | None] = {}
@@ -124,11 +124,11 @@ def folds_below(folder: PathLike) -> dict[int, Path | None]:
 
 
 def configurations_below(folder: PathLike) -> dict[str, Path]:
-    """Return the cross-validations of each configuration that ``candy-monai crossval --configurations`` made.
+    """Return the cross-validation of each configuration of ``candy-monai crossval --configurations``.
 
     Returns:
-        Their folders by the name of the configuration, in the order in which they were asked for; empty for a
-        cross-validation without named configurations, and for any other folder.
+        Their folders by the name of the configuration, in the order of the command; empty for a cross-validation
+        without named configurations, and for any other folder.
     """
     folder = Path(folder)
     try:
@@ -139,12 +139,12 @@ def configurations_below(folder: PathLike) -> dict[str, Path]:
 
 
 def what_is_below(folder: PathLike, *, call: str = "{run}", takes_folds: bool = False) -> str:
-    """Return a text that names the runs below a folder, to end a message with; empty where there are none.
+    """Return a text that lists the runs in a folder, for the end of a message; empty if there are none.
 
     Args:
-        folder: What was given in place of a run.
+        folder: The folder that was given instead of a run.
         call: How to call the command, with ``{run}`` for one of the runs.
-        takes_folds: Whether the command takes the folder of a cross-validation, too.
+        takes_folds: Whether the command also accepts the folder of a cross-validation.
     """
     runs = runs_below(folder)
     if not runs:
@@ -169,13 +169,13 @@ def what_is_below(folder: PathLike, *, call: str = "{run}", takes_folds: bool = 
 
 
 def refuse_folder_of_runs(folder: PathLike, *, call: str) -> None:
-    """Raise a `BadInputError` that names the runs below a folder where a single one is expected."""
+    """Raise a `BadInputError` that lists the runs in a folder if a single one is expected."""
     if Path(folder).is_dir() and (below := what_is_below(folder, call=call)):
         raise BadInputError(f"{folder}: is not a run itself{below}")
 
 
 def refuse_run(folder: PathLike) -> None:
-    """Raise a `BadInputError` for a run, or a folder of runs, in place of a folder of label maps."""
+    """Raise a `BadInputError` for a run, or a folder of runs, instead of a folder of label maps."""
     folder = Path(folder)
     call = "candy-monai predict {run} IMAGES PREDICTIONS"
     if (folder / DESCRIPTION).is_file():

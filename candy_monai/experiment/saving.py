@@ -1,4 +1,4 @@
-"""Saving beside training: a copy of the tensors as they are at one moment, and a thread that writes it."""
+"""Save in the background: copy all tensors at one moment, and write the copy on a thread."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _IMMUTABLE = (type(None), bool, int, float, str, bytes)
 
 
 class Writer:
-    """Runs work on a thread and hands its failure to whoever waits for it.
+    """Runs work on a thread and raises its errors in the thread that waits for it.
 
-    Work that has failed is not forgotten: from then on every `wait` and `start` raises its error.
+    After a failure every `wait` and `start` raises its error.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Writer:
         return self._thread is not None and self._thread.is_alive()
 
     def start(self, work: Callable[[], None]) -> None:
-        """Wait for what is being written, then begin the next.
+        """Wait for the write in progress, then start the next one.
 
         Raises:
             BaseException: What earlier work raised.
@@ -51,7 +51,7 @@ class Writer:
         self._thread.start()
 
     def wait(self) -> None:
-        """Return when nothing is being written any more.
+        """Wait until nothing is being written.
 
         Raises:
             BaseException: What the work raised.
@@ -61,24 +61,24 @@ class Writer:
             raise self._error
 
     def join(self) -> None:
-        """Return when nothing is being written any more, whether it failed or not."""
+        """Wait until nothing is being written, whether it failed or not."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
 
 class Snapshots:
-    """Copies nested containers of tensors and plain values onto the CPU, into memory that is kept and used again.
+    """Copies nested containers of tensors and plain values to the CPU, into memory that is reused.
 
-    Tensors that share memory share it in the copy, and keep their strides: what is written of the copy is what would
-    be written of the original. A GPU is waited for once, not once a tensor.
+    Tensors that share memory share it in the copy and keep their strides, so that the copy is written in the same way
+    as the original. A GPU is synchronized once, rather than once per tensor.
     """
 
     def __init__(self) -> None:
         self._buffers: list[UntypedStorage] = []
 
     def of(self, content: T) -> T:
-        """Return a copy of dictionaries, lists, tuples, tensors and plain values; the copy before is void."""
+        """Return a copy of dictionaries, lists, tuples, tensors and plain values; the previous copy becomes invalid."""
         copying = _Copying(self._buffers)
         result: T = copying.copied(content)
         copying.wait()
@@ -87,7 +87,7 @@ class Snapshots:
 
 
 class _Copying:
-    """One copy in the making."""
+    """A copy being made."""
 
     def __init__(self, free: list[UntypedStorage]) -> None:
         self.buffers: list[UntypedStorage] = []

@@ -1,4 +1,4 @@
-"""The forecast of a run's best validation score, from its history, and its numbers in words."""
+"""Forecast the best validation score of a run from its history, and format the result."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def predict_maximum(
     references: Sequence[Sequence[float]] = (),
     same_settings: bool = False,
 ) -> Forecast:
-    """Forecast the best of the column ``val score`` within ``num_epochs`` epochs, knowing the ``learning rate``.
+    """Forecast the best value of the column ``val score`` within ``num_epochs`` epochs, given the ``learning rate``.
 
-    A range of scores that these curves do not keep to counts as unknown; ``references`` are earlier curves of the same
-    task, ``same_settings`` says whether of the same settings, too.
+    A range of scores that the curves exceed is treated as unknown; ``references`` are earlier curves of the same task,
+    ``same_settings`` says whether they have the same settings as well.
     """
     scores, rates = metrics.get(SCORE, ()), metrics.get(LEARNING_RATE, ())
     is_kept = score_range is not None and all(is_within(curve, score_range) for curve in (scores, *references))
@@ -50,10 +50,10 @@ def predict_safely(
     references: Sequence[Sequence[float]] = (),
     same_settings: bool = False,
 ) -> Forecast | None:
-    """Forecast as `predict_maximum` does during a run, which no failing forecast may end.
+    """Forecast as `predict_maximum` does, without raising errors that would end a run.
 
     Returns:
-        None while there are too few scores for one; a forecast that abstains if it failed.
+        None if there are too few scores; a forecast that abstains if it failed.
     """
     if np.isfinite(metrics.get(SCORE, ())).sum() < points_needed(degree):
         return None
@@ -72,15 +72,15 @@ def predict_safely(
 
 
 def chance_of_gain(prediction: Forecast | None, scores: Sequence[float], *, margin: float) -> float | None:
-    """Return the chance that the best score is yet beaten by more than ``margin`` times the range of the scores.
+    """Return the probability that the best score will be exceeded by more than ``margin`` times the scores' range.
 
     Args:
         prediction: The forecast; None if there is none.
         scores: The scores so far.
-        margin: A share of their range.
+        margin: A fraction of their range.
 
     Returns:
-        The chance; None where the forecast abstains.
+        The probability; None if the forecast abstains.
     """
     if prediction is None or prediction.reason is not None:
         return None
@@ -89,14 +89,14 @@ def chance_of_gain(prediction: Forecast | None, scores: Sequence[float], *, marg
 
 
 def seconds_until(target_epoch: int, epoch: int, metrics: Columns) -> float:
-    """Return the mean epoch's duration times the epochs that are left until ``target_epoch``, never negative."""
+    """Return the mean duration of an epoch times the number of epochs until ``target_epoch``, never negative."""
     durations = [duration for duration in metrics.get(EPOCH_DURATION, ()) if math.isfinite(duration)]
     mean = math.fsum(durations) / len(durations) if durations else 0.0
     return mean * max(0, target_epoch - epoch)
 
 
 def chance_as_text(chance: float) -> str:
-    """Return a chance in words: quantiles of 5 % tell of no smaller one, and none is certain."""
+    """Return a probability in words, limited to the resolution of quantiles of 5 %."""
     least, most = 1 - LEVELS[-1], 1 - LEVELS[0]
     if chance >= most - 1e-9:
         return f"at least {most * 100:.0f} %"
@@ -112,5 +112,5 @@ def duration_as_text(seconds: float) -> str:
 
 
 def number_as_text(value: float) -> str:
-    """Return a number with four decimals, or with three digits where those would show nothing of it."""
+    """Return a number with four decimals, or with three significant digits if these would all be 0."""
     return f"{value:.4f}" if value == 0 or abs(value) >= 5e-4 else f"{value:.2e}"

@@ -1,4 +1,4 @@
-"""The settings of a run, each declared once: its default, and what values it takes as Python and as text.
+"""The settings of a run, each declared once: its default, and its valid values in Python and as text.
 
 Imports nothing heavy: the command line's ``--help`` is made from such declarations.
 """
@@ -19,11 +19,11 @@ from candy_monai.experiment.early_stopping import Tolerance
 
 @dataclass(frozen=True)
 class SettingKind:
-    """A kind of value that a setting takes.
+    """A kind of value of a setting.
 
     Attributes:
-        expected: The values in words, for messages.
-        accepts: Returns whether something is such a value; may raise a `SettingsError` that says more.
+        expected: The valid values in words, for messages.
+        accepts: Returns whether a value is valid; may raise a more specific `SettingsError`.
         parse: Returns a value from text, or raises ValueError.
     """
 
@@ -32,19 +32,19 @@ class SettingKind:
     parse: Callable[[str], Any] = str
 
     def check(self, name: str, value: object) -> None:
-        """Refuse what is no such value, by the name of the setting.
+        """Refuse an invalid value, naming the setting.
 
         Raises:
-            SettingsError: With what was found and what is expected.
+            SettingsError: With the value found and the values expected.
         """
         if not self.accepts(value):
             raise SettingsError(f"{name} must be {self.expected}, got {value!r}")
 
     def read(self, text: str) -> Any:
-        """Return the value that a text means.
+        """Return the value of a text.
 
         Raises:
-            SettingsError: If it means none.
+            SettingsError: If it is invalid.
         """
         try:
             value = self.parse(text)
@@ -81,9 +81,9 @@ def setting(kind: SettingKind, default: Any = dataclasses.MISSING, **facts: Any)
     """Declare a field of a `Declared` record.
 
     Args:
-        kind: What values it takes; besides these None, where that is the default.
+        kind: The kind of its values; None is also valid if it is the default.
         default: Its default.
-        **facts: What else is to be known of it.
+        **facts: Further metadata.
     """
     return dataclasses.field(default=default, metadata={"kind": kind, **facts})
 
@@ -112,7 +112,7 @@ class Declared:
 
     @classmethod
     def check_names(cls, names: Iterable[str], *, source: str) -> None:
-        """Refuse names that are no setting.
+        """Refuse names that are not settings.
 
         Raises:
             SettingsError: If one is unknown; the message suggests the closest known one.
@@ -127,8 +127,8 @@ class SaveInterval:
     """How often a run is saved within an epoch.
 
     Attributes:
-        steps: After so many batches; None if time decides.
-        seconds: After so many seconds; None if steps decide.
+        steps: Number of batches; None for an interval in seconds.
+        seconds: Number of seconds; None for an interval in batches.
     """
 
     steps: int | None = None
@@ -136,7 +136,7 @@ class SaveInterval:
 
     @classmethod
     def parse(cls, value: int | str) -> SaveInterval:
-        """Read what ``save_every`` was given: a number of batches, or a duration as ``"10m"`` or ``"90s"``.
+        """Parse a value of ``save_every``: a number of batches, or a duration such as ``"10m"`` or ``"90s"``.
 
         Raises:
             SettingsError: If it is neither.
@@ -153,7 +153,7 @@ class SaveInterval:
         raise SettingsError(f"save_every must be a number of batches, or a time such as '10m' or '90s', got {value!r}")
 
     def is_over(self, *, steps: int, seconds: float) -> bool:
-        """Return whether it is time to save again, so many steps and seconds after the last time."""
+        """Return whether it is time to save again, given the steps and seconds since the last time."""
         return (self.steps is not None and steps >= self.steps) or (
             self.seconds is not None and seconds >= self.seconds
         )
@@ -234,7 +234,7 @@ class TrainSettings(Declared):
 
     @property
     def forecasts(self) -> bool:
-        """Whether the best score is forecast, to be shown or to stop by."""
+        """Whether the best score is forecast, for display or for early stopping."""
         return self.val_score_prediction or self.early_stop_tolerance == "forecast"
 
     def as_dict(self) -> dict[str, str | int | float | bool | tuple[str, ...] | None]:

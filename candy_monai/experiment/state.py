@@ -1,4 +1,4 @@
-"""``state.pt``: everything that a run needs to go on, as tensors and plain values."""
+"""``state.pt``: everything needed to resume a run, as tensors and plain values."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from candy_monai.experiment.settings import TrainSettings
 
 @dataclass(kw_only=True)
 class Progress:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes:
         epoch: Epochs finished.
@@ -40,7 +40,7 @@ class Progress:
         batch: Batches of the current epoch that were trained on; 0 between two epochs.
         learning_rate: The current epoch's first learning rate; NaN between two epochs.
         epoch_s: Seconds that the current epoch took before it was interrupted.
-        total_s: Seconds that all finished epochs took, saving them included.
+        total_s: Seconds that all finished epochs took, including saving.
         best_score: The best finite validation score so far; minus infinity before the first.
         best_epoch: The epoch of ``best_score``, counted from 1; 0 before the first.
     """
@@ -73,8 +73,8 @@ class RunWeights:
     """The weights of a run at one moment.
 
     Attributes:
-        raw: As the optimizer left them.
-        scored: The weights that validation scores: the moving average where there is one, else ``raw``.
+        raw: The weights from the optimizer.
+        scored: The validated weights: the moving average if there is one, otherwise ``raw``.
         kind: What ``scored`` is.
     """
 
@@ -83,7 +83,7 @@ class RunWeights:
     kind: WeightsKind
 
     def to_dict(self, *, raw: bool, scored: bool) -> dict[str, Weights]:
-        """Return the asked ones of the two, without saying the same twice."""
+        """Return the requested weights, each only once."""
         found: dict[str, Weights] = {"raw": dict(self.raw)} if raw else {}
         return {**found, "scored": dict(self.scored)} if scored and self.kind == "ema" else found
 
@@ -98,7 +98,7 @@ class TrainerState:
         schedule_epochs: The epochs that the schedule is made for.
         scaler: Of half precision's gradient scaler; empty in any other.
         criterion: Of the loss.
-        extra: What the trainer's ``get_extra_state`` returned.
+        extra: The return value of the trainer's ``get_extra_state``.
         ema: Of the moving average, without its weights where these are in files of their own; None without one.
         processes: For each process its random generators and, within an epoch, its part of the metrics.
     """
@@ -113,13 +113,13 @@ class TrainerState:
     processes: Sequence[Mapping[str, Any]] = ()
 
     def of_process(self, rank: int) -> Mapping[str, Any]:
-        """Return what a process has saved; of one that there was none of, what the first one has."""
+        """Return the saved state of a process; that of the first one if there is none."""
         return self.processes[rank if rank < len(self.processes) else 0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """A run as it was saved.
+    """The saved state of a run.
 
     Attributes:
         settings: What ``train`` was told.
@@ -130,7 +130,7 @@ class RunState:
         kind: Which weights the last validation scored.
         trainer: The states of the trainer's parts.
         checkpoints: What each weight file holds, by its name.
-        weights: Those that no file holds, ``raw`` and ``scored``.
+        weights: Weights that are in no weight file, ``raw`` and ``scored``.
     """
 
     settings: TrainSettings
@@ -145,7 +145,7 @@ class RunState:
 
     @classmethod
     def from_dict(cls, content: object) -> Self:
-        """Return the record of what `to_dict` returned.
+        """Return the record of a dictionary from `to_dict`.
 
         Raises:
             ExperimentError: If it is of another format, or not the state of a run.
@@ -190,22 +190,22 @@ _TRAINER = tuple(entry.name for entry in dataclasses.fields(TrainerState))
 
 
 def save_state(folder: Path, state: RunState, *, confirm: Callable[[], None]) -> None:
-    """Replace ``state.pt`` in one step.
+    """Replace ``state.pt`` atomically.
 
     Args:
         folder: The experiment folder.
-        state: What it is to hold.
-        confirm: Waits until all that the state names is on the disk; the new state takes its place after that.
+        state: The state to write.
+        confirm: Waits until all files that the state names are on the disk; then the new state is renamed.
     """
     save_tensors(folder / STATE, state.to_dict(), confirm=confirm)
 
 
 def load_state(folder: Path, *, verify: bool = True) -> RunState:
-    """Read ``state.pt`` onto the CPU. Nothing in it is executed.
+    """Read ``state.pt`` onto the CPU. No code in it is executed.
 
     Args:
         folder: The experiment folder.
-        verify: Whether to read all of it and verify its checksums; else tensors are read when they are used.
+        verify: Whether to read it completely and verify its checksums; otherwise tensors are read when used.
 
     Raises:
         ExperimentError: If it is missing, damaged, of another format or not the state of a run.
@@ -242,7 +242,7 @@ def stored_weights(state: RunState, checkpoints: Checkpoints, folder: Path) -> R
 
 
 def weight_file(folder: Path, name: str) -> Path:
-    """Return where a weight file of this name is: in its place, or where a crash left it that came after its state."""
+    """Return the path of a weight file: its final one, or the staged one if a crash prevented the rename."""
     staged = staged_path(folder, name)
     if staged.exists():
         record = load_state(folder).checkpoints.get(name)

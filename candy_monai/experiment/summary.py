@@ -1,4 +1,4 @@
-"""The scores of cases as files hold them: an evaluation's summary, nnU-Net's, and the ``validation.json`` of a run."""
+"""Files with the scores of cases: the summary of an evaluation or of nnU-Net, and a run's ``validation.json``."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class SummaryCase:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a summary says.
+    """The content of a summary.
 
     Attributes:
         cases: Its cases, at least one.
         class_names: Class to name.
-        definitions: What the metrics are, by metric; empty where the file does not say.
+        definitions: The definitions of the metrics; empty if the file has none.
         content: All of it.
     """
 
@@ -73,10 +73,10 @@ def read_summary(path: Path) -> Summary:
 
 
 def summary_of(content: Mapping[str, Any], *, source: str) -> Summary:
-    """Return the summary that plain values say.
+    """Return the summary given by plain values.
 
     Raises:
-        BadInputError: If it is none, has no case, or names one twice.
+        BadInputError: If it is not a summary, has no case, or names a case twice.
     """
     cases: dict[str, SummaryCase] = {}
     try:

@@ -1,4 +1,4 @@
-"""How much of a run a time limit leaves room for, going by what was done so far."""
+"""Estimate from the past epochs and steps how much of a run fits into a time limit."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections import deque
 from collections.abc import Sequence
 
 RECENT_EPOCHS = 4
-"""Epochs that say how fast the machine is now: a few, since one may be long by chance."""
+"""Number of recent epochs for estimating the present speed; several, since one may be slow by chance."""
 RECENT_STEPS = 20
 FEWEST_STEPS = 3
-"""With fewer timed steps nothing is said of their pace: the first ones are slow."""
+"""Minimum number of timed steps for estimating the pace, since the first ones are slow."""
 LEAST_SHARE = 0.15
-"""Share of an epoch's training that must fit for it to be begun and cut short."""
+"""Minimum share of an epoch's training that must fit for an epoch to be started and cut short."""
 
 
 def epochs_in_time(
@@ -24,20 +24,20 @@ def epochs_in_time(
     limit_s: float | None,
     closing_s: float | None = None,
 ) -> int:
-    """Return how many of the planned epochs a run will have begun when its time is up.
+    """Return the number of planned epochs that a run will have started within its time limit.
 
-    A function of recorded times alone, so that a resumed run comes to the same end.
+    This is a function of recorded times only, so that a resumed run gets the same result.
 
     Args:
         durations_s: Seconds that each finished epoch took.
-        elapsed_s: Seconds since the run began, those included that saving took.
+        elapsed_s: Seconds since the run began, including saving.
         num_epochs: Epochs planned.
-        limit_s: Seconds for all of them; None for no limit.
+        limit_s: The time limit in seconds; None for no limit.
         closing_s: Seconds of an epoch that follow its training and cannot be cut short; None where an epoch cannot be
             cut short at all, so that only whole ones count.
 
     Returns:
-        At least the finished epochs, and one at least; at most those planned.
+        At least the number of finished epochs and 1, at most the number of planned epochs.
     """
     recent = durations_s[-RECENT_EPOCHS:]
     if limit_s is None or not any(recent):
@@ -53,7 +53,7 @@ def epochs_in_time(
 
 
 class StepPace:
-    """How long a step takes now, and what comes after an epoch's last one."""
+    """The present duration of a step, and of the work after the last step of an epoch."""
 
     def __init__(self) -> None:
         self._steps: deque[float] = deque(maxlen=RECENT_STEPS)
@@ -63,13 +63,13 @@ class StepPace:
 
     @property
     def coming_closing_s(self) -> float | None:
-        """What will follow an epoch's last step on a machine as slow as it is now; None while that is unknown."""
+        """Expected seconds after the last step of an epoch at the present speed; None if unknown."""
         if self.closing_s is None or not self._step_s_at_closing or len(self._steps) < FEWEST_STEPS:
             return self.closing_s
         return self.closing_s * max(1.0, statistics.median(self._steps) / self._step_s_at_closing)
 
     def begin_epoch(self) -> None:
-        """Start an epoch's clock anew."""
+        """Restart the clock of an epoch."""
         self._last_s = None
 
     def step_done(self, epoch_s: float, *, num_batches: int) -> None:
@@ -77,14 +77,14 @@ class StepPace:
 
         Args:
             epoch_s: Seconds that the epoch has taken.
-            num_batches: Batches of the step.
+            num_batches: Number of batches of the step.
         """
         if self._last_s is not None:
             self._steps.append((epoch_s - self._last_s) / num_batches)
         self._last_s = epoch_s
 
     def end_epoch(self, epoch_s: float, *, validated: bool) -> None:
-        """Record what came after the last step: the longest counts, and a validation only where there was one.
+        """Record the time after the last step; the longest one is used, and validation only if there was one.
 
         Args:
             epoch_s: Seconds that the whole epoch took.
@@ -98,7 +98,7 @@ class StepPace:
         self._last_s = None
 
     def batches_in(self, seconds: float) -> int | None:
-        """Return how many batches fit into a time, at least 1; None while their pace is unknown."""
+        """Return the number of batches that fit into a time, at least 1; None if the pace is unknown."""
         if len(self._steps) < FEWEST_STEPS:
             return None
         return max(1, int(seconds / max(statistics.median(self._steps), 1e-9)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import io
 import json
 import math
 import re
@@ -15,6 +16,7 @@ from candy_monai.aliases import PathLike
 from candy_monai.columns import EPOCH, EPOCH_DURATION, LEARNING_RATE, SCORE
 from candy_monai.errors import BadInputError, did_you_mean
 from candy_monai.forecasting.curve import ScoreRange, is_within
+from candy_monai.text import decode_text
 
 _NNUNET_SCORE = "Pseudo dice"
 _NNUNET_EPOCHS = 1000
@@ -79,8 +81,7 @@ def read_scores(path: PathLike, *, column: str | None = None) -> ScoreHistory:
 
 
 def _read_csv(path: Path, column: str | None) -> ScoreHistory:
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(io.StringIO(_text_of(path), newline="")))
     names = [name for name in (rows[0] if rows else ()) if name]
     if not rows:
         raise BadInputError(f"{path}: holds no epoch yet")
@@ -115,6 +116,15 @@ def _read_csv(path: Path, column: str | None) -> ScoreHistory:
         score_range=_range_of(run, scores) if name == SCORE else None,
         source=path,
     )
+
+
+def _text_of(path: Path) -> str:
+    """Return the text of a file by its byte order mark; what is of another encoding is no score."""
+    content = path.read_bytes()
+    try:
+        return decode_text(content)
+    except UnicodeDecodeError:
+        return content.decode("utf-8-sig", errors="replace")
 
 
 def _read_nnunet(paths: Sequence[Path], column: str | None) -> ScoreHistory:

@@ -1,4 +1,4 @@
-"""The base of every dashboard: callbacks that do nothing, and access to its secrets."""
+"""The base class of all dashboards: callbacks that do nothing, and access to secrets."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ S = TypeVar("S", bound=Secret)
 
 
 class Frontend:
-    """A dashboard that is told what happens in a run. Override the callbacks that you need.
+    """A dashboard that receives the events of a run. Override the callbacks that you need.
 
-    A callback may raise: the run goes on, and a frontend that fails five times in a row is left out. Ask for the
+    A callback may raise: the run continues, and a frontend that fails five times in a row is not called again. Read the
     secrets in the constructor, so that a missing one is reported before training starts.
 
-    The callbacks of a run arrive in order and one at a time, on a thread of their own: a slow or hanging frontend does
-    not hold up the training. While a callback takes longer than half a second, an epoch that ends replaces an earlier
-    one that still waits; the start and the end of the run are always told. What comes late is delivered after
+    The callbacks of a run are called in order and one at a time, on a separate thread: a slow or hanging frontend does
+    not delay the training. While a callback takes longer than half a second, a finished epoch replaces an earlier
+    pending one; the start and the end of the run are always reported. Pending events are delivered after
     `Trainer.train` has returned, or when the program ends, where one call may take five seconds, or four times the
-    longest before it.
+    longest call before.
 
-    A thread shares its process with the training. What a callback is given is a copy, and what it returns is ignored;
-    but one that seeds or draws from the global generators (``random``, ``numpy.random``, ``torch``) changes what the
-    training draws next, and one that computes without a pause slows it down. Use a generator of your own
+    The thread shares the process with the training. Callbacks receive copies, and their return values are ignored; but
+    a callback that seeds or draws from the global random generators (``random``, ``numpy.random``, ``torch``) changes
+    the random numbers of the training, and one that computes continuously slows it down. Use a separate generator
     (``random.Random()``, ``numpy.random.default_rng()``, ``torch.Generator()``), and do heavy work elsewhere.
 
     Args:
-        secrets: The user's secrets by name. Only a copy whose text form hides the values is kept.
+        secrets: The user's secrets by name. Only a copy whose ``repr`` hides the values is kept.
 
     Attributes:
-        catches_up: Whether each epoch that is told makes up for those before it, so that of the epochs that were left
-            out only the last ones are lost. The log says at the end of a run what was.
+        catches_up: Whether the report of an epoch includes all epochs before it, so that only the last unreported
+            epochs are lost. The log says at the end of a run which were lost.
     """
 
     catches_up: ClassVar[bool] = False
@@ -45,7 +45,7 @@ class Frontend:
         self._secrets = secrets if isinstance(secrets, Secrets) else Secrets(secrets)
 
     def log(self, msg: str) -> None:
-        """Write a message into the log of the run that is being told; outside of a run it is a warning.
+        """Write a message into the log of the current run; outside of a run it is a warning.
 
         Args:
             msg: Any text without secrets.
@@ -60,7 +60,7 @@ class Frontend:
         self._write_log = write
 
     def parts(self) -> tuple[Frontend, ...]:
-        """Return the frontends that are told one by one: this one, or those that a hybrid one is made of."""
+        """Return the frontends that are called separately: this one, or the parts of a hybrid one."""
         return (self,)
 
     @overload
@@ -70,13 +70,13 @@ class Frontend:
     def require_nonempty_secret(self, entry: str, *, require_type: type[S]) -> S: ...
 
     def require_nonempty_secret(self, entry: str, *, require_type: type[object] = str) -> object:
-        """Return a secret, or say how to set it.
+        """Return a secret, or raise an error that says how to set it.
 
-        Text is turned into a number where a number is asked for, since environment variables hold only text.
+        Text is converted if a number is requested, since environment variables hold only text.
 
         Args:
             entry: The secret's name.
-            require_type: What it must be: ``str``, ``int``, ``float`` or ``bool``.
+            require_type: The required type: ``str``, ``int``, ``float`` or ``bool``.
 
         Raises:
             SettingsError: If the secret is missing, empty or of another type. Its value is not shown.
@@ -120,10 +120,10 @@ class Frontend:
             trainer: The trainer's class name.
             model: The network's class name.
             note: The user's note, possibly empty.
-            num_params: The network's parameters, as a plain count (not in millions).
-            num_macs: Multiply-accumulate operations of one forward pass of the example input, as a plain count (not in
-                billions); NaN where they could not be counted.
-            num_epochs: The epochs planned.
+            num_params: Number of parameters of the network (not in millions).
+            num_macs: Number of multiply-accumulate operations of one forward pass of the example input (not in
+                billions); NaN if they could not be counted.
+            num_epochs: Number of planned epochs.
             early_stop_tolerance: Epochs without improvement after which the run stops; None for never.
         """
 
@@ -135,12 +135,12 @@ class Frontend:
         Args:
             experiment_id: The run's id.
             epoch: The finished epoch, counted from 1.
-            metrics: Every metric over the epochs so far; NaN where an epoch has none.
-            early_stop_tolerance: Epochs without improvement that are left before the run stops; None for no limit.
+            metrics: The values of every metric over the epochs so far; NaN for missing ones.
+            early_stop_tolerance: Remaining epochs without improvement before the run stops; None for no limit.
         """
 
     def on_experiment_completed(self, experiment_id: str) -> None:
-        """Receive the end of the run, early stop included.
+        """Receive the end of the run, including early stopping.
 
         Args:
             experiment_id: The run's id.
@@ -155,7 +155,7 @@ class Frontend:
         """
 
     def on_event(self, event: Event) -> None:
-        """Receive an event, which holds more than the callback that belongs to it and was called before.
+        """Receive an event, which contains more than its callback, and is delivered after it.
 
         Args:
             event: A `RunStarted`, `EpochFinished` (without its preview's tensors: the pictures are in the run's
@@ -163,7 +163,7 @@ class Frontend:
         """
 
     def on_experiment_closed(self, experiment_id: str) -> None:
-        """Receive that no more is to come of a run: its pictures are drawn, and its best weights are scored.
+        """Receive the final call of a run: its pictures are drawn, and its best weights are scored.
 
         Args:
             experiment_id: The run's id.

@@ -1,4 +1,4 @@
-"""Finds dashboards by the names that the command line uses."""
+"""Find dashboards by their names on the command line."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def choose_frontend(names: Sequence[str | type[Frontend]]) -> type[Frontend] | N
             classes.
 
     Returns:
-        The class; None for no name.
+        The class; None if no name is given.
 
     Raises:
-        BadInputError: If a name is unknown, given twice, or names something else.
+        BadInputError: If a name is unknown, given twice, or does not refer to a frontend.
     """
     if len(set(names)) < len(names):
         raise BadInputError(f"--frontend is given the same name twice: {', '.join(map(str, names))}")
@@ -41,7 +41,7 @@ def find_frontend(name: str | type[Frontend], *, option: str = "--frontend") -> 
     Args:
         name: A name such as ``notion``, or ``FILE:Class`` for a frontend of the user's own, whose file is executed; or
             a class.
-        option: What was given the name, for messages.
+        option: The option with the name, for messages.
 
     Raises:
         BadInputError: If the name is unknown, or names something else.

@@ -1,4 +1,4 @@
-"""What every dashboard with a client of its own shows of a run, and when; each backend only says how."""
+"""What dashboards with a client library show of a run, and when; backends only implement the calls."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from candy_monai.frontends.base import Frontend
 
 PREVIEWS = "*preview*.png"
 MOST_PREVIEWS = 50
-"""So many times in a run the previews are sent, evenly spread, besides the last ones: pictures are large."""
+"""Maximum number of times that previews are sent in a run, evenly spread, besides the last ones."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 600.0
-"""After a failure nothing is tried for so long, at first and at most: a failing client may be busy for seconds."""
+"""First and longest pause after a failure, since a failing client may block for seconds."""
 
 FINISHED, INTERRUPTED, FAILED = "finished", "interrupted", "failed"
 
@@ -37,11 +37,11 @@ _FORECAST = ("forecast/best_score", "forecast/epoch", "forecast/low", "forecast/
 
 
 class Dashboard(Frontend):
-    """A frontend that shows settings, metrics, forecast, previews, scores and the end of a run, each once.
+    """A frontend that shows settings, metrics, forecast, previews, scores and the end of a run, each only once.
 
-    A subclass says how its client does each of them, in the methods whose names begin with ``_show`` and in ``_open``
-    and ``_close``. They may raise: the epochs are then shown with the first one after them that is, after a pause, and
-    the log says once that they are late, and in the end which are missing.
+    A subclass implements these with its client, in the methods whose names begin with ``_show`` and in ``_open`` and
+    ``_close``. They may raise: the epochs are then shown with the next successful one, after a pause; the log says once
+    that they are late, and at the end which are missing.
     """
 
     catches_up: ClassVar[bool] = True
@@ -85,11 +85,11 @@ class Dashboard(Frontend):
     # What a backend does
 
     def _open(self, run: RunStarted, settings: Mapping[str, Any]) -> int:
-        """Begin a run, or find it again, show its settings, and return how many of its epochs are there already."""
+        """Begin or find a run, show its settings, and return the number of its epochs that are already shown."""
         raise NotImplementedError
 
     def _show_epochs(self, epochs: Mapping[int, Mapping[str, float]]) -> None:
-        """Show the metrics of epochs, by the epoch's number and by name; none is NaN."""
+        """Show the metrics of epochs, by epoch number and name; NaN is left out."""
         raise NotImplementedError
 
     def _show_previews(self, pictures: Mapping[str, Path], epoch: int) -> None:
@@ -97,15 +97,15 @@ class Dashboard(Frontend):
         raise NotImplementedError
 
     def _show_scores(self, scores: Mapping[str, float], event: RunScored) -> None:
-        """Show the final scores by name; none is NaN."""
+        """Show the final scores by name; NaN is left out."""
         raise NotImplementedError
 
     def _show_end(self, status: str, facts: Mapping[str, str]) -> None:
-        """Show how the run ended: a status, and in words."""
+        """Show the outcome of the run: a status, and a text."""
         raise NotImplementedError
 
     def _close(self) -> None:
-        """Finish what is pending; nothing more comes of this run."""
+        """Finish pending work; called last for this run."""
 
     # What is the same for all
 
@@ -125,7 +125,7 @@ class Dashboard(Frontend):
         self._pause_s, self._not_before = FIRST_PAUSE_S, -math.inf
 
     def _catch_up_if_possible(self) -> None:
-        """Show what is not shown yet now, or with the next epoch: an outage is no reason to give up a run of days."""
+        """Show pending data now, or with the next epoch if the dashboard is not available."""
         if time.monotonic() < self._not_before:
             return
         try:
@@ -175,7 +175,7 @@ class Dashboard(Frontend):
 
 
 class NewPreviews:
-    """The previews in a run's folder, as far as a dashboard has not shown them."""
+    """The previews in a run's folder that a dashboard has not shown yet."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -183,14 +183,14 @@ class NewPreviews:
         self._due = 0
 
     def are_due(self, event: EpochFinished) -> bool:
-        """Return whether they are to be shown with this epoch, as they are about 50 times in a run."""
+        """Return whether to show them with this epoch, which is the case about 50 times in a run."""
         if event.epoch < self._due:
             return False
         self._due = event.epoch + max(1, event.num_epochs // MOST_PREVIEWS)
         return True
 
     def changed(self) -> dict[str, Path]:
-        """Return the files that are new or other than the last time, by names that dashboards take."""
+        """Return the files that are new or have changed, by names that dashboards accept."""
         found = {}
         for path in sorted(self._folder.glob(PREVIEWS)):
             facts = path.stat()
@@ -202,9 +202,9 @@ class NewPreviews:
 
 
 class MetricNames:
-    """The names of the columns of a run's metrics in a dashboard: ``val/dice``, ``train/combined_loss``.
+    """The names of a run's metrics in a dashboard: ``val/dice``, ``train/combined_loss``.
 
-    The part before the slash is what dashboards group by. No two columns get the same name.
+    Dashboards group by the part before the slash. No two columns get the same name.
     """
 
     def __init__(self) -> None:
@@ -231,15 +231,15 @@ def _group_of(column: str) -> tuple[str, str]:
 
 
 def metric_name(text: str) -> str:
-    """Return a text as every dashboard takes it for a name: letters, digits, ``_``, ``-``, ``.``, and ``/`` between."""
+    """Return a name that every dashboard accepts: letters, digits, ``_``, ``-``, ``.``, and ``/`` between."""
     parts = [re.sub(r"[^\w.-]+", "_", part.strip()) for part in text.split("/")]
     return "/".join(part for part in parts if part.strip("."))[:_LONGEST_NAME].rstrip("/") or "_"
 
 
 def described(run: RunStarted) -> dict[str, Any]:
-    """Return what a run is made of, as nested plain values: settings, network, plan, dataset, environment.
+    """Return the description of a run as nested plain values: settings, network, plan, dataset, environment.
 
-    Ids of cases and paths of the data are left out, since a dashboard may be on another machine.
+    Case ids and paths of the data are left out, since a dashboard may be on another machine.
     """
     description = read_description(run.folder)
     facts: dict[str, Any] = {
@@ -287,7 +287,7 @@ def flattened(facts: Mapping[str, Any], *, prefix: str = "") -> dict[str, str | 
 
 
 def remembered(file: Path) -> dict[str, Any]:
-    """Return what `remember` wrote; empty if there is no such file, or another one."""
+    """Return the data written by `remember`; empty if there is no valid file."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -296,17 +296,17 @@ def remembered(file: Path) -> dict[str, Any]:
 
 
 def remember(file: PathLike, facts: Mapping[str, str | None]) -> None:
-    """Write by what a dashboard finds a run again when it goes on."""
+    """Write the data with which a dashboard finds a run again when it is resumed."""
     atomic_write_text(file, json.dumps(facts, indent=2) + "\n")
 
 
 def project_of(run: RunStarted, settings: Mapping[str, Any]) -> str:
-    """Return what a dashboard groups runs by that are compared: the dataset, or else the trainer."""
+    """Return the group of a run in a dashboard: the dataset, or else the trainer."""
     return str((settings.get("dataset") or {}).get("name") or run.trainer)
 
 
 def _of_the_newest(event: EpochFinished) -> dict[str, float]:
-    """Return what is known of the last epoch only."""
+    """Return the metrics that are known only for the last epoch."""
     row: dict[str, float] = {_STEP: event.step} if event.step else {}
     forecast = event.forecast
     if forecast is not None and forecast.interval is not None:

@@ -1,8 +1,8 @@
-"""Delivery of a run's events to a dashboard without the run waiting for it.
+"""Deliver a run's events to a dashboard without the run waiting for it.
 
-A dashboard may be slow, hang or fail. While the run goes on, it costs nothing: each one has a thread of its own. When
-the run ends, it is waited for as long as it makes progress, and only for a moment; what is left is delivered while the
-program goes on. When the program ends, what is still left gets a last, bounded chance.
+A dashboard may be slow, hang or fail. Each one has its own thread, so it does not delay the run. At its end, the run
+waits briefly for a dashboard that makes progress; remaining events are delivered in the background. When the program
+ends, there is a last, bounded wait for the rest.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from candy_monai.frontends.base import Frontend
 from candy_monai.observers.base import BackgroundObserver, Observer, ObserverGroup
 
 SHARE = 0.01
-"""Of the run's time: for so long its end may wait for a dashboard."""
+"""Maximum share of the run's time that its end waits for a dashboard."""
 MOMENT_S = 0.5
-"""In a short run: after so long one call counts as stuck, and after twice as long nothing is waited for."""
+"""In a short run: seconds after which a call counts as stuck; the total wait is twice as long."""
 LAST_CALL_S = 5.0
-"""When the program ends, a call counts as stuck after this, or after four times the longest call so far."""
+"""Seconds after which a call counts as stuck when the program ends, or four times the longest call so far."""
 LAST_CHANCE_S = 30.0
-"""For so long at most the end of the program waits for all dashboards together."""
+"""Maximum seconds that the end of the program waits for all dashboards together."""
 MAX_WAITING = 8
-"""More events than this do not wait for a dashboard, even if each call is short."""
+"""Maximum number of pending events for a dashboard, even if each call is short."""
 
 _POLL_S = 0.02
 _unfinished: list[Delivery] = []
 
 
 class Tally:
-    """Counts the events that are sent to a dashboard, and those that it was told without an error."""
+    """Counts the events that are sent to a dashboard, and those delivered without an error."""
 
     def __init__(self, *, catches_up: bool = False) -> None:
         self._catches_up = catches_up
@@ -44,7 +44,7 @@ class Tally:
         self._epochs_sent = self._epochs_told = self._last_sent = self._last_told = 0
 
     def send(self, event: Event) -> None:
-        """Count an event that is on its way."""
+        """Count an event that was sent."""
         if isinstance(event, EpochFinished):
             self._epochs_sent += 1
             if self._epochs_sent == 1:
@@ -54,7 +54,7 @@ class Tally:
             self._sent.append(_NAMES[type(event)])
 
     def tell(self, event: Event) -> None:
-        """Count an event that the dashboard took."""
+        """Count an event that was delivered."""
         if isinstance(event, EpochFinished):
             self._epochs_told += 1
             self._last_told = event.epoch
@@ -62,7 +62,7 @@ class Tally:
             self._told.append(_NAMES[type(event)])
 
     def untold(self) -> str:
-        """Return in words what was sent and not told; empty for nothing."""
+        """Return in words which events were sent but not delivered; empty if none."""
         by_number = self._last_sent - self._last_told
         epochs = by_number if self._catches_up else self._epochs_sent - self._epochs_told
         parts = [name for name in self._sent if name not in self._told]
@@ -80,12 +80,12 @@ _NAMES: dict[type, str] = {
 
 
 class FrontendObserver(Observer):
-    """Translates events into a frontend's callbacks.
+    """Converts events to calls of a frontend's callbacks.
 
     Args:
         frontend: The dashboard. It gets copies of all lists, so it cannot change the run's.
-        log: Writes a message of the dashboard's into the run's log.
-        tally: Counts what the dashboard was told.
+        log: Writes a message from the dashboard into the run's log.
+        tally: Counts the delivered events.
     """
 
     def __init__(self, frontend: Frontend, log: Callable[[str], None], tally: Tally | None = None) -> None:
@@ -141,19 +141,19 @@ class FrontendObserver(Observer):
 
 
 class Delivery(BackgroundObserver):
-    """One run's events on their way to one dashboard.
+    """The delivery of one run's events to one dashboard.
 
-    The start and the end of the run always arrive, and the epochs as long as the dashboard keeps up. For one that is
-    slow, an epoch replaces those that still wait.
+    The start and the end of the run are always delivered, and the epochs as long as the dashboard is fast enough. For a
+    slow one, an epoch replaces pending epochs.
 
     Args:
         frontend: The dashboard.
-        report: Takes the messages about failures; may be called from another thread, and after the run.
-        after: What brings the previous run's events to the same dashboard: it comes first, so that a dashboard is
+        report: Receives messages about failures; may be called from another thread, and after the run.
+        after: The delivery of the previous run to the same dashboard, which is finished first, so that a dashboard is
             never called by two threads at once.
 
     Attributes:
-        stays_open: Whether more comes after the run, so that closing has no effect yet.
+        stays_open: Whether more events follow after the run, so that closing has no effect yet.
     """
 
     def __init__(self, frontend: Frontend, report: Callable[[str], None], *, after: Delivery | None = None) -> None:
@@ -190,14 +190,14 @@ class Delivery(BackgroundObserver):
             atexit.register(_finish)
 
     def wait(self, *, stuck_after_s: float, at_most_s: float) -> bool:
-        """Wait until everything is delivered, unless the dashboard is stuck or it takes too long.
+        """Wait until all events are delivered, unless the dashboard is stuck or it takes too long.
 
         Args:
-            stuck_after_s: Give up when one call has been going on for longer, the time before this wait included.
-            at_most_s: Give up after this, whatever happens.
+            stuck_after_s: Give up if a single call takes longer, including the time before this wait.
+            at_most_s: Maximum time to wait.
 
         Returns:
-            Whether everything is delivered.
+            Whether all events are delivered.
         """
         end = time.monotonic() + at_most_s
         while self._thread.is_alive() and time.monotonic() < end and self._in_call_s() <= stuck_after_s:
@@ -205,7 +205,7 @@ class Delivery(BackgroundObserver):
         return not self._thread.is_alive()
 
     def give_last_chance(self, *, at_most_s: float) -> None:
-        """Wait as the program ends, and say it if something is left behind."""
+        """Wait as the program ends, and print a message if events are lost."""
         if not self.wait(stuck_after_s=max(LAST_CALL_S, 4 * self._longest_call_s), at_most_s=at_most_s):
             untold = self._tally.untold()
             self._report(f"{self.name} did not answer in time{untold and f' and was not told of {untold}'}")
@@ -237,7 +237,7 @@ class Delivery(BackgroundObserver):
 
 
 class Dashboards:
-    """What the runs of one trainer are reported to, each part of a hybrid dashboard on its own.
+    """The dashboards of a trainer's runs, with the parts of a hybrid dashboard handled separately.
 
     Attributes:
         parts: The dashboard's parts.
@@ -263,7 +263,7 @@ class Dashboards:
 
     @contextmanager
     def staying_open(self) -> Iterator[None]:
-        """Keep what is delivered of the next run open until the ``with`` block ends, for what comes after the run."""
+        """Keep the delivery of the next run open until the ``with`` block ends, for events after the run."""
         earlier, self._stay_open = self.latest, True
         try:
             yield

@@ -13,20 +13,20 @@ from candy_monai.frontends.base import Frontend
 
 
 def create_hybrid_frontend(*frontends: type[Frontend] | Frontend) -> type[Frontend]:
-    """Build one frontend's class out of several: each of them receives everything.
+    """Build one frontend class from several, each of which receives all events.
 
-    In a run each part has a thread and a count of failures of its own, so that one that hangs or fails keeps nothing
-    from the others.
+    In a run each part has its own thread and count of failures, so that one that hangs or fails does not affect the
+    others.
 
     Args:
-        frontends: One or more, each a class, or a frontend that is made already.
+        frontends: One or more classes or instances of frontends.
 
     Returns:
-        A class for `Trainer.set_frontend`. Making it makes every part that was given as a class, each with all of the
+        A class for `Trainer.set_frontend`. Its constructor creates every part that was given as a class, with the
         user's secrets.
 
     Raises:
-        SettingsError: If no frontend is given, or something that is none.
+        SettingsError: If no frontend is given, or something that is not a frontend.
     """
     if not frontends:
         raise SettingsError("create_hybrid_frontend() got no frontend: name one at least")
@@ -39,7 +39,7 @@ def create_hybrid_frontend(*frontends: type[Frontend] | Frontend) -> type[Fronte
 
 
 def _passed_on(name: str) -> Callable[..., None]:
-    """Return a callback that calls the one of this name of each part."""
+    """Return a callback that calls the callback of this name of each part."""
 
     def call(hybrid: Frontend, *facts: Any, **named_facts: Any) -> None:
         for part in hybrid.parts():
@@ -56,7 +56,7 @@ def _copied(fact: Any) -> Any:
 
 
 class _Hybrid(Frontend):
-    """Passes every callback to each part; says the failure of one in the log and goes on with the next."""
+    """Passes every callback to each part; the failure of one is logged, and the others are still called."""
 
     _given: ClassVar[tuple[type[Frontend] | Frontend, ...]]
 

@@ -1,4 +1,4 @@
-"""A dashboard in MLflow: one run in a database beside the experiments, or wherever the user's own is."""
+"""A dashboard in MLflow, in a database next to the experiments or in the user's own store."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from candy_monai.optional import require
 T = TypeVar("T")
 
 RUN_FILE = "mlflow.json"
-"""In the experiment folder: the ids of the run and of its experiment in MLflow."""
+"""The file in the experiment folder with the ids of the run and of its experiment in MLflow."""
 DATABASE, ARTIFACTS = "mlruns.db", COPIES
 """Beside the experiments."""
 
@@ -46,27 +46,27 @@ _STATUSES = {FINISHED: "FINISHED", INTERRUPTED: "KILLED", FAILED: "FAILED"}
 _COUNTED = "run/epoch_duration"
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _MOST_METRICS, _MOST_PARAMS = 1000, 100
-"""Of one request; the server takes no more."""
+"""Limits of one request of the server."""
 _ENDS_WITH = (DESCRIPTION, METRICS, LOGS, "progress.png", "report.html")
-"""Files that are artifacts of the run in the end, if they are there."""
+"""Files that are stored as artifacts at the end of the run, if they exist."""
 
 
 class MLflowFrontend(Dashboard):
     """Logs each run into MLflow: parameters, metrics by epoch, tags and artifacts.
 
-    Without a setting the store is the SQLite database ``mlruns.db`` beside the experiments, with the artifacts in
-    ``mlartifacts`` beside it, and no secret is needed: ``mlflow ui --backend-store-uri sqlite:///experiments/mlruns.db``
-    shows it. ``MLFLOW_TRACKING_URI`` (or the secret ``mlflow_tracking_uri``) names another store or a server;
-    MLflow's other variables hold, too, for example ``MLFLOW_TRACKING_TOKEN`` and ``MLFLOW_EXPERIMENT_NAME``, which is
-    otherwise the dataset's name, or the trainer's. A resumed run goes on under the same id, which ``mlflow.json`` in
-    the experiment folder holds. Nothing is sent to MLflow's makers.
+    By default the store is the SQLite database ``mlruns.db`` next to the experiments, with the artifacts in
+    ``mlartifacts`` next to it, and no secret is needed: ``mlflow ui --backend-store-uri
+    sqlite:///experiments/mlruns.db`` shows it. ``MLFLOW_TRACKING_URI`` (or the secret ``mlflow_tracking_uri``) selects
+    another store or a server; MLflow's other variables work as usual, for example ``MLFLOW_TRACKING_TOKEN`` and
+    ``MLFLOW_EXPERIMENT_NAME``, which is otherwise the name of the dataset or of the trainer. A resumed run is continued
+    under the same id, which is stored in ``mlflow.json`` in the experiment folder. MLflow's telemetry is disabled.
 
     Args:
         secrets: The user's secrets by name.
 
     Raises:
         MissingExtraError: If MLflow is not installed, or what it needs for a database.
-        SettingsError: If the tracking URI is of no kind that MLflow knows.
+        SettingsError: If MLflow does not support the tracking URI.
     """
 
     _client: Any = None
@@ -98,7 +98,7 @@ class MLflowFrontend(Dashboard):
         return known
 
     def _found(self, folder: Path) -> tuple[str, int] | None:
-        """Return the id of the run that was begun before, and its last epoch; None if it is not in this store."""
+        """Return the id of the run to continue, and its last epoch; None if it is not in this store."""
         run_id = remembered(folder / RUN_FILE).get("run_id")
         if not isinstance(run_id, str):
             return None
@@ -139,7 +139,7 @@ class MLflowFrontend(Dashboard):
         return run_id, 0
 
     def _log_parameters(self, values: Mapping[str, object]) -> None:
-        """Log the parameters; MLflow lets none be changed, so what differs in a resumed run becomes a tag."""
+        """Log the parameters; MLflow does not allow changes, so those that differ in a resumed run become tags."""
         texts = {metric_name(name): str(value) for name, value in values.items()}
         logged = self._client.get_run(self._run_id).data.params
         new = [self._entities.Param(name, text) for name, text in texts.items() if name not in logged]
@@ -203,7 +203,7 @@ def _required(module: str) -> Any:
 
 
 def _check(uri: str, mlflow: Any) -> None:
-    """Raise if MLflow knows no store of this kind; it connects to none yet."""
+    """Raise if MLflow does not support such a store, without connecting to it."""
     try:
         mlflow.MlflowClient(tracking_uri=uri)
     except Exception as error:
@@ -225,7 +225,7 @@ def _database(uri: str) -> Path | None:
 
 @contextmanager
 def _alone(database: Path | None) -> Iterator[None]:
-    """Keep other processes from opening a database that is being made."""
+    """Keep other processes from opening a database that is being created."""
     if database is None:
         yield
         return
@@ -235,7 +235,7 @@ def _alone(database: Path | None) -> Iterator[None]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep MLflow's lines about the tables that it makes from the screen."""
+    """Suppress MLflow's messages about the tables that it creates."""
     loggers = [logging.getLogger(name) for name in ("mlflow.store.db.utils", "alembic")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

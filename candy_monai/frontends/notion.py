@@ -1,4 +1,4 @@
-"""A dashboard in Notion: one page for each run in a database of the user's, kept up to date.
+"""A dashboard in Notion: one page for each run in the user's database, kept up to date.
 
 The columns are listed in `candy_monai.frontends.notion_table`, the requests are sent by
 `candy_monai.frontends.notion_client`.
@@ -39,22 +39,22 @@ _ID = re.compile(r"[0-9a-f]{32}")
 class NotionFrontend(Frontend):
     """Shows each run as a page of a Notion database: status, progress, scores, metrics, previews and expected end.
 
-    Needs the secrets ``notion_api_key`` (an integration's) and ``notion_database_id`` (the id, or the database's
-    address from the browser); the database must be connected to the integration. In a database that has only its title
-    the columns are made; in any other one those that are there are filled, and the log names those that are missing.
-    A number column that is named like a metric, for example ``val dice``, shows its newest value.
+    Needs the secrets ``notion_api_key`` (of an integration) and ``notion_database_id`` (the id, or the address of the
+    database in the browser); the database must be connected to the integration. In a database that has only its title
+    the columns are created; in any other one existing columns are filled, and the log names missing ones. A number
+    column named after a metric, for example ``val dice``, shows its latest value.
 
-    In a column ``Previews`` of type *files* are the newest previews of the run, which are uploaded.
+    The latest previews of the run are uploaded to a column ``Previews`` of type *files*.
 
-    A page is found by the experiment's id, so no run gets two. While Notion cannot be reached, the log says so once
-    and what is missed is made up for with the next epoch.
+    A page is found by the experiment's id, so no run gets two pages. If Notion is not available, the log says so once,
+    and missed updates are sent with the next epoch.
 
     Args:
-        secrets: The user's secrets by name. ``notion_base_url`` may name another address of the API.
-        base_url: Another address of the API, before the one in the secrets.
+        secrets: The user's secrets by name. ``notion_base_url`` may give another address of the API.
+        base_url: Another address of the API, which takes precedence over that in the secrets.
 
     Raises:
-        SettingsError: If a secret is missing or cannot be what it should be.
+        SettingsError: If a secret is missing or invalid.
     """
 
     catches_up: ClassVar[bool] = True
@@ -147,7 +147,7 @@ class NotionFrontend(Frontend):
         self._show_previews()
 
     def _show_previews(self) -> None:
-        """Upload the pictures that changed, and attach all; a failure costs the pictures alone."""
+        """Upload the changed pictures, and attach all; a failure affects only the pictures."""
         if self._previews is None or not self._table.has(PREVIEWS, "files"):
             return
         try:
@@ -177,7 +177,7 @@ class NotionFrontend(Frontend):
         self._tell(experiment_id, {**facts, "Time": end, "Expected End": Span(start=_now())})
 
     def _tell_if_possible(self, experiment_id: str, facts: Mapping[str, Value]) -> None:
-        """Write now, or with the next epoch: an outage is no reason to give up a run of days."""
+        """Write now, or with the next epoch if Notion is not available."""
         try:
             self._tell(experiment_id, facts)
         except NotionUnavailableError as error:

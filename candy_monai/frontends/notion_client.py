@@ -1,4 +1,4 @@
-"""Talks to Notion's REST API, JSON and files over HTTPS: time limits, repetitions, and errors that say what to mend.
+"""A client of Notion's REST API: JSON and files over HTTPS, with time-outs, retries, and helpful errors.
 
 The API key is in no message, no attribute and no ``repr``.
 """
@@ -28,12 +28,12 @@ T = TypeVar("T")
 BASE_URL = "https://api.notion.com"
 VERSION = "2025-09-03"
 TIMEOUT_S = 10.0
-"""To connect, and between two pieces of an answer."""
+"""Time-out for connecting, and between two parts of a response."""
 MAX_ATTEMPTS = 5
 FIRST_PAUSE_S = 1.0
-"""Before the second attempt; each further pause is twice as long."""
+"""Pause before the second attempt; each further pause is twice as long."""
 MAX_TOTAL_S = 60.0
-"""For one request with all its repetitions: no attempt begins later."""
+"""Limit for one request with all its retries: no attempt begins later."""
 MAX_ANSWER_BYTES = 1 << 24
 
 _TEMPORARY = frozenset({429, 500, 502, 503, 504, 529})
@@ -48,7 +48,7 @@ _MEND = {
 
 
 class NotionError(CandyError):
-    """Notion refuses a request; asking again would not help.
+    """Notion refuses a request, and a retry would not help.
 
     Attributes:
         status: The HTTP status.
@@ -60,10 +60,10 @@ class NotionError(CandyError):
 
 
 class NotionUnavailableError(CandyError):
-    """Notion cannot be reached, or asks to come back later.
+    """Notion cannot be reached, or asks for a later retry.
 
     Attributes:
-        retry_after_s: For how long Notion asks to be left alone.
+        retry_after_s: The waiting time that Notion asks for.
     """
 
     def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
@@ -75,14 +75,14 @@ class NotionClient:
     """Sends requests to Notion.
 
     Args:
-        api_key: An integration's secret.
-        base_url: Where the API is; other than on this machine only over HTTPS, since the key is sent there.
-        timeout_s: Seconds to connect, and between two pieces of an answer.
+        api_key: The secret of an integration.
+        base_url: The address of the API; must use HTTPS unless it is on this machine, since the key is sent there.
+        timeout_s: Time-out in seconds for connecting, and between two parts of a response.
         clock: Tells seconds.
         sleep: Waits for seconds.
 
     Raises:
-        SettingsError: If the key or the address cannot be one. The key is not shown.
+        SettingsError: If the key or the address is invalid. The key is not shown.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class NotionClient:
         self._authorize, self._without_key = authorize, without_key  # closures: no attribute holds the key
 
     def request(self, method: str, path: str, body: Object | None = None) -> Object:
-        """Send a request that may be repeated without harm, again and again while Notion is unavailable.
+        """Send an idempotent request, with retries while Notion is unavailable.
 
         Raises:
             NotionError: If Notion refuses it.
@@ -125,10 +125,10 @@ class NotionClient:
         return self.persist(lambda: self.send(method, path, body))
 
     def persist(self, attempt: Callable[[], T]) -> T:
-        """Call a function again, after growing pauses, while it ends with a `NotionUnavailableError`.
+        """Call a function again, after growing pauses, while it raises `NotionUnavailableError`.
 
-        A pause is never shorter than Notion asks for; if that is longer than may be waited, nothing more is sent
-        before the time is over, by later calls neither.
+        A pause is never shorter than Notion asks for; if that exceeds the limit, nothing is sent before the time is
+        over, also not by later calls.
         """
         end = self._clock() + MAX_TOTAL_S
         pause = FIRST_PAUSE_S
@@ -149,11 +149,11 @@ class NotionClient:
         raise AssertionError("the last attempt returns or raises")
 
     def upload(self, name: str, content: bytes, *, content_type: str) -> str:
-        """Upload a file of 20 MB at most, and return its id, by which it can be attached to a page within an hour.
+        """Upload a file of at most 20 MB, and return its id, with which it can be attached to a page within an hour.
 
         Args:
             name: The file's name, with its suffix.
-            content: What it holds.
+            content: Its content.
             content_type: Its MIME type.
 
         Raises:
@@ -175,7 +175,7 @@ class NotionClient:
 
         Raises:
             NotionError: If Notion refuses it.
-            NotionUnavailableError: If there is no answer, or none that can be used.
+            NotionUnavailableError: If there is no valid response.
         """
         content = None if body is None else json.dumps(body, allow_nan=False).encode()
         return self._send(method, path, content, "application/json")
@@ -227,7 +227,7 @@ class NotionClient:
 
 
 def id_of(thing: Json) -> str:
-    """Return the id of what Notion has answered.
+    """Return the id in a response of Notion.
 
     Raises:
         NotionUnavailableError: If it has none.

@@ -1,6 +1,6 @@
-"""One Notion database as a table: its columns, the row of an experiment, and how a value is written into a column.
+"""A Notion database as a table: its columns, the row of an experiment, and the encoding of values.
 
-A value is a text, a number, a `Span` of time or uploaded `Files`; a column takes it if its type can show it.
+A value is a text, a number, a `Span` of time or uploaded `Files`; it is written if the type of the column can show it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ COLUMNS: Mapping[str, Object] = {
     "Observation": {"rich_text": {}},
     PREVIEWS: {"files": {}},
 }
-"""What is shown beside the title, which is the experiment's id, and the type that a new column gets."""
+"""The columns besides the title, which is the experiment's id, and their types in a new database."""
 
 _SYNONYMS = {
     RUNNING: ("in progress", "running", "training"),
@@ -80,11 +80,11 @@ _SYNONYMS = {
 
 
 def encoded(column: Object, value: Value) -> Object | None:
-    """Write a value for a column.
+    """Return a value encoded for a column.
 
     Args:
         column: The column as the database describes it, with its ``type``.
-        value: What to show; numbers are finite.
+        value: The value; numbers must be finite.
 
     Returns:
         The property's value in Notion's form; None if the column's type cannot show it.
@@ -134,7 +134,7 @@ class NotionTable:
     Args:
         client: Sends the requests.
         database_id: The database's id.
-        log: Says once for each run what cannot be shown.
+        log: Called once per run with the values that cannot be shown.
     """
 
     def __init__(self, client: NotionClient, database_id: str, log: Callable[[str], None]) -> None:
@@ -151,14 +151,14 @@ class NotionTable:
         self._columns, self._unfit = {}, set()
 
     def has(self, name: str, kind: str) -> bool:
-        """Return whether there is a column of this name, in whatever case, and type, as far as columns were read."""
+        """Return whether there is a column of this name (not case-sensitive) and type, as far as columns were read."""
         return any(
             known.casefold() == name.casefold() and column.get("type") == kind
             for known, column in self._columns.items()
         )
 
     def write(self, title: str, values: Mapping[str, Value]) -> None:
-        """Write values into the row of this title; it is made if there is none.
+        """Write values into the row of this title, which is created if necessary.
 
         Args:
             title: The row's title.
@@ -189,9 +189,9 @@ class NotionTable:
         self._client.request("PATCH", f"/v1/pages/{self._pages[title]}", {"properties": properties})
 
     def _find_or_create(self, title: str, properties: Object) -> tuple[str, bool]:
-        """Return the page, and whether it was made just now.
+        """Return the page, and whether it was just created.
 
-        Looking comes first each time: a creation whose answer got lost may have happened all the same.
+        The page is searched first each time, since a creation may have succeeded although its response was lost.
         """
         name = next(name for name, column in self._columns.items() if column.get("type") == "title")
         query: Object = {"filter": {"property": name, "title": {"equals": title}}, "page_size": 1}

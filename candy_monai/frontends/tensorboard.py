@@ -1,4 +1,4 @@
-"""A dashboard of files: TensorBoard's events, in the experiment folder itself."""
+"""A dashboard with TensorBoard's event files in the experiment folder."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _EVENTS = "events.out.tfevents.*"
 _COUNTED = "run/epoch_duration"
 """A metric that every epoch has."""
 _COMPARED = ("val/best_score", "val/score", "train/combined_loss", "final/dice")
-"""The metrics that TensorBoard's table of hyperparameters shows beside them."""
+"""The metrics shown in TensorBoard's table of hyperparameters."""
 
 
 class TensorBoardFrontend(Dashboard):
     """Writes TensorBoard's event files into the experiment folder: ``tensorboard --logdir experiments`` shows all runs.
 
     It needs no secret. Metrics are scalars by epoch; settings, plan and versions are hyperparameters (the tab HPARAMS);
-    previews are images; the network's parts, how the run ended, its best weights and their final scores are text. A
-    resumed run goes on in the same folder, and epochs that are trained again replace those that were written.
+    previews are images; the network's modules, the outcome of the run, its best weights and their final scores are
+    text. A resumed run is continued in the same folder, and repeated epochs replace those already written.
 
     Args:
         secrets: The user's secrets, of which none is needed.

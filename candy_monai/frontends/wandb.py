@@ -1,4 +1,4 @@
-"""A dashboard at Weights & Biases, online, or offline in files that ``wandb sync`` sends later."""
+"""A dashboard at Weights & Biases, online, or offline in files that ``wandb sync`` uploads later."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from candy_monai.frontends.delivery import LAST_CHANCE_S
 from candy_monai.optional import require
 
 RUN_FILE = "wandb.json"
-"""In the experiment folder: the id of the run at Weights & Biases."""
+"""The file in the experiment folder with the id of the run at Weights & Biases."""
 LONGEST_START_S = 20.0
-"""Without an answer of the server for so long, the run is begun again later; as long may it hold up a program's end."""
+"""Time-out for starting a run, which is then retried later, and for the end of a program."""
 
 _KEY = "wandb_api_key"
 _SERVER = "https://api.wandb.ai"
@@ -32,20 +32,20 @@ _EXIT_CODES = {FINISHED: 0, INTERRUPTED: 130, FAILED: 1}
 class WandBFrontend(Dashboard):
     """Logs each run to Weights & Biases: its configuration, metrics by epoch, previews and summary.
 
-    Online it needs the secret ``wandb_api_key``, ``WANDB_API_KEY``, or what ``wandb login`` wrote. With
-    ``WANDB_MODE=offline`` it needs none and connects to nothing: the run is kept in ``wandb`` in the experiment
-    folder, for ``wandb sync``. Other variables of the client hold, too, such as ``WANDB_ENTITY``, ``WANDB_BASE_URL``
-    and ``WANDB_PROJECT``, which is otherwise the dataset's name, or the trainer's.
+    In online mode it needs the secret ``wandb_api_key``, ``WANDB_API_KEY``, or a previous ``wandb login``. With
+    ``WANDB_MODE=offline`` it needs neither a secret nor a connection: the run is stored in ``wandb`` in the experiment
+    folder, for ``wandb sync``. Other variables of the client work as usual, such as ``WANDB_ENTITY``,
+    ``WANDB_BASE_URL`` and ``WANDB_PROJECT``, which is otherwise the name of the dataset or of the trainer.
 
-    A resumed run goes on under the same id, which ``wandb.json`` in the experiment folder holds. Offline each part
-    begins with all earlier epochs, so that the newest folder replaces those before it.
+    A resumed run is continued under the same id, which is stored in ``wandb.json`` in the experiment folder. In offline
+    mode each part begins with all earlier epochs, so that the newest folder replaces those before it.
 
     Args:
         secrets: The user's secrets by name.
 
     Raises:
         MissingExtraError: If the client is not installed.
-        SettingsError: If there is no key, and the mode is not offline.
+        SettingsError: If there is no key in online mode.
     """
 
     _logged: Any = None
@@ -124,7 +124,7 @@ class WandBFrontend(Dashboard):
 
 
 def _has_login() -> bool:
-    """Return whether the client finds a key by itself: in the environment, or where ``wandb login`` writes it."""
+    """Return whether the client finds a key: in the environment, or in the file of ``wandb login``."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or _SERVER).hostname or ""

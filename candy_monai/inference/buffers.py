@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -68,6 +69,22 @@ class Tile:
     def scores(self) -> Tensor:
         """Divide ``sums`` by the weights, in place, and return them."""
         return self.sums if self.weights is None else self.sums.div_(self.weights())
+
+
+def noticing_nan(tiles: Iterable[Tile], case_id: str) -> Iterator[Tile]:
+    """Yield tiles as they come, and warn after the last one if scores hold NaN; only that waits for the device."""
+    found: list[Tensor] = []
+    for tile in tiles:
+        if tile.sums.numel():
+            holds_nan = tile.sums.aminmax().min.isnan()
+            found = [holds_nan | found[0] if found else holds_nan]
+        yield tile
+    if any(map(bool, found)):
+        warnings.warn(
+            f"{case_id}: the network's output holds NaN, so that its label map says nothing there; are the weights "
+            "sound, and does it do better without half precision?",
+            stacklevel=2,
+        )
 
 
 def buffer_in_memory(count: int, device: torch.device) -> Tensor:

@@ -93,12 +93,14 @@ class InputCase:
         Raises:
             BadInputError: If it cannot be read, lies nowhere, or has other channels or another number of axes.
         """
-        image = self.decoded()
+        image = self.decoded().detach()
         name = image.meta.get("filename_or_obj") or self.case_id
         geometry_of(image, name=name)
         image = image if num_dims is None else _with_axes(image, num_dims, name)
         if not image.numel():
             raise BadInputError(f"{name}: is empty (shape {tuple(image.shape)})")
+        if image.is_complex():
+            raise BadInputError(f"{name}: holds complex numbers ({image.dtype}); give it their magnitude")
         left = channels if not self.has_run_channels else dataclasses.replace(channels, numbers=None)
         chosen = left.chosen_from(image, name)
         return image if chosen is image else MetaTensor(plain_tensor(chosen), meta=dict(image.meta))
@@ -463,7 +465,9 @@ def _from_memory(given: Any, num_dims: int | None) -> MetaTensor:
     if isinstance(given, SpatialImage):
         return scan_of_nibabel(given).tensor()
     values, spacing_mm = (given, None) if isinstance(given, Tensor) else given
-    image = values if spacing_mm is None else torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+    if spacing_mm is not None and not np.iscomplexobj(values):
+        values = np.ascontiguousarray(values, dtype=np.float32)
+    image = values if spacing_mm is None else torch.from_numpy(values)
     if image.ndim == num_dims:
         image = image[None]
     if spacing_mm is None:

@@ -30,6 +30,7 @@ from candy_monai.inference.buffers import (
     buffer_on_disk,
     estimate_memory,
     network_memory,
+    noticing_nan,
 )
 from candy_monai.inference.cases import CasePredictor
 from candy_monai.inference.expected_overlap import ExpectedOverlap
@@ -167,6 +168,9 @@ class NetworkPredictor(CasePredictor, HasDevice):
             on_disk: Whether unfinished logits are kept in temporary files instead of memory.
             listener: Hears of each window.
         """
+        yield from noticing_nan(self._tiles(case, on_disk=on_disk, listener=listener), case.case_id)
+
+    def _tiles(self, case: PreparedCase, *, on_disk: bool, listener: PredictionListener | None) -> Iterator[Tile]:
         image, inferer = case.cases[0].image, self._window_inferer
         if inferer is None:
             yield Tile.whole(self.logits(image).float())

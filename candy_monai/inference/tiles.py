@@ -10,9 +10,10 @@ import itertools
 import math
 from bisect import bisect, insort
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import Literal, cast
 
 import torch
@@ -327,8 +328,10 @@ def batches_of_windows(count: int, batch_size: int) -> Iterator[range]:
 
 def check_window(window: Sequence[int], *, overlap: float | Sequence[float], batch_size: int = 1) -> None:
     """Raise SettingsError if a window has not 2 or 3 positive sides, or overlap or batch size cannot be used."""
-    if len(window) not in (2, 3) or any(side < 1 for side in window):
-        raise SettingsError(f"a window has 2 or 3 sides of at least one voxel, got {tuple(window)}")
+    sides: tuple[object, ...] = tuple(window) if isinstance(window, Iterable) else (window,)
+    if len(sides) not in (2, 3) or not all(isinstance(side, Integral) and int(side) >= 1 for side in sides):
+        given = sides if isinstance(window, Iterable) else window
+        raise SettingsError(f"a window has 2 or 3 sides of at least one voxel, in whole numbers, got {given}")
     check_overlap(overlap, num_dims=len(window))
     if batch_size < 1:
         raise SettingsError(f"the number of windows run at once must be at least 1, got {batch_size}")

@@ -170,9 +170,8 @@ class TypicalInputs:
             if not usual.low / factor <= size <= usual.high * factor:
                 shown = [f"{share if is_in_space else 100 * share:.3g}" for share in (size, usual.low, usual.high)]
                 unit_name = "ml" if is_in_space else "% of the picture"
-                found.append(
-                    f"its {name} takes {shown[0]} {unit_name}, that of the training cases {shown[1]} to {shown[2]}"
-                )
+                usually = " to ".join(dict.fromkeys(shown[1:]))
+                found.append(f"its {name} takes {shown[0]} {unit_name}, that of the training cases {usually}")
         return (fmean(shares) if shares else 0.0), found
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from candy_monai.boxes import bounding_box
 from candy_monai.errors import SettingsError, did_you_mean
+from candy_monai.metrics.surface import check_masks
 
 LESION_METRICS = (
     "lesion_f1",
@@ -162,7 +163,11 @@ def lesion_metrics(
         Name to value; NaN where a ratio has nothing to be of: recall without a lesion in the reference, precision
         without a predicted one, a Dice of matched lesions without a match, and all but the false positives where
         neither map has one.
+
+    Raises:
+        BadInputError: If the masks differ in shape or hold fractions, or there is not a positive spacing for each axis.
     """
+    check_masks(prediction, reference, spacing_mm)
     rule = LesionRule() if rule is None else rule
     one, other = (mask.bool().cpu().numpy() for mask in (prediction, reference))
     box = bounding_box(one | other, margin=rule.dilation if rule.matching == "dilation" else 0)

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 
 from candy_monai.boxes import bounding_box
+from candy_monai.errors import BadInputError
+from candy_monai.label_ids import holds_whole_numbers
 
 SURFACE_METRICS = ("hd95", "hd100", "assd", "masd", "surface_dice")
 """In the spacing's unit: the larger of both 95th percentiles of the distances from one surface to the other, and their
@@ -61,7 +63,15 @@ def surface_metrics(
 
     Returns:
         Name to value.
+
+    Raises:
+        BadInputError: If the masks differ in shape or hold fractions, or an option is out of range.
     """
+    check_masks(prediction, reference, spacing_mm)
+    if unknown := [name for name in names if name not in SURFACE_METRICS]:
+        raise BadInputError(f"there is no surface metric {unknown[0]!r}; known are {', '.join(SURFACE_METRICS)}")
+    if not 0 <= tolerance_mm < math.inf:
+        raise BadInputError(f"tolerance_mm must be 0 or more, got {tolerance_mm}")
     in_prediction, in_reference = bool(prediction.any()), bool(reference.any())
     if not in_prediction and not in_reference:
         return dict.fromkeys(names, math.nan)
@@ -85,6 +95,25 @@ def surface_metrics(
         "surface_dice": lambda: (areas[there <= limit].sum() + areas_back[back <= limit].sum()) / (total + total_back),
     }
     return {name: float(measures[name]()) for name in names}
+
+
+def check_masks(prediction: Tensor, reference: Tensor, spacing_mm: Sequence[float] | None) -> None:
+    """Check that two tensors are masks on one grid with this spacing, None for none.
+
+    Raises:
+        BadInputError: If they are not.
+    """
+    shapes = tuple(prediction.shape), tuple(reference.shape)
+    if shapes[0] != shapes[1]:
+        raise BadInputError(f"prediction and reference differ in shape: {shapes[0]} and {shapes[1]}")
+    for what, mask in (("prediction", prediction), ("reference", reference)):
+        if not holds_whole_numbers(mask):
+            raise BadInputError(f"the {what} holds fractions, expected a mask: of probabilities take those above 0.5")
+    if spacing_mm is not None and not (len(spacing_mm) == len(shapes[0]) and all(0 < s < math.inf for s in spacing_mm)):
+        raise BadInputError(
+            f"spacing_mm is {tuple(spacing_mm)} for masks of shape {shapes[0]}, expected a positive number for each "
+            "axis"
+        )
 
 
 def _distances(prediction: _Mask, reference: _Mask, spacing: Sequence[float]) -> tuple[_Weighted, _Weighted]:

@@ -319,7 +319,9 @@ def apply_loss(criterion: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Te
         ValueError: If the loss is not one number.
     """
     if isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss):
-        if labels.ndim == logits.ndim and labels.shape[1] == 1 and not labels.is_floating_point():
+        # Floating labels of several channels are probabilities; of one they are ids, as MONAI's LoadImage gives them.
+        is_soft = labels.is_floating_point() and logits.shape[1] == 1
+        if labels.ndim == logits.ndim and labels.shape[1] == 1 and not is_soft:
             labels = labels[:, 0].long()
     elif isinstance(criterion, nn.BCEWithLogitsLoss) and not labels.is_floating_point():
         labels = labels.to(logits.dtype)

@@ -1,5 +1,5 @@
-"""What watches a run: console, notebook, curves, previews, forecast.
+"""Observers of a run: console, notebook, curves, previews, forecast.
 
-The frozen events of ``experiment.events`` enter; text on the screen and pictures in the experiment's folder leave.
-Observers never change a run, and their failures do not end it.
+The inputs are the immutable events of ``experiment.events``; the outputs are text on the console and pictures in the
+experiment folder. Observers never change a run, and their failures do not end it.
 """

@@ -1,4 +1,4 @@
-"""What an observer is, and what happens to one that fails. Observers watch a run; they never steer it."""
+"""The base class of observers, and the handling of their failures. Observers never control a run."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ MAX_FAILURES_IN_A_ROW = 5
 
 
 class Observer:
-    """Is told what happens in a run. Override the methods of the events that matter; the others do nothing."""
+    """Receives the events of a run. Override the methods of the events that you need; the others do nothing."""
 
     def receive(self, event: Event) -> None:
-        """Pass the event to the method that is named after it."""
+        """Pass the event to its method."""
         match event:
             case RunStarted():
                 self.on_run_started(event)
@@ -49,28 +49,28 @@ class Observer:
                 self.on_run_scored(event)
 
     def on_run_started(self, event: RunStarted) -> None:
-        """The run begins."""
+        """Called when the run begins."""
 
     def on_step_finished(self, event: StepFinished) -> None:
-        """A batch was trained on or a case validated: called often, so be quick."""
+        """Called after each training batch and each validated case; should be fast."""
 
     def on_epoch_finished(self, event: EpochFinished) -> None:
-        """An epoch is on disk."""
+        """Called when an epoch is saved."""
 
     def on_message_logged(self, event: MessageLogged) -> None:
-        """A message is meant for the screen."""
+        """Called for a message for the console."""
 
     def on_run_interrupted(self, event: RunInterrupted) -> None:
-        """The run ends early."""
+        """Called when the run ends early."""
 
     def on_run_finished(self, event: RunFinished) -> None:
-        """The run ends."""
+        """Called when the run ends."""
 
     def on_run_scored(self, event: RunScored) -> None:
-        """The best weights of a planned run were scored, after its end."""
+        """Called after a planned run, when its best weights are scored."""
 
     def close(self) -> None:
-        """Finish what is pending; called once, at the end of a run. Only `RunScored` comes later."""
+        """Finish pending work; called once, at the end of a run. Only `RunScored` comes later."""
 
 
 @dataclass
@@ -81,10 +81,10 @@ class _Watched:
 
 
 class ObserverGroup(Observer):
-    """Passes every event to every observer and keeps their failures away from the run and from each other.
+    """Passes every event to every observer, and isolates the run and the other observers from failures.
 
-    An observer that raises anything but a Ctrl-C is reported once for each kind of error and tried again at the next
-    event; after five failures in a row it is detached.
+    An observer that raises anything other than a Ctrl-C is reported once for each kind of error and called again for
+    the next event; after five failures in a row it is removed.
     """
 
     def __init__(self, observers: Iterable[Observer], report: Callable[[str], None]) -> None:
@@ -129,14 +129,14 @@ class ObserverGroup(Observer):
 
 
 class BackgroundObserver(Observer):
-    """Runs another observer on a thread of its own, so that drawing and dashboards never block a step.
+    """Runs another observer on a separate thread, so that drawing and dashboards never block a step.
 
-    Events arrive in order; steps are not passed on.
+    Events are delivered in order; steps are not passed on.
 
     Args:
-        observer: Does the work; should not raise (an `ObserverGroup` does not).
-        patience_s: How long ``close`` waits for what is pending before it leaves it behind, and the end of the process
-            for what was left behind or never closed. With 0 the process ends without waiting.
+        observer: The observer; should not raise (an `ObserverGroup` does not).
+        patience_s: Seconds that ``close`` waits for pending events, and that the end of the process waits for remaining
+            ones. With 0 the process ends without waiting.
         newest_epoch_only: Of the epochs that finish while the observer is busy, keep and pass on only the last.
     """
 

@@ -1,4 +1,4 @@
-"""The run on the screen: messages, a progress bar, and the metrics table after each epoch."""
+"""A run on the console: messages, a progress bar, and a table of metrics after each epoch."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from candy_monai.observers.pace import Pace
 
 
 class Screen(Console):
-    """Standard output, which may be closed by whoever reads it: ``python train.py | head``."""
+    """Standard output, which its reader may close, as in ``python train.py | head``."""
 
     @override
     def on_broken_pipe(self) -> None:
-        """Print no more, where rich would end the program."""
+        """Stop printing, where rich would end the program."""
         self.quiet = True
         discard_standard_output()
 
 
 class ConsoleObserver(Observer):
-    """Prints a run on the terminal. The progress bar appears only where it can move."""
+    """Prints a run on the terminal. The progress bar is only shown on an interactive terminal."""
 
     def __init__(self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console or Screen()
@@ -121,14 +121,14 @@ class ConsoleObserver(Observer):
 
 
 def size_of_model(event: RunStarted) -> str:
-    """Return one line about the network: its name, its parameters and, where they could be counted, its operations."""
+    """Return one line about the network: its name, its parameters and, if they could be counted, its operations."""
     size = f"{event.num_params / 1e6:.2f} M" if event.num_params >= 1e5 else f"{event.num_params:,}"
     work = "" if math.isnan(event.num_macs) else f", {event.num_macs / 1e9:.2f} G multiply-adds for one example"
     return f"{event.model}: {size} parameters{work}"
 
 
 def epoch_table(event: EpochFinished, *, class_names: Sequence[str] = ()) -> Table:
-    """Return the metrics of an epoch, titled with its number, the best score so far and what is forecast."""
+    """Return a table of the metrics of an epoch, titled with its number, the best score so far and the forecast."""
     goes_on = event.epoch < event.num_epochs
     title = f"Epoch {event.epoch} of {'about ' if event.has_time_limit and goes_on else ''}{event.num_epochs}"
     if event.best_epoch:
@@ -143,7 +143,7 @@ def epoch_table(event: EpochFinished, *, class_names: Sequence[str] = ()) -> Tab
 
 
 def _expected(event: EpochFinished, forecast: Forecast) -> str:
-    """Return with which chance a better score comes, where one is expected also when, and when the run ends."""
+    """Return the probability and, if expected, the epoch of a better score, and the end of the run."""
 
     def until(epoch: int) -> str:
         seconds = seconds_until(epoch, event.epoch, event.metrics)
@@ -161,8 +161,8 @@ def metrics_table(metrics: Mapping[str, Sequence[float]], *, title: str = "", cl
     What is listed of many classes, `columns.worth_listing` says.
 
     Args:
-        metrics: Each metric's values over the epochs; NaN where there is none.
-        title: Stands above the table.
+        metrics: The values of each metric over the epochs; NaN for missing ones.
+        title: The title above the table.
         class_names: Names of the classes, which the names of metrics of classes end with.
     """
     table = Table(title=title, title_justify="left")

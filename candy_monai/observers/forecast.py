@@ -1,7 +1,7 @@
-"""Forecast, after each epoch, of the best validation score and its epoch.
+"""Forecast the best validation score and its epoch after each epoch.
 
-Every forecast goes to the log. On the screen, where three lines an epoch would bury the rest, are the first one and
-those that change what was last said there.
+Every forecast is written to the log. The console, where three lines per epoch would be too many, shows the first
+forecast and those that differ notably from the last one shown.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from candy_monai.forecasting.curve import is_within
 from candy_monai.observers.base import Observer
 
 NOTABLE = 0.05
-"""A change of the forecast by more than this share of the range of the scores so far is shown on the screen."""
+"""A change of the forecast by more than this fraction of the range of the scores so far is shown on the console."""
 
 
 class Log(Protocol):
     """Writes one message."""
 
     def __call__(self, msg: str, *, on_screen: bool = True) -> None:
-        """Write it to the log and, if wanted, on the screen."""
+        """Write it to the log and, if requested, to the console."""
 
 
 class ForecastObserver(Observer):
-    """Logs the forecast of the best validation score, or once why there is none."""
+    """Logs the forecast of the best validation score, or once the reason why there is none."""
 
     name = "forecasting the best score"
 
@@ -60,7 +60,7 @@ class ForecastObserver(Observer):
         self._abstained = abstains
 
     def _doubt_range(self, event: EpochFinished) -> None:
-        """Log once that the scores do not keep to what the trainer says of them."""
+        """Log once that the scores exceed the range that the trainer declares."""
         if self._doubted_range or event.score is None or event.score_range is None:
             return
         if not is_within([event.score], event.score_range):
@@ -77,9 +77,9 @@ class ForecastObserver(Observer):
 
 
 def forecast_messages(event: EpochFinished, prediction: Forecast, now: datetime) -> list[str]:
-    """Return the log's lines about a forecast: the score, when it comes, how sure that is and what stopping would cost.
+    """Return the log lines of a forecast: the score, its epoch, the uncertainty and the cost of stopping.
 
-    Where it abstains there is one line, which says why.
+    If it abstains there is one line with the reason.
     """
     if prediction.interval is None:
         return [f"No forecast of the best validation score: {prediction.reason}"]

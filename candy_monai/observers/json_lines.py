@@ -1,4 +1,4 @@
-"""What happens as JSON, one object a line, for programs that read it."""
+"""Write events as JSON, one object per line, for programs that read it."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from candy_monai.observers.base import Observer
 from candy_monai.observers.pace import Pace
 
 PROGRESS_S = 1.0
-"""Between two events of progress pass so many seconds at least."""
+"""Minimum seconds between two progress events."""
 
 
 class JsonLines(Observer):
-    """Writes each event as one line: an object with ``event``, ``level``, ``timestamp`` and what belongs to the event.
+    """Writes each event as one line: an object with ``event``, ``level``, ``timestamp`` and further entries.
 
-    Numbers that JSON has no form for are ``null`` (NaN) or the texts ``inf`` and ``-inf``.
+    Numbers that JSON cannot represent are ``null`` (NaN) or the strings ``inf`` and ``-inf``.
 
     Args:
-        stream: Where to write; None for nowhere.
+        stream: The stream to write to; None to write nothing.
         is_quiet: Leave out messages, progress and epochs.
-        clock: Tells seconds.
+        clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class JsonLines(Observer):
         """Write one line.
 
         Args:
-            event: What happened.
+            event: The kind of event.
             level: ``info``, ``warning`` or ``error``.
-            **facts: More entries, of values that JSON knows, and of NumPy's and paths.
+            **facts: Further entries, of values that JSON can represent, NumPy numbers and paths.
         """
         now = datetime.now().astimezone().isoformat(timespec="milliseconds")
         content = {"event": event, "level": level, "timestamp": now, **_finite(as_json(facts))}

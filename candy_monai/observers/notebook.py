@@ -1,7 +1,7 @@
-"""The run below a notebook's cell: one display that is replaced in place, so it does not grow with the epochs.
+"""A run in a notebook: one display that is replaced in place, so that it does not grow with the epochs.
 
-A notebook keeps whatever a cell shows. A table for each epoch and a widget for each bar would fill pages, and remain in
-the saved file. What is left out here is in ``logs.txt``.
+A notebook keeps all output of a cell: a table for each epoch and a widget for each bar would fill pages, also in the
+saved file. Everything that is not shown is in ``logs.txt``.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _WIDTH = 100
 _STYLE = "overflow-x:auto;line-height:normal;font-family:Menlo,Consolas,monospace;font-size:small;margin:0 0 .5em"
 
 Show = Callable[[dict[str, str]], None]
-"""Shows text by its MIME type, in place of what was shown before."""
+"""Shows text by its MIME type, replacing the previous output."""
 
 
 class NotebookObserver(Observer):
-    """Shows a run's first and newest messages, the table of the newest epoch, and how far the present one is.
+    """Shows the first and the latest messages of a run, the table of the latest epoch, and the progress.
 
     Args:
-        show: Where to show it; None for below the running cell.
-        clock: Tells the seconds that pass, for while steps are made it shows something new twice a second only.
+        show: Displays it; None to show it below the running cell.
+        clock: Returns the time in seconds; the display is updated at most twice per second during steps.
     """
 
     def __init__(self, show: Show | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:

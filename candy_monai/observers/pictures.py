@@ -1,4 +1,4 @@
-"""The pictures in a run's folder, drawn now and then: curves of its metrics, and the preview of a validated case."""
+"""Draw the pictures in a run's folder at intervals: the curves of its metrics, and the preview of a case."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d) *(\.|$)", re.IGNORECASE)
 class ThrottledObserver(Observer):
     """Calls ``draw`` at most once in ``interval_s``, and for the last epoch in any case.
 
-    What takes long is done less often: drawing takes at most one fiftieth of the time, since on a small machine it
-    takes it from the training.
+    Slow drawing is done less often: it takes at most one fiftieth of the time, since on a small machine it slows down
+    the training.
     """
 
     def __init__(self, *, interval_s: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -71,7 +71,7 @@ class ThrottledObserver(Observer):
 class CurvesObserver(ThrottledObserver):
     """Draws ``progress.png`` and ``<metric>.png``; a curve whose values did not change is not drawn again.
 
-    What a metric says of several classes shares a figure, ``<metric> by class.png``.
+    The classes of a metric share a figure, ``<metric> by class.png``.
     """
 
     name = "drawing the curves"
@@ -118,14 +118,14 @@ class CurvesObserver(ThrottledObserver):
 
 
 class PictureNames:
-    """Names the pictures of metrics: each its own, whatever the metric is called."""
+    """Chooses unique file names for the figures of metrics, whatever their names."""
 
     def __init__(self) -> None:
         self._by_metric: dict[str, str] = {}
         self._taken = {_compared(Path(OVERVIEW).stem)}
 
     def of(self, metric: str) -> str:
-        """Return the metric's name without what a file name must not hold, shortened, and not that of another file."""
+        """Return a valid, shortened and unique file name for a metric."""
         if metric not in self._by_metric:
             stem = _as_stem(metric)
             if _compared(stem) in self._taken or stem.endswith("(preview)"):
@@ -144,12 +144,12 @@ def _as_stem(metric: str) -> str:
 
 
 def _compared(stem: str) -> str:
-    """Return the form in which two names are the same to some file system."""
+    """Return a form that is equal for names that some file system treats as the same."""
     return unicodedata.normalize("NFC", stem).casefold()
 
 
 class PreviewObserver(ThrottledObserver):
-    """Has the preview of the newest validated epoch drawn."""
+    """Draws the preview of the latest validated epoch."""
 
     name = "drawing the preview"
 

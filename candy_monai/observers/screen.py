@@ -1,4 +1,4 @@
-"""What a run is shown by: below a notebook's cell, on the terminal, or by what a program has chosen instead."""
+"""Choose the observer that displays a run: in a notebook, on the terminal, or one chosen by a program."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _chosen: ContextVar[Observer | None] = ContextVar("chosen screen", default=None)
 
 
 class WarningsObserver(Observer):
-    """Passes on the warnings of a run, and nothing else."""
+    """Passes on only the warnings of a run."""
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn = warn
@@ -31,13 +31,13 @@ class WarningsObserver(Observer):
 
 
 def screen_observer() -> Observer:
-    """Return what shows a run on this screen: below the cell in a notebook, else on standard output."""
+    """Return the observer that displays a run: below the cell in a notebook, otherwise on standard output."""
     return _chosen.get() or (NotebookObserver() if Console().is_jupyter else ConsoleObserver())
 
 
 @contextmanager
 def shown_by(observer: Observer) -> Iterator[None]:
-    """Yield while the runs that begin are shown by this observer."""
+    """Yield while this observer displays the runs that are started."""
     token = _chosen.set(observer)
     try:
         yield

@@ -19,7 +19,7 @@ from candy_monai.data.datasets.folds import splits_as_text
 from candy_monai.data.inspection.checks import SPLITS
 from candy_monai.data.pipelines.description import PIPELINES, OwnTransforms, augmentation
 from candy_monai.data.planning.explanation import explain
-from candy_monai.data.planning.plan import Plan
+from candy_monai.data.planning.plan import ENTRIES, Plan
 from candy_monai.data.samples.patches import EpochSampler, PatchDataset, StoredCases
 from candy_monai.data.samples.store import CaseStore
 from candy_monai.data.workers import usable_cores
@@ -58,7 +58,7 @@ from candy_monai.training.options import SegmentationOptions
 from candy_monai.training.planned import add_to_folder, forget_earlier_runs, observed_beyond_the_run
 from candy_monai.training.resume import Continuation
 from candy_monai.training.schedule import default_warm_up
-from candy_monai.training.segmentation import SegmentationTrainer
+from candy_monai.training.segmentation import SegmentationTrainer, own_criterion
 from candy_monai.training.signals import outlive_signals
 
 TRAINER_ARGS = "trainer_args"
@@ -87,11 +87,13 @@ class Fit:
         seconds_left: Returns the seconds of the budget that are left.
         speed: The measured speed.
         amp: The precision to train in.
+        decided: Names of the plan's entries that it has decided.
     """
 
     seconds_left: Callable[[], float]
     speed: Speed
     amp: Precision
+    decided: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +164,8 @@ class PlannedRun:
             )
         # Each process has measured by itself; the result of the first one is used by all.
         plan, amp, scored = self.processes.broadcast((plan, speed.amp, num_scored(speed, seconds, num_cases)))
-        fit = Fit(seconds_left=seconds_left, speed=speed, amp=amp)
+        decided = tuple(name for name in ENTRIES if getattr(plan, name) != getattr(self.prepared.plan, name))
+        fit = Fit(seconds_left=seconds_left, speed=speed, amp=amp, decided=(*decided, "num_epochs"))
         record = BudgetRecord(
             budget_s=float(budget_s),
             usable_s=round(usable_s(speed, seconds, num_cases), 1),
@@ -312,10 +315,12 @@ class PlannedRun:
         return trainer
 
     def _findings(self) -> str:
-        prepared = self.prepared
-        return findings_as_text(
-            prepared.warnings, explain(prepared.plan, prepared.fingerprint), facts_of_data(prepared.fingerprint)
+        prepared, fit = self.prepared, self.fit
+        by_budget = () if fit is None else fit.decided
+        choices = explain(
+            prepared.plan, prepared.fingerprint, by_budget=by_budget, criterion_of=own_criterion(self.trainer_class)
         )
+        return findings_as_text(prepared.warnings, choices, facts_of_data(prepared.fingerprint))
 
     def _record(self) -> DatasetRecord:
         description, precision = self.prepared.dataset.description, self.prepared.store.precision

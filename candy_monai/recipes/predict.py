@@ -120,8 +120,9 @@ def _runs_of(folder: Path, checkpoint: str, on_progress: Callable[[str], None]) 
         return [folder]
     if (folder / INFERENCE).is_file():
         selection = Selection.read(folder)
+        on_progress(f"As chosen in {folder / INFERENCE}:")
         for reason in selection.reasons:
-            on_progress(f"{folder / INFERENCE}: {reason}")
+            on_progress(f"- {reason}")
         return selection.experiments
     if folds := folds_below(folder):
         return _finished_of(folder, folds, checkpoint, on_progress)

@@ -158,7 +158,8 @@ def prepare_dataset(
     if folds and is_main:
         write_splits(store.folder / SPLITS, folds)
     if options.num_epochs is not None:
-        made = dataclasses.replace(made, num_epochs=options.num_epochs)
+        chosen = tuple(sorted({*made.chosen, "num_epochs"}))
+        made = dataclasses.replace(made, num_epochs=options.num_epochs, chosen=chosen)
     return Prepared(
         dataset=raw,
         fingerprint=fingerprint,

@@ -27,7 +27,7 @@ from candy_monai.experiment.checkpoints import BEST
 from candy_monai.experiment.state import weight_file
 from candy_monai.files import check_writable, digest_of_file
 from candy_monai.recipes.out_of_fold import PLACE, THRESHOLDS, CrossValidation, OutOfFold
-from candy_monai.recipes.selection import Member, Selection
+from candy_monai.recipes.selection import INFERENCE, Member, Selection
 
 
 def select(
@@ -162,7 +162,8 @@ def _why_steps(trials: list[Trial]) -> list[str]:
     kept = [f"{trial.step}: {trial.reason}" for trial in trials if trial.kept]
     left = len(trials) - len(kept)
     if left:
-        kept.append(f"{left} other steps changed label maps, and are left out: trials says why")
+        count, verb = f"{left} {'other ' * bool(kept)}step{'s' * (left > 1)}", "are" if left > 1 else "is"
+        kept.append(f"{count} that changed label maps {verb} left out: 'trials' in {INFERENCE} says why")
     return kept or ["no postprocessing: none of the steps changes a label map"]
 
 

@@ -1,5 +1,6 @@
-"""The page of a run: one HTML file that opens without a server and requests nothing.
+"""The report page of a run: one HTML file that opens without a server and makes no requests.
 
-An experiment's folder, or the events of a run that goes on, enter; ``report.html`` leaves. `document` gathers what the
-page says in plain values, `page` writes them into one file together with ``assets/``, which draw them in the browser.
+The input is an experiment folder, or the events of a running training; the output is ``report.html``. `document`
+collects the content of the page as plain values, `page` writes them into one file together with ``assets/``, which draw
+them in the browser.
 """

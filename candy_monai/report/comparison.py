@@ -1,4 +1,4 @@
-"""Several runs on one page: what differs between them, their curves, and their scores case by case."""
+"""Compare several runs on one page: their differences, their curves, and their scores case by case."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from candy_monai.report.viewing import read_kept
 COMPARISON = "comparison.html"
 MOST_VIEW_BYTES = 6_000_000
 _SAME = 1e-6
-"""Scores that are nearer than this are the same."""
+"""Scores that differ by less than this are treated as equal."""
 _MOST_CLASSES = 4  # with curves of their own
 _ABOUT_THE_RUN = ("format", "id", "settings", "environment", "plan", "dataset", "pipelines", "budget")
 
@@ -49,13 +49,13 @@ class ComparedRun:
     """A run of a comparison.
 
     Attributes:
-        name: Tells it from the others.
-        facts: What its folder says.
-        progress: How far it has come.
+        name: A unique name.
+        facts: The content of its folder.
+        progress: Its progress.
         kept: The cases of its last validation.
-        views: Those of them to look at.
-        final: The scores of the best weights; None without them.
-        damaged: A sentence where their file is damaged; empty for nothing.
+        views: The cases for viewing.
+        final: The scores of the best weights; None if there are none.
+        damaged: A sentence if their file is damaged; otherwise empty.
     """
 
     name: str
@@ -67,13 +67,13 @@ class ComparedRun:
     damaged: str = ""
 
     def cases(self, *, final: bool) -> tuple[list[ScoredCase], Mapping[int, str]]:
-        """Return its scored cases, of the best weights or of the last validation, and the names of their classes."""
+        """Return the scored cases, of the best weights or of the last validation, and the names of their classes."""
         cases, names, _ = cases_of_run(self.facts, self.kept, self.final if final else None)
         return cases, names
 
 
 def write_comparison(folders: Sequence[PathLike], to: PathLike) -> Path:
-    """Write a page that compares runs, and return where it is.
+    """Write a page that compares runs, and return its path.
 
     Args:
         folders: Their experiment folders, also of earlier versions.
@@ -87,11 +87,11 @@ def write_comparison(folders: Sequence[PathLike], to: PathLike) -> Path:
 
 
 def compared_runs(folders: Sequence[PathLike], *, names: Sequence[str] | None = None) -> list[ComparedRun]:
-    """Read runs that are to be compared; see `write_comparison`.
+    """Read the runs to compare; see `write_comparison`.
 
     Args:
         folders: Their experiment folders.
-        names: What they are called; by default as much of their paths as tells them apart, of two or more.
+        names: Their names; by default the parts of their paths that differ.
     """
     paths = [Path(folder) for folder in folders]
     if len(paths) < 2 and names is None:
@@ -110,7 +110,7 @@ def compared_runs(folders: Sequence[PathLike], *, names: Sequence[str] | None = 
 
 
 def document_of_comparison(runs: Sequence[ComparedRun], *, now: datetime) -> Document:
-    """Return what the page that compares runs says."""
+    """Return the document of the page that compares runs."""
     final = all(run.final is not None for run in runs)
     scored = [run.cases(final=final) for run in runs]
     views, note = _views(runs)
@@ -134,7 +134,7 @@ def document_of_comparison(runs: Sequence[ComparedRun], *, now: datetime) -> Doc
 
 
 def content_of_runs(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
-    """Return of each run its name, colour and folder, and what its curves are drawn over."""
+    """Return the name, colour, folder and curve axes of each run."""
     return [
         {
             "name": run.name,
@@ -147,7 +147,7 @@ def content_of_runs(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
 
 
 def differences_of(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
-    """Return what is not the same in all runs: groups with rows of a name and a text for each run."""
+    """Return the differences between runs: groups with rows of a name and a text for each run."""
     groups = []
     for title in ("settings", "plan", "dataset", "network and trainer", "environment"):
         flat = [_flattened(_part(run, title)) for run in runs]
@@ -189,7 +189,7 @@ def overlaid(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
 def tables_of_comparison(
     names: Sequence[str], scored: Sequence[tuple[Sequence[ScoredCase], Mapping[int, str]]]
 ) -> list[Table]:
-    """Return tables of the runs' scores: on the whole, by class and by case, as far as cases are common to all."""
+    """Return tables of the runs' scores on common cases: overall, by class and by case."""
     by_case = [{case.case_id: case for case in cases} for cases, _ in scored]
     common = [case_id for case_id in by_case[0] if all(case_id in one for one in by_case[1:])]
     known = [i for i in common if all(math.isfinite(one[i].score) for one in by_case)]
@@ -316,7 +316,7 @@ def _overview(runs: Sequence[ComparedRun]) -> Table:
 def _notes(
     runs: Sequence[ComparedRun], scored: Sequence[tuple[Sequence[ScoredCase], Mapping[int, str]]], *, final: bool
 ) -> list[str]:
-    """Return what is to be known before scores are compared."""
+    """Return notes about the comparability of the scores."""
     notes = ["Scores of the best weights on whole cases." if final else "Scores of each run's last validation."]
     if not final and any(run.final is not None for run in runs):
         lacking = ", ".join(run.name for run in runs if run.final is None)
@@ -341,7 +341,7 @@ def _notes(
 
 
 def _views(runs: Sequence[ComparedRun]) -> tuple[list[list[Any]], str]:
-    """Return the cases to look at of each run, those first that most runs have, as many as a page should hold."""
+    """Return the cases of each run for viewing, starting with those that most runs have, up to the limit of a page."""
     count = Counter(view["id"] for run in runs for view in run.views)
     chosen: list[str] = []
     total, left_out = 0, 0
@@ -388,7 +388,7 @@ def _flattened(content: Mapping[str, Any], where: str = "") -> dict[str, Any]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Return for each folder as much of the end of its path as tells it from the others."""
+    """Return for each folder the shortest end of its path that is unique."""
     parts = [path.resolve().parts for path in paths]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(one[-count:]) for one in parts]

@@ -1,4 +1,4 @@
-"""The metrics of a run as figures of a page: what belongs together is one figure, and many classes are folded."""
+"""The metrics of a run as figures of a page: related metrics share a figure, and many classes are summarised."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from candy_monai.columns import EPOCH_DURATION, LEARNING_RATE, LOSS, SCORE, VALI
 from candy_monai.plotting.canvas.colors import class_color
 
 MOST_POINTS = 600
-"""Points of a curve; of more epochs, the least and the largest value of each stretch are kept."""
+"""Maximum number of points of a curve; with more epochs, the smallest and the largest value of each stretch are
+kept."""
 MOST_CLASSES = 8
-"""Classes with curves of their own; more are folded into quantiles."""
+"""Maximum number of classes with separate curves; more are summarised by quantiles."""
 WORST = 5
-"""Of folded classes so many, the worst at the end, are drawn and named."""
+"""Number of summarised classes that are drawn and named, those with the worst final values."""
 
 _LOWER = re.compile("loss|error|hausdorff|distance|hd95|hd100|assd|masd|falsepositives|perplexity")
 _HIGHER = re.compile("score|dice|iou|jaccard|accuracy|precision|recall|sensitivity|specificity|auc|f1")
@@ -33,8 +34,7 @@ class Series:
     """One curve.
 
     Attributes:
-        name: What the legend says.
-        color: ``training``, ``validation``, ``plain``, or a colour as ``#rrggbb``.
+        name: The name in the legend. color: ``training``, ``validation``, ``plain``, or a colour as ``#rrggbb``.
         x: Epochs, counted from 1.
         y: The values.
     """
@@ -67,9 +67,9 @@ class Figure:
     """Curves that share a scale.
 
     Attributes:
-        key: Tells the figure from the others, also in another run's page.
+        key: Identifies the figure, also on the page of another run.
         title: Its title.
-        better: ``higher``, ``lower``, or None where it is unknown which values are better.
+        better: ``higher``, ``lower``, or None if it is unknown which values are better.
         series: The curves.
         bands: The areas behind them.
         note: A sentence below.
@@ -84,7 +84,7 @@ class Figure:
 
 
 def figures(metrics: Mapping[str, Sequence[float]], class_names: Mapping[int, str]) -> list[Figure]:
-    """Return the figures of a run: the score first, then the loss, the classes, what else there is, rate and time.
+    """Return the figures of a run: score, loss, classes, other metrics, learning rate and time.
 
     Args:
         metrics: Each metric's values over all epochs, as in ``metrics.csv``; ``val dice`` is ``dice`` in validation.
@@ -98,14 +98,14 @@ def figures(metrics: Mapping[str, Sequence[float]], class_names: Mapping[int, st
 
 
 def better_of(name: str) -> str | None:
-    """Return whether higher or lower values of a metric are better, as far as its name tells."""
+    """Return whether higher or lower values of a metric are better, guessed from its name."""
     if _LOWER.search(name.lower()):
         return "lower"
     return "higher" if _HIGHER.search(name.lower()) else None
 
 
 def class_of_metric(name: str, class_names: Mapping[int, str]) -> tuple[str, int] | None:
-    """Return metric and class of a metric of one class, which is called by its id or its name; None of any other."""
+    """Return the metric and the class of a metric of one class, named by id or by name; None for other metrics."""
     if label := class_at_end(name, class_names.values()):
         return name.removesuffix(f" {label}"), next(i for i, known in class_names.items() if known == label)
     match = _CLASS.fullmatch(name)
@@ -113,7 +113,7 @@ def class_of_metric(name: str, class_names: Mapping[int, str]) -> tuple[str, int
 
 
 def kept_points(values: Numbers, most: int = MOST_POINTS) -> NDArray[np.intp]:
-    """Return the places of the finite values; of too many, of the least and the largest of each stretch."""
+    """Return the positions of the finite values; if too many, only of the extremes of each stretch."""
     places = np.flatnonzero(np.isfinite(values))
     if len(places) <= most:
         return places
@@ -125,7 +125,7 @@ def kept_points(values: Numbers, most: int = MOST_POINTS) -> NDArray[np.intp]:
 
 
 def rounded(values: Numbers, digits: int = 5) -> list[float]:
-    """Return values with so many significant digits, which is what a page can show of them."""
+    """Return values rounded to a number of significant digits."""
     size = np.abs(values)
     decimals = digits - 1 - np.floor(np.log10(np.where(size > 0, size, 1.0)))
     scale = 10.0 ** np.abs(decimals)
@@ -136,7 +136,7 @@ def rounded(values: Numbers, digits: int = 5) -> list[float]:
 
 
 def hex_color(class_id: int) -> str:
-    """Return the colour of a class, which is that of the pictures, as ``#rrggbb``."""
+    """Return the colour of a class, the same as in pictures, as ``#rrggbb``."""
     if class_id == 0:  # black in pictures, and not to be seen on a dark page
         return "#8a94a0"
     red, green, blue = class_color(class_id)
@@ -191,7 +191,7 @@ def _figure(
 def _folded(
     key: str, title: str, better: str | None, by_class: Mapping[int, Numbers], class_names: Mapping[int, str]
 ) -> Figure:
-    """Return the figure of many classes: their median, the ranges of most of them, and the worst at the end."""
+    """Return the figure of many classes: their median, quantile ranges, and the classes with the worst final values."""
     foreground = {index: values for index, values in by_class.items() if index} or dict(by_class)
     table = np.stack(list(foreground.values()))
     is_known = np.isfinite(table)

@@ -1,4 +1,4 @@
-"""What the page of a run says, gathered from its folder and, while it goes on, from its last event."""
+"""Collect the content of the report page of a run from its folder and, during the run, from its last event."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from candy_monai.report.tables import ScoredCase, Table, scored_cases, table_of_
 from candy_monai.report.viewing import read_kept, validated_cases
 
 REPORT = "report.html"
-"""The page, in the experiment folder."""
+"""The report page, in the experiment folder."""
 VERSION = 1
 _LONGEST_REASON = 200
 _LOST = (
@@ -52,9 +52,9 @@ class Document:
     Attributes:
         title: Its title.
         status: One line below it.
-        content: What is drawn in the browser.
+        content: The content drawn in the browser.
         kept: The cases of the last validation, which cannot be read from the folder again.
-        views: Those of them to look at, as `as_script` writes them.
+        views: The cases for viewing, written by `as_script`.
     """
 
     title: str
@@ -66,14 +66,14 @@ class Document:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """What the folder of a run says of it that does not change while it goes on.
+    """The content of a run's folder that does not change during the run.
 
     Attributes:
         folder: The experiment folder.
-        description: What ``experiment.json`` says.
+        description: The content of ``experiment.json``.
         class_names: Names by label id.
-        findings: What ``findings.json`` says; None without one.
-        damaged: A sentence where it cannot be read; empty for nothing.
+        findings: The content of ``findings.json``; None without it.
+        damaged: A sentence if it cannot be read; otherwise empty.
     """
 
     folder: Path
@@ -138,7 +138,7 @@ def document_of_run(
 
 
 def document_of_folder(folder: Path, *, now: datetime) -> Document:
-    """Return what the page of a run says, from its folder alone: of any run, also of an earlier version.
+    """Return the document of the page of a run from its folder, also for runs of earlier versions.
 
     Raises:
         ExperimentError: If the folder is no experiment, or ``experiment.json`` is damaged.
@@ -150,7 +150,7 @@ def document_of_folder(folder: Path, *, now: datetime) -> Document:
 
 
 def curves_of(facts: RunFacts, progress: RunProgress) -> dict[str, Any]:
-    """Return the curves of a run, and what to draw them over."""
+    """Return the curves of a run, and their axes."""
     return {
         **axes_of(facts, progress),
         "figures": [as_plain(figure) for figure in figures(progress.metrics, facts.class_names)],
@@ -159,7 +159,7 @@ def curves_of(facts: RunFacts, progress: RunProgress) -> dict[str, Any]:
 
 
 def axes_of(facts: RunFacts, progress: RunProgress) -> dict[str, Any]:
-    """Return what the curves of a run are drawn over: epochs, the seconds and the steps after each."""
+    """Return the axes for the curves of a run: epochs, and the seconds and steps after each epoch."""
     durations = [value if math.isfinite(value) else 0.0 for value in progress.metrics.get(EPOCH_DURATION, ())]
     seconds, total = [], 0.0
     for duration in durations:
@@ -169,7 +169,7 @@ def axes_of(facts: RunFacts, progress: RunProgress) -> dict[str, Any]:
 
 
 def steps_per_epoch(description: ExperimentDescription) -> int | None:
-    """Return the optimizer steps of an epoch; None where it is unknown."""
+    """Return the number of optimizer steps of an epoch; None if unknown."""
     found = (description.plan or {}).get("iterations_per_epoch")
     accumulate = description.setting("accumulate")
     accumulate = accumulate if isinstance(accumulate, int) and accumulate > 0 else 1
@@ -184,10 +184,10 @@ def steps_per_epoch(description: ExperimentDescription) -> int | None:
 
 
 def read_final(folder: Path) -> tuple[Summary | None, str]:
-    """Return the scores of the best weights, ``validation.json``, and a sentence where they are damaged.
+    """Return the scores of the best weights, ``validation.json``, and a sentence if they are damaged.
 
     Returns:
-        The scores, None where the file is missing or damaged; and what is wrong with it, empty for nothing.
+        The scores, None if the file is missing or damaged; and the problem, empty if there is none.
     """
     path = folder / VALIDATION_SCORES
     if not os.path.lexists(path):
@@ -204,7 +204,7 @@ def read_final(folder: Path) -> tuple[Summary | None, str]:
 
 
 def _in_short(error: BaseException) -> str:
-    """Return what is wrong with a file, without where the file is."""
+    """Return the problem of a file, without its path."""
     text = " ".join(str(error).split())
     text = text.partition(".json: ")[2] or text
     return text if len(text) <= _LONGEST_REASON else f"{text[: _LONGEST_REASON - 3]}..."
@@ -213,7 +213,7 @@ def _in_short(error: BaseException) -> str:
 def cases_of_run(
     facts: RunFacts, kept: Mapping[str, Any], final: Summary | None
 ) -> tuple[list[ScoredCase], Mapping[int, str], str]:
-    """Return the scored cases of a run, the names of its classes, and a sentence on where the scores come from."""
+    """Return the scored cases of a run, the names of its classes, and a sentence on the origin of the scores."""
     if final is not None:
         names = {int(i): name for i, name in final.class_names.items() if i.isdecimal()}
         note = "The best weights on whole cases, in the geometry of the files."

@@ -1,4 +1,4 @@
-"""The page of an evaluation, and that of a cross-validation with the cases of all its folds."""
+"""The pages of an evaluation and of a cross-validation, with the cases of all its folds."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ CROSS_VALIDATION_PAGE = "crossval.html"
 def write_evaluation(
     summary: Mapping[str, Any], to: PathLike, *, title: str, notes: Sequence[str] = (), names: Mapping[int, str]
 ) -> Path:
-    """Write the page of an evaluation, and return where it is.
+    """Write the page of an evaluation, and return its path.
 
     Args:
-        summary: As `EvalResult.to_dict` returns it.
+        summary: The result of `EvalResult.to_dict`.
         to: The file.
         title: What was evaluated.
-        notes: Sentences on what was left out.
+        notes: Sentences about omitted cases.
         names: Names of classes by id.
     """
     cases = scored_cases(summary_of(summary, source=title))
@@ -63,11 +63,11 @@ def write_cross_validation(folder: PathLike, *, to: PathLike | None = None) -> P
     """Write the page of a cross-validation: its folds, their curves, and the cases of all of them.
 
     Args:
-        folder: What ``candy-monai crossval`` made.
+        folder: The folder of the cross-validation.
         to: The file; None for ``crossval.html`` in the folder.
 
     Raises:
-        BadInputError: If no fold of it has an experiment.
+        BadInputError: If none of its folds has an experiment.
     """
     folder = Path(folder)
     found = {fold: run for fold, run in folds_below(folder).items() if run is not None}
@@ -136,7 +136,7 @@ def _tiles(cases: Sequence[ScoredCase], means: Mapping[str, Any] | None = None) 
 
     Args:
         cases: The cases.
-        means: The summary's own means, which are over the means of the classes; None to average the cases.
+        means: The means of the summary, taken over the means of the classes; None to average the cases.
     """
     tiles = []
     for name in dict.fromkeys(name for case in cases for name in case.metrics):

@@ -1,4 +1,4 @@
-"""What a folder says of its run apart from numbers: data, plan, settings, environment, log and what to do next."""
+"""The parts of a run's page other than scores: data, plan, settings, environment, log and further commands."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from candy_monai.data.inspection.fingerprint import Fingerprint
 
 FINDINGS = "findings.json"
-"""In the folder of a planned run: what the check of the dataset found, and the plan with its reasons."""
+"""The file in the folder of a planned run with the findings of the dataset check and the plan with its reasons."""
 MOST_LINES = 400
 _MOST_BYTES = 120_000
 _LONGEST_LINE = 2_000
@@ -37,8 +37,8 @@ class Command:
     """A command to copy.
 
     Attributes:
-        title: What it does.
-        command: One line of a shell, or of Python.
+        title: Its purpose.
+        command: One line for a shell, or of Python.
     """
 
     title: str
@@ -56,7 +56,7 @@ def findings_as_text(warnings: Sequence[str], choices: Sequence[Any], facts: Seq
 
 
 def facts_of_data(fingerprint: Fingerprint) -> list[tuple[str, str]]:
-    """Return what a page says of the sizes, spacings and intensities of a dataset's cases."""
+    """Return the entries of a page about the sizes, spacings and intensities of a dataset's cases."""
     cases = fingerprint.cases
     facts = [("sizes", _range(sorted((case.shape for case in cases), key=math.prod)))]
     spacings = sorted(case.spacing_mm for case in cases if case.spacing_mm)
@@ -76,7 +76,7 @@ def _range(values: Sequence[Sequence[float]]) -> str:
 
 
 def read_findings(folder: Path) -> dict[str, Any] | None:
-    """Return what `findings_as_text` wrote into a folder; None where there is no such file.
+    """Return the findings in a folder, written by `findings_as_text`; None if there is no such file.
 
     Raises:
         BadInputError: If it is damaged.
@@ -95,7 +95,7 @@ def read_findings(folder: Path) -> dict[str, Any] | None:
 
 
 def class_names_of(description: ExperimentDescription) -> dict[int, str]:
-    """Return the names of classes by their ids; of regions by what they paint. Empty where they are not known."""
+    """Return the names of classes by their ids, and of regions by the ids that they paint; empty if unknown."""
     if description.regions:
         return {int(region["paints"]): str(region.get("name", region["paints"])) for region in description.regions}
     names = (description.plan or {}).get("class_names")
@@ -106,7 +106,7 @@ def class_names_of(description: ExperimentDescription) -> dict[int, str]:
 
 
 def data_of(description: ExperimentDescription, findings: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what a page says of the dataset: facts, and what its check found; None where it was not checked."""
+    """Return the entries of a page about the dataset: facts and findings of its check; None if it was not checked."""
     dataset, rows = description.dataset, []
     if dataset is not None:
         classes = [name for name, value in (dataset.labels or {}).items() if value != 0]
@@ -131,7 +131,7 @@ def data_of(description: ExperimentDescription, findings: Mapping[str, Any] | No
 
 
 def plan_of(description: ExperimentDescription, findings: Mapping[str, Any] | None) -> list[dict[str, str]]:
-    """Return the entries of a plan with value, reason and how to have it otherwise, as far as they are known."""
+    """Return the entries of a plan with their values, reasons and overrides, as far as they are known."""
     if findings is not None and findings["plan"]:
         return list(findings["plan"])
     plan = description.plan or {}
@@ -139,7 +139,7 @@ def plan_of(description: ExperimentDescription, findings: Mapping[str, Any] | No
 
 
 def settings_of(description: ExperimentDescription) -> Rows:
-    """Return what ``train`` was told: name, value, and whether it is the default."""
+    """Return the arguments of ``train``: name, value, and whether it is the default."""
     defaults = {entry.name: entry.default for entry in dataclasses.fields(TrainSettings)}
     return [
         [name, shown(value), _plain(defaults.get(name)) == _plain(value)]
@@ -148,7 +148,7 @@ def settings_of(description: ExperimentDescription) -> Rows:
 
 
 def parts_of(description: ExperimentDescription) -> Rows:
-    """Return what the run is made of."""
+    """Return the parts of the run."""
     parts = description.parts if isinstance(description.parts, Mapping) else {}
     inferer = description.inferer
     rows: Rows = [["trainer", description.trainer or ""], ["bundle", description.bundle or ""]]
@@ -165,13 +165,13 @@ def parts_of(description: ExperimentDescription) -> Rows:
 
 
 def environment_of(description: ExperimentDescription) -> Rows:
-    """Return the versions that a run depended on."""
+    """Return the versions of the packages that a run depended on."""
     found = description.environment if isinstance(description.environment, Mapping) else {}
     return [[str(name), shown(value)] for name, value in found.items() if value is not None]
 
 
 def budget_of(description: ExperimentDescription) -> dict[str, Any] | None:
-    """Return what a budget was spent on: facts, and the candidates that were weighed; None without a budget."""
+    """Return the use of a budget: facts and the candidates; None without a budget."""
     budget = description.budget
     if budget is None:
         return None
@@ -213,7 +213,7 @@ def log_of(folder: Path) -> dict[str, Any]:
 def commands_of(
     folder: Path, description: ExperimentDescription, *, is_complete: bool, can_go_on: bool = True
 ) -> list[Command]:
-    """Return how to go on with a run."""
+    """Return commands for continuing with a run."""
     run = shlex.quote(os.fspath(folder.resolve()))
     own = (
         "" if description.bundle is not None else " --trainer FILE.py:" + shlex.quote(description.trainer or "Trainer")
@@ -236,7 +236,8 @@ def commands_of(
         found.append(
             Command(
                 title="Export for other software",
-                command=f"candy-monai export {run} OUT --to monai-bundle{own}",
+                # A MONAI Bundle cannot carry a network of the user's own.
+                command=f"candy-monai export {run} {'model.onnx --to onnx' if own else 'OUT --to monai-bundle'}{own}",
             )
         )
     found.append(Command(title="See how far it will get", command=f"candy-monai forecast {run}"))
@@ -255,7 +256,11 @@ def shown(value: object) -> str:
         return ", ".join(f"{name}: {shown(entry)}" for name, entry in value.items())
     if isinstance(value, list | tuple) and any(isinstance(entry, Mapping | str) for entry in value):
         return "; ".join(map(shown, value))
-    return as_text(value)
+    return as_text(_as_tuples(value))
+
+
+def _as_tuples(value: object) -> object:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _plain(value: object) -> object:

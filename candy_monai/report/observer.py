@@ -1,4 +1,4 @@
-"""Writes the page of a run after each epoch and at its end."""
+"""Write the report page of a run after each epoch and at its end."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from candy_monai.report.script import as_script
 from candy_monai.report.viewing import NOTHING, encoded_case, kept_of, read_kept
 
 MOST_SHARE = 0.02
-"""The share of a run's time that may be spent on packing images; those of the last validation are packed anyway."""
+"""Maximum share of a run's time for encoding images; those of the last validation are always encoded."""
 
 
 class ReportObserver(Observer):
     """Writes ``report.html`` into the run's folder.
 
-    Each epoch's numbers are written at once. The images of the viewer take longer to pack, and are packed as often as
-    takes a fiftieth of the time.
+    The numbers of each epoch are written at once. The images of the viewer take longer to encode; they are updated as
+    often as takes a fiftieth of the time.
     """
 
     name = "writing the report"
@@ -83,7 +83,7 @@ class ReportObserver(Observer):
         self._write()
 
     def _pack(self) -> None:
-        """Pack the images of the last validation."""
+        """Encode the images of the last validation."""
         if self._unpacked is None or self._facts is None:
             return
         (epoch, validated), self._unpacked = self._unpacked, None
@@ -102,7 +102,7 @@ class ReportObserver(Observer):
 
 
 def write_report(folder: PathLike, *, to: PathLike | None = None) -> Path:
-    """Write the page of a run from its folder, and return where it is.
+    """Write the page of a run from its folder, and return its path.
 
     Args:
         folder: The experiment folder, also of an earlier version.
@@ -117,7 +117,7 @@ def write_report(folder: PathLike, *, to: PathLike | None = None) -> Path:
 
 
 def write_report_safely(folder: Path, log: Callable[[str], None]) -> None:
-    """Write the page of a run as `write_report` does; an error is logged, since no run fails at its page."""
+    """Write the page of a run as `write_report` does; an error is logged and does not end the run."""
     try:
         write_report(folder)
     except Exception as error:

@@ -1,7 +1,7 @@
-"""One HTML file from a document: style, script and data are in it, and the browser is told to request nothing.
+"""Write a document as one HTML file with style, script and data, from which the browser makes no requests.
 
-No text of a document becomes markup: it stands in JSON whose ``<`` is escaped, and the script shows it as text. Title
-and status, which the file shows before the script runs, are escaped.
+No text of a document becomes markup: it is stored as JSON with escaped ``<``, and the script shows it as text. Title
+and status, which are visible before the script runs, are escaped.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def page_of(document: Document) -> str:
 
 
 def write_page(document: Document, path: Path) -> Path:
-    """Write a document's page in one step, and return where it is."""
+    """Write a document's page atomically, and return its path."""
     atomic_write_text(path, page_of(document), durable=False)
     return path
 
 
 @cache
 def _assets() -> Mapping[str, str]:
-    """Return the parts of a page that are the same for all."""
+    """Return the parts that all pages have in common."""
     folder = resources.files("candy_monai.report") / "assets"
     texts = {name: (folder / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", *_SCRIPTS)}
     script = '"use strict";\n(() => {\n' + "\n".join(texts[name] for name in _SCRIPTS) + "\n})();\n"

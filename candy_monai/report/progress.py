@@ -1,4 +1,4 @@
-"""How far a run has come, from its last event or from its folder, and the words that a page begins with."""
+"""The progress of a run, from its last event or from its folder, and the first lines of a page."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ class RunProgress:
         metrics: Every metric over the epochs.
         best_score: The best score; None before the first.
         best_epoch: Its epoch.
-        reason: Why it ended early; empty where it did not, or nobody knows.
-        forecast: Of its best score; None for none.
+        reason: The reason for ending early; empty if it did not, or if unknown.
+        forecast: The forecast of its best score; None if there is none.
         is_estimate: Whether ``num_epochs`` is an estimate, since time decides.
-        num_validated: Cases that the best score is the mean of; None if that is unknown.
-        standard_error: Of that mean.
-        can_go_on: Whether its state can be read, which a run is continued from.
-        lacking: A sentence on what could not be read; empty for nothing.
+        num_validated: Number of cases in the best mean score; None if unknown.
+        standard_error: The standard error of that mean.
+        can_go_on: Whether its state can be read, so that it can be resumed.
+        lacking: A sentence about files that could not be read; otherwise empty.
     """
 
     state: State
@@ -78,7 +78,7 @@ class RunProgress:
 
 
 def progress_of_event(event: EpochFinished) -> RunProgress:
-    """Return the progress that an event tells of."""
+    """Return the progress given by an event."""
     is_best = event.best_epoch == event.epoch
     return RunProgress(
         state="running",
@@ -95,7 +95,7 @@ def progress_of_event(event: EpochFinished) -> RunProgress:
 
 
 def progress_of_folder(folder: Path, description: ExperimentDescription) -> RunProgress:
-    """Return the progress that the files of a run tell of, of whichever version they are."""
+    """Return the progress given by the files of a run, of any version."""
     planned = description.setting("num_epochs")
     try:
         state = load_state(folder, verify=False)
@@ -138,7 +138,7 @@ def progress_of_folder(folder: Path, description: ExperimentDescription) -> RunP
 
 
 def best_of(progress: RunProgress) -> dict[str, Any]:
-    """Return what the best score of a run rests on, which no file of its folder but its page says."""
+    """Return the number of cases and the standard error of the best score, which only the page of a run stores."""
     return {
         "epoch": progress.best_epoch,
         "num_validated": progress.num_validated,
@@ -147,7 +147,7 @@ def best_of(progress: RunProgress) -> dict[str, Any]:
 
 
 def with_kept(progress: RunProgress, kept: Mapping[str, Any]) -> RunProgress:
-    """Return the progress of a folder with what its page keeps of the best score, if that is still the best."""
+    """Return the progress of a folder with the data about the best score from its page, if it is still the best."""
     best = kept.get("best")
     if not isinstance(best, Mapping) or best.get("epoch") != progress.best_epoch:
         return progress
@@ -160,14 +160,15 @@ def with_kept(progress: RunProgress, kept: Mapping[str, Any]) -> RunProgress:
 
 
 def tiles_of(progress: RunProgress, final: Summary | None, *, now: datetime) -> list[dict[str, Any]]:
-    """Return what a page says first, each a label, a value and a sentence."""
+    """Return the tiles at the top of a page, each with a label, a value and a sentence."""
     tiles = [_final_tile(final)] if final is not None else []
     best = {"label": "Best score", "value": "none yet", "detail": ""}
     if progress.best_score is not None:
         rests = ""
         if progress.num_validated:
             half = half_width(progress.standard_error, progress.num_validated)
-            rests = f", mean of {progress.num_validated} cases" + (f" (± {half:.3f})" if math.isfinite(half) else "")
+            within = f" (±\u00a0{number_as_text(half)})" if math.isfinite(half) else ""
+            rests = f", mean of {progress.num_validated} cases{within}"
         best |= {"value": number_as_text(progress.best_score), "detail": f"at epoch {progress.best_epoch}{rests}"}
     tiles.append(best)
     total, about = progress.num_epochs, "about " if progress.is_estimate and progress.state == "running" else ""
@@ -196,7 +197,7 @@ def tiles_of(progress: RunProgress, final: Summary | None, *, now: datetime) -> 
 
 
 def status_of(progress: RunProgress) -> dict[str, Any]:
-    """Return the state of a run, a sentence on it, and after how many seconds a page that says so is out of date."""
+    """Return the state of a run, a sentence on it, and the seconds after which a page with it is out of date."""
     how = "can" if progress.can_go_on else "cannot"
     words = {
         "running": "is being trained",
@@ -212,7 +213,7 @@ def status_of(progress: RunProgress) -> dict[str, Any]:
 
 
 def forecast_of(progress: RunProgress) -> dict[str, Any] | None:
-    """Return what a chart shows of a forecast; None where there is none."""
+    """Return the values of a forecast for a chart; None if there is none."""
     found = progress.forecast
     if found is None or found.interval is None or progress.state != "running" or progress.num_epochs is None:
         return None
@@ -230,10 +231,10 @@ def forecast_of(progress: RunProgress) -> dict[str, Any] | None:
 
 def _final_tile(final: Summary) -> dict[str, Any]:
     ends, count, of = (final.content.get(name) for name in ("dice_interval_95", "num_cases", "num_validation_cases"))
-    value = "none" if final.dice is None else f"{final.dice:.4f}"
+    value = "none" if final.dice is None else number_as_text(final.dice)
     detail = f"Dice of the best weights on {count} of {of} cases" if count is not None else "Dice of the best weights"
     if isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends):
-        detail += f"; 95 % interval {ends[0]:.3f} to {ends[1]:.3f}"
+        detail += f"; 95 % interval {number_as_text(ends[0])} to {number_as_text(ends[1])}"
     return {"label": "Final score", "value": value, "detail": detail}
 
 
@@ -270,7 +271,7 @@ def _from_metrics(folder: Path, planned: int | None) -> RunProgress:
 
 
 def _says_that_it_is_over(folder: Path) -> bool:
-    """Return whether the log ends as that of a run does that came to its end, by itself or by early stopping."""
+    """Return whether the log ends like that of a run that finished or was stopped early."""
     for line in reversed(_last_lines(folder)):
         if _CONCLUSION.search(line):
             return True
@@ -280,7 +281,7 @@ def _says_that_it_is_over(folder: Path) -> bool:
 
 
 def _unfinished(folder: Path) -> tuple[State, str]:
-    """Return how a run that has epochs left stands, and why it ended."""
+    """Return the state of a run that has epochs left, and the reason why it ended."""
     if _is_being_trained(folder):
         return "running", ""
     for line in reversed(_last_lines(folder)):

@@ -1,4 +1,4 @@
-"""Values as JSON that can stand within an HTML file, whatever texts they hold."""
+"""Embed values as JSON in an HTML file, whatever texts they contain."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def as_script(content: object) -> str:
-    """Return JSON for a ``script`` element: nothing in it ends the element, and numbers that JSON lacks are null."""
+    """Return JSON for a ``script`` element: no text ends the element, and numbers that JSON lacks are null."""
     try:
         text = json.dumps(content, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     except ValueError:
@@ -22,7 +22,7 @@ def read_script(page: str, element: str) -> Any:
 
     Raises:
         LookupError: If there is no such element.
-        ValueError: If it is no JSON.
+        ValueError: If it is not valid JSON.
     """
     match = re.search(rf'<script type="application/json" id="{re.escape(element)}">(.*?)</script>', page, re.DOTALL)
     if match is None:

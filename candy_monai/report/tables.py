@@ -12,7 +12,7 @@ from candy_monai.metrics.interval import mean_of_known
 from candy_monai.report.curves import better_of
 
 MOST_CLASS_COLUMNS = 12
-"""Classes that a table of cases has a column for; of more it names each case's worst."""
+"""Maximum number of classes with a column in a table of cases; with more, it names the worst class of each case."""
 
 Cell = str | float | None
 
@@ -23,7 +23,7 @@ class Column:
 
     Attributes:
         name: Its heading.
-        better: ``higher`` or ``lower``; None for a column of which neither is.
+        better: ``higher`` or ``lower``; None if neither is better.
         is_number: Whether it holds numbers.
     """
 
@@ -55,9 +55,9 @@ class ScoredCase:
 
     Attributes:
         case_id: Its id.
-        score: What cases are ranked by; NaN for none.
-        metrics: Other values of the whole case, by name.
-        classes: Of each metric the values by class id.
+        score: The score by which cases are ranked; NaN for none.
+        metrics: Further values of the whole case, by name.
+        classes: The values of each metric by class id.
     """
 
     case_id: str
@@ -70,7 +70,7 @@ def scored_cases(summary: Summary) -> list[ScoredCase]:
     """Return the cases of a summary whose classes are ids, ranked by their mean Dice.
 
     Raises:
-        BadInputError: If a class is no id.
+        BadInputError: If a class is not an id.
     """
     cases = []
     for case in summary.cases:
@@ -145,13 +145,13 @@ def table_of_classes(cases: Sequence[ScoredCase], class_names: Mapping[int, str]
 
 
 def main_metric(cases: Sequence[ScoredCase]) -> str:
-    """Return the metric that cases and classes are compared by: the Dice, or else the first; empty without any."""
+    """Return the metric for comparing cases and classes: the Dice, or else the first; empty without any."""
     names = list(dict.fromkeys(name for case in cases for name in case.classes))
     return next((name for name in names if name.lower() == "dice"), names[0] if names else "")
 
 
 def _differs(cases: Sequence[ScoredCase]) -> bool:
-    """Return whether the score of any case is none of its metrics."""
+    """Return whether the score of any case differs from all of its metrics."""
     return any(
         not math.isnan(case.score)
         and all(abs(case.score - value) > 1e-6 for value in case.metrics.values() if value == value)
@@ -172,7 +172,7 @@ def _heading(name: str, cases: Sequence[ScoredCase]) -> str:
 
 
 def as_cell(value: float) -> Cell:
-    """Return a value as a table holds it: rounded, None for NaN."""
+    """Return a value for a table: rounded, None for NaN."""
     if math.isnan(value):
         return None
     return float(f"{value:.5g}") if math.isfinite(value) else ("∞" if value > 0 else "-∞")

@@ -1,4 +1,4 @@
-"""Cases for the slice viewer of a page: their arrays as text, and back out of a page that was written before."""
+"""Encode cases for the slice viewer of a page, and read them from an existing page."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from candy_monai.report.script import read_script
 from candy_monai.report.tables import ScoredCase
 
 KEPT, VIEWS = "page-kept", "page-views"
-"""The elements of a page that hold what cannot be read from the folder: the cases of the last validation, and those to
-look at."""
+"""The elements of a page with data that are not in the folder: the cases of the last validation, and the viewed
+ones."""
 NOTHING: dict[str, Any] = {"epoch": None, "cases": [], "best": None, "lost": False}
 
 _LEVEL = 6
 
 
 def encoded_case(case: ViewedCase, class_names: Mapping[int, str], *, epoch: int | None) -> dict[str, Any]:
-    """Return a case in the plain values that a page holds.
+    """Return a case as plain values for a page.
 
     Args:
         case: The case.
         class_names: Names by label id.
-        epoch: The epoch that it was validated in; None where it was none.
+        epoch: The epoch of its validation; None if there was none.
     """
     view = case.view
     in_label, in_prediction = view.present()
@@ -71,7 +71,7 @@ def encoded_case(case: ViewedCase, class_names: Mapping[int, str], *, epoch: int
 
 
 def kept_of(validated: Validated, epoch: int) -> dict[str, Any]:
-    """Return what a page keeps of a validation besides images: its cases with their scores."""
+    """Return the data of a validation that a page keeps besides images: its cases with their scores."""
     return {
         "epoch": epoch,
         "cases": [
@@ -82,9 +82,9 @@ def kept_of(validated: Validated, epoch: int) -> dict[str, Any]:
 
 
 def read_kept(page: Path) -> tuple[dict[str, Any], list[Any]]:
-    """Return what a page that was written before keeps: the cases of the last validation, and those to look at.
+    """Return the data kept in an existing page: the cases of the last validation, and those for viewing.
 
-    Both are empty where there is no page. Where it is damaged, ``lost`` is true.
+    Both are empty if there is no page. If it is damaged, ``lost`` is true.
     """
     try:
         text = page.read_text(encoding="utf-8")
@@ -102,7 +102,7 @@ def read_kept(page: Path) -> tuple[dict[str, Any], list[Any]]:
 
 
 def validated_cases(kept: Mapping[str, Any], class_names: Mapping[int, str]) -> list[ScoredCase]:
-    """Return the cases that a page keeps, with what was recorded of a class under that class."""
+    """Return the cases that a page keeps, with the metrics of each class under that class."""
     found = []
     classes_of = functools.cache(lambda name: class_of_metric(name, class_names))
     for entry in kept["cases"]:
@@ -121,7 +121,7 @@ def validated_cases(kept: Mapping[str, Any], class_names: Mapping[int, str]) -> 
 
 
 def _as_text(array: NDArray[Any], *, is_image: bool = False) -> str:
-    """Return an array as base64 of deflated bytes; of an image the differences along X, which are shorter."""
+    """Return an array as base64 of deflated bytes; images are stored as differences along X, which compress better."""
     if is_image:
         array = np.diff(array, axis=-1, prepend=np.uint8(0))
     elif array.max(initial=0) < 256:

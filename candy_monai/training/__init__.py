@@ -1,6 +1,6 @@
-"""The trainers: the loop, what a subclass overrides, and the continuation of an interrupted run.
+"""The trainers: the loop, the methods that a subclass overrides, and resuming an interrupted run.
 
-Data loaders and the options of ``train()`` enter; an experiment folder with weights, metrics and previews leaves.
-Reading starts at ``trainer.py``: ``Trainer.train`` tells a run from top to bottom, ``run.py`` what surrounds its steps,
-``hooks.py`` what can be changed, ``segmentation.py`` the choices made for segmentation.
+The inputs are data loaders and the options of ``train()``; the output is an experiment folder with weights, metrics and
+previews. Start reading at ``trainer.py``: ``Trainer.train`` shows a run from top to bottom, ``run.py`` the work around
+its steps, ``hooks.py`` the methods to override, ``segmentation.py`` the defaults for segmentation.
 """

@@ -1,6 +1,6 @@
-"""What a subclass of a trainer overrides: what is learned and how, and nothing of a run's bookkeeping.
+"""The methods of a trainer that a subclass overrides: what is learned and how, without the bookkeeping of a run.
 
-A run, which does not see its trainer, gets what it needs of these as `Callbacks`.
+A run has no reference to its trainer; it gets the functions that it needs as `Callbacks`.
 """
 
 from __future__ import annotations
@@ -34,23 +34,25 @@ if TYPE_CHECKING:
 Trainer = TypeVar("Trainer", bound="Hooks")
 
 _ORIGINAL = "_trainer_that_this_is_a_copy_of"
-"""The attribute of a trainer's copy, which draws a preview, that holds the trainer."""
+"""The attribute of a trainer's copy that draws a preview; it holds the original trainer."""
 
 
 class Hooks(metaclass=TrainerType):
     """The methods and attributes that a subclass overrides.
 
-    The methods return values; they may ``log`` and ``record``, and write nothing themselves. `save_preview` does.
+    The methods return values; they may call ``log`` and ``record``, but write nothing themselves, except
+    `save_preview`.
 
     Attributes:
-        max_grad_norm: Clip the gradient's norm to this before each step; None to leave it. Override it to clip.
-        score_range: The least and the largest validation score that there can be, each None for no bound, as ``(0, 1)``
-            for Dice, ``(0, 100)`` for percent or ``(None, 0)`` for a negative loss; the forecast keeps to it. None if
-            it is unknown. Override it with a score of your own.
-        ignore_index: Label id of voxels that the padding module adds, so that a loss and metrics of your own leave them
-            out; None for 0, the background's. Override it where labels have an id that counts nowhere.
+        max_grad_norm: Clip the norm of the gradients to this value before each step; None for no clipping. Override it
+            to clip.
+        score_range: The smallest and the largest possible validation score, each None for no bound, such as ``(0, 1)``
+            for Dice, ``(0, 100)`` for percent or ``(None, 0)`` for a negative loss; used by the forecast. None if it is
+            unknown. Override it together with your own score.
+        ignore_index: Label id of voxels that the padding module adds, which your own loss and metrics should ignore;
+            None for 0, the background. Override it if labels have an id that is to be ignored.
         slice_axis: The spatial axis across the slices of volumes for a 2-D network, 0 to 2; None for a network with as
-            many axes as the images. Override it to train a 2-D network on volumes, slice by slice.
+            many dimensions as the images. Override it to train a 2-D network on volumes, slice by slice.
     """
 
     max_grad_norm: float | None = None
@@ -74,30 +76,30 @@ class Hooks(metaclass=TrainerType):
     def build_network(self, example_shape: Shape) -> nn.Module:
         """Build the network for examples of shape ``(C, *spatial)``, as they come out of the padding module.
 
-        Every trainer overrides it. Where `slice_axis` is set, the examples are slices ``(C, H, W)`` of volumes, and the
+        Every trainer overrides it. If `slice_axis` is set, the examples are slices ``(C, H, W)`` of volumes, and the
         2-D network is applied to each slice.
         """
 
     @abstractmethod
     def build_optimizer(self, params: Params) -> optim.Optimizer:
-        """Build the optimizer of the network's parameters. Override it to choose another one."""
+        """Build the optimizer of the network's parameters. Override it to use another one."""
 
     @abstractmethod
     def build_scheduler(self, optimizer: optim.Optimizer, num_epochs: int) -> optim.lr_scheduler.LRScheduler:
         """Build the learning-rate schedule; it steps once a batch: ``num_epochs * len(self._dataloader)`` times.
 
-        Override it to choose another one. One whose ``step`` needs a metric, such as ``ReduceLROnPlateau``, steps after
-        each validated epoch instead: with the score if its mode is ``"max"``; if it is ``"min"``, with the mean of the
-        ``combined loss`` that `validate_case` returns, else with the negative score. Without validation the training
-        loss takes their place. In a run with a time limit, one that has a method ``end_in(num_steps)`` is told after
-        each step how many are left.
+        Override it to use another one. A schedule whose ``step`` needs a metric, such as ``ReduceLROnPlateau``, is
+        stepped after each validated epoch instead: with the score if its mode is ``"max"``; if it is ``"min"``, with
+        the mean of the ``combined loss`` that `validate_case` returns, or else with the negative score. Without
+        validation the training loss is used. In a run with a time limit, the method ``end_in(num_steps)`` of a
+        schedule, if it has one, is called after each step with the number of remaining steps.
         """
 
     @abstractmethod
     def build_criterion(self) -> nn.Module:
-        """Build the loss. It returns ``(loss, metrics)``, or the loss alone as MONAI's losses do.
+        """Build the loss.
 
-        Override it to choose another one.
+        It returns ``(loss, metrics)``, or only the loss as MONAI's losses do. Override it to use another one.
         """
 
     def build_ema(self, model: nn.Module) -> optim.swa_utils.AveragedModel:
@@ -105,9 +107,9 @@ class Hooks(metaclass=TrainerType):
         return ExponentialMovingAverage(model)
 
     def build_padding_module(self) -> nn.Module | None:
-        """Build what pads images to sizes that the network accepts, for example ``Pad2d(32)``; None to leave them.
+        """Build the module that pads images to valid sizes, for example ``Pad2d(32)``; None for no padding.
 
-        Override it for a network that does not take every size.
+        Override it for a network that does not accept every size.
         """
         return None
 
@@ -115,15 +117,15 @@ class Hooks(metaclass=TrainerType):
     def backward(self, images: Tensor, labels: Tensor, toolbox: TrainerToolbox) -> tuple[Scalar, Metrics]:
         """Compute the loss of one batch and call ``loss.backward()``, but not ``optimizer.step()``.
 
-        Override it to change what one step learns from. It may make several passes.
+        Override it to change the loss of a step. It may make several passes.
 
         Args:
             images: ``(B, C, *spatial)``, padded, on the trainer's device.
-            labels: ``(B, 1, *spatial)``, padded in step.
+            labels: ``(B, 1, *spatial)``, padded in the same way.
             toolbox: Model, criterion and the rest.
 
         Returns:
-            The loss and named numbers to record. Tensors are better than floats: reading a float waits for the GPU.
+            The loss and named metrics to record. Prefer tensors to floats: converting to a float waits for the GPU.
         """
 
     @abstractmethod
@@ -131,16 +133,17 @@ class Hooks(metaclass=TrainerType):
         """Score one case. Override it to change how cases are run and scored.
 
         Args:
-            image: ``(C, *spatial)``, not padded: in validation the toolbox's model and EMA pad and crop themselves.
+            image: ``(C, *spatial)``, not padded: in validation the toolbox's model and EMA pad their input and crop
+                their output.
             label: ``(1, *spatial)``.
             toolbox: Model, EMA, criterion and the rest.
 
         Returns:
-            The score (higher is better), named numbers to record, and the output ``(classes, *spatial)``.
+            The score (higher is better), named metrics to record, and the output ``(classes, *spatial)``.
         """
 
     def infer(self, images: Tensor, toolbox: TrainerToolbox) -> Tensor:
-        """Return the logits of whole images ``(B, C, *spatial)`` by the scored weights, as prediction would.
+        """Return the logits of whole images ``(B, C, *spatial)`` with the scored weights, as in prediction.
 
         Override it to run whole images in another way in validation.
         """
@@ -150,46 +153,46 @@ class Hooks(metaclass=TrainerType):
     def save_preview(self, image: Tensor, label: Tensor, output: Tensor, *, quality: float = 0.75) -> None:
         """Write pictures of one validated case into the experiment folder; by default there are none.
 
-        Override it to draw others. It runs on a thread of its own, on a copy of the trainer as it was after that
-        validation, so that `experiment_folder` and the trainer's attributes are those of the case even if the next run
-        has begun. Attributes that it sets are set on the trainer too. What it raises is logged and the run goes on.
+        Override it to draw other pictures. It runs on a separate thread, on a copy of the trainer made after that
+        validation, so that `experiment_folder` and the trainer's attributes belong to the case even if the next run has
+        begun. Attributes that it sets are also set on the trainer. Exceptions are logged, and the run continues.
 
         Args:
             image: ``(C, *spatial)``, on the CPU.
             label: ``(1, *spatial)``.
             output: What `validate_case` returned.
-            quality: Million voxels that a picture of a volume may be made from.
+            quality: Maximum number of voxels, in millions, from which a picture of a volume is made.
         """
 
     def check_sample(self, image: Tensor, label: Tensor) -> None:
-        """Check one training example before anything is built. Override it to refuse data that would only fail later.
+        """Check one training example before anything is built. Override it to refuse unsuitable data early.
 
         Args:
             image: ``(C, *spatial)``.
             label: ``(1, *spatial)``.
 
         Raises:
-            BadInputError: If such data cannot be trained on.
+            BadInputError: If the data cannot be used for training.
         """
 
     def describe(self, example_shape: Shape) -> dict[str, object]:
-        """Return more for ``experiment.json``, as plain values: here, how to build the network again.
+        """Return further entries for ``experiment.json``, as plain values: here, how to build the network again.
 
-        Override it to add what a later resumption is compared with.
+        Override it to add entries that are compared when the run is resumed.
         """
         arguments = self.network_arguments(without_axis(example_shape, self.slice_axis))
         network = {"example_shape": list(example_shape), "arguments": arguments, "slice_axis": self.slice_axis}
         return {"network": network}
 
     def network_arguments(self, example_shape: Shape) -> dict[str, Any] | None:
-        """Return what the bundle needs to build this network again, as plain values; None if there is no bundle.
+        """Return the arguments with which the bundle builds this network again, as plain values; None without a bundle.
 
-        Override it in a bundle's trainer.
+        Override it in the trainer of a bundle.
         """
         return None
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return what else of this trainer a resumed run needs, tensors and plain values; here, nothing.
+        """Return further state of this trainer that a resumed run needs, as tensors and plain values; here, nothing.
 
         Override it where a trainer learns something besides the network. Random generators among its attributes are
         saved all the same.
@@ -260,16 +263,16 @@ def copy_that_draws(trainer: Trainer, *, title: str = "") -> Trainer:
 
 @dataclass(frozen=True, kw_only=True)
 class Callbacks:
-    """What a run needs from its trainer, as functions.
+    """The functions of a trainer that a run needs.
 
     Attributes:
         name: The trainer's name.
-        one_pass: Whether ``backward`` may be taken for one pass.
+        one_pass: Whether ``backward`` may be assumed to make a single pass.
         build_scheduler: Builds the schedule for a number of epochs.
-        get_extra_state: Returns what else is to be saved.
+        get_extra_state: Returns further state to save.
         set_extra_state: Restores what `get_extra_state` returned.
-        attributes: Returns the trainer's attributes by name, to save the random generators among them, and to report
-            those whose state is not saved.
+        attributes: Returns the trainer's attributes by name, to save random generators among them, and to report
+            attributes whose state is not saved.
         how_to_resume: Returns the command that resumes the run in a folder.
     """
 
@@ -287,7 +290,7 @@ class Callbacks:
 
         Args:
             trainer: The trainer.
-            hidden: Its attributes that are no part of what it learns, such as the run itself.
+            hidden: Attributes that are not part of the training, such as the run itself.
             is_planned: Whether the command line can find the run's data again.
         """
         return cls(

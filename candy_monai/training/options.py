@@ -1,4 +1,4 @@
-"""What the methods of a segmentation trainer go by, in one record."""
+"""The options of a segmentation trainer, in one record."""
 
 from __future__ import annotations
 
@@ -17,40 +17,38 @@ if TYPE_CHECKING:
     from candy_monai.data.planning.plan import Region
 
 _INHERITED: Any = None
-"""What an option is that a class or a trainer does not say: it stays as the base class, or the class, has it."""
+"""The value of an option that is not set: it is inherited from the base class, or from the trainer's class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationOptions:
-    """What the methods of a `SegmentationTrainer` go by.
+    """The options of a `SegmentationTrainer`.
 
-    What is left out stays as it is: in a class as the base class has it, of a trainer as its class has it.
+    Options that are not given are inherited: in a class from its base class, in a trainer from its class.
 
     Attributes:
-        score: What a validation score is: the negative loss, which is the default, or the mean Dice of the foreground
-            classes.
-        learning_rate: Of the first step, for `build_optimizer`; the schedule starts from the optimizer's own. 1e-3
-            unless it is said.
-        weight_decay: Of the optimizer; 1e-2 unless it is said.
-        include_background: Whether the soft Dice counts the background class and a Dice is reported for it, as by
-            default.
-        deep_supervision: Whether the network's outputs at lower resolutions take part in the loss; by default not.
-        regions: Overlapping regions, an output channel and a sigmoid each; then ``num_classes`` is their number and the
-            background has no channel. Empty, as by default, where classes exclude each other.
-        preprocessing: Steps of your own before the last one of the plan's preprocessing, or before the one that an
-            entry names by ``_before_``, in MONAI's config language. A list that loads the files itself, by
-            ``LoadImaged``, replaces the plan's. For runs with a plan, as the next two.
-        augmentation: Transforms of your own for training patches: a list that cuts the patch by
-            ``candy_monai.transforms.RandWarpd`` replaces the plan's augmentation, any other follows it.
-        postprocessing: Steps of your own on predicted label maps, at ``pred``, after the plan's postprocessing. A list
-            that undoes preprocessing itself, by ``Invertd``, replaces the plan's.
-        memory_factor: Memory of a training step, as a multiple of a U-Net's, by which plans choose patch and batch; 1
-            unless it is said.
-        follows_filters: Whether the network is as wide as its plan's ``filters``. If not, as by default, a budget tries
-            no others, and volumes are trained on slice by slice only where that is asked for.
+        score: The validation score: the negative loss (default), or the mean Dice of the foreground classes.
+        learning_rate: The initial learning rate for `build_optimizer`; the schedule starts from that of the optimizer.
+            Default 1e-3.
+        weight_decay: The weight decay of the optimizer. Default 1e-2.
+        include_background: Whether the soft Dice includes the background class and its Dice is reported. Default True.
+        deep_supervision: Whether the outputs of the network at lower resolutions are part of the loss. Default False.
+        regions: Overlapping regions, each with an output channel and a sigmoid; ``num_classes`` is then their number,
+            and the background has no channel. Empty (default) if classes are mutually exclusive.
+        preprocessing: Your own steps before the last one of the plan's preprocessing, or before the one that an entry
+            names by ``_before_``, in MONAI's configuration language. A list that loads the files itself, by
+            ``LoadImaged``, replaces the plan's. Like the next two options, only for runs with a plan.
+        augmentation: Your own transforms for training patches: a list that cuts the patch by
+            ``candy_monai.transforms.RandWarpd`` replaces the plan's augmentation, any other list is applied after it.
+        postprocessing: Your own steps on predicted label maps, at ``pred``, after the plan's postprocessing. A list
+            that inverts preprocessing itself, by ``Invertd``, replaces the plan's.
+        memory_factor: Memory of a training step relative to that of a U-Net, used by plans to choose patch and batch.
+            Default 1.
+        follows_filters: Whether the plan's ``filters`` set the width of the network. If not (default), a budget does
+            not vary the width, and volumes are trained on slice by slice only on request.
 
     Raises:
-        SettingsError: If ``score`` is none of the two, or a rate, decay or factor is no number of at least 0.
+        SettingsError: If ``score`` is neither of the two, or a rate, decay or factor is not a number of at least 0.
     """
 
     score: Literal["negative loss", "dice"] = _INHERITED
@@ -101,11 +99,11 @@ NAMES = tuple(field.name for field in dataclasses.fields(SegmentationOptions))
 _NOTHING = SegmentationOptions()
 
 _CHANGES = "_options_that_are_said"
-"""The attribute of a class and of a trainer that holds what was said on it alone."""
+"""The attribute of a class and of a trainer that holds the options set on it."""
 
 
 class Options:
-    """The attribute ``options`` of a trainer and of its class: what is set changes only what it says."""
+    """The attribute ``options`` of a trainer and of its class: setting it changes only the given options."""
 
     def __get__(self, trainer: object | None, owner: type) -> SegmentationOptions:
         options = DEFAULTS
@@ -118,7 +116,7 @@ class Options:
         vars(trainer)[_CHANGES] = _changed(_said_on(trainer), changes)
 
     def set_on_class(self, cls: type, changes: SegmentationOptions) -> None:
-        """Set options of a class, for its subclasses and for trainers that say nothing else."""
+        """Set options of a class, for its subclasses and its trainers."""
         _check(changes, where=cls.__name__)
         type.__setattr__(cls, _CHANGES, _changed(_said_on(cls), changes))
 
@@ -135,19 +133,19 @@ def take_up(cls: Any, name: str, member: object) -> None:
 
 
 def _said_on(owner: object) -> SegmentationOptions:
-    """Return what was said on a class or a trainer itself."""
+    """Return the options set on a class or a trainer itself."""
     said: SegmentationOptions = vars(owner).get(_CHANGES, _NOTHING)
     return said
 
 
 def _changed(options: SegmentationOptions, changes: SegmentationOptions) -> SegmentationOptions:
-    """Return options with what others say in place of theirs."""
+    """Return options, replaced by others where these are set."""
     said = {name: value for name, value in vars(changes).items() if value is not _INHERITED}
     return dataclasses.replace(options, **said) if said else options
 
 
 def _check(changes: object, *, where: str) -> None:
-    """Raise if what is set as options is none.
+    """Raise if the value set as options is invalid.
 
     Raises:
         SettingsError: If it is no `SegmentationOptions`; ``where`` says what sets it.

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from candy_monai.data.values import join_names
 from candy_monai.errors import WARNING
 from candy_monai.experiment.checkpoints import WeightsKind
 from candy_monai.experiment.events import Preview, Validated
@@ -54,8 +56,15 @@ class RunValidations:
 
     def share_of(self, loader: DataLoader[Any], limit: int | None) -> tuple[int | None, int | None]:
         """Return how many cases this process validates, if that is known, and of a limit its share; None without."""
+        count = num_cases(loader)
+        if count is not None and loader.drop_last and (left_out := count % (loader.batch_size or 1)):
+            count -= left_out
+            self._reporter.log_once(
+                f"{WARNING}the validation loader leaves out {left_out} of {count + left_out} cases, which do not fill "
+                "its last batch: give it drop_last=False"
+            )
         share = None if limit is None else len(range(self._processes.rank, limit, self._processes.world_size))
-        known = [count for count in (num_cases(loader), share) if count is not None]
+        known = [number for number in (count, share) if number is not None]
         return min(known, default=None), share
 
     def begin(self, toolbox: TrainerToolbox, padding: nn.Module | None, *, keeps_cases: bool) -> PaddedParts:
@@ -91,6 +100,11 @@ class RunValidations:
         self.preview, self.padded_parts = cases.preview(draw), None
         self._note_scored(called.flags, averages=averages)
         parts = self._processes.all_gather(cases.scores)
+        if with_nan := list(chain.from_iterable(self._processes.all_gather(cases.with_nan))):
+            self._reporter.log_once(
+                f"{WARNING}the output of validate_case holds NaN for {join_names(with_nan, limit=4)}: their scores say "
+                "nothing, or are left out of the mean; look at their images for NaN and infinite values"
+            )
         experiment.score_rests_on(*certainty(parts))
         score = mean_score(parts)
         if math.isnan(score):

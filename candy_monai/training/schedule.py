@@ -1,6 +1,6 @@
-"""When a learning-rate schedule steps, and with what: every batch, or every validated epoch with its score.
+"""Step a learning rate schedule: after every batch, or after every validated epoch with its score.
 
-A schedule that can follows the time limit of its run.
+A schedule that supports it is adapted to the time limit of the run.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _MOST_STEPS_TO_WARM_UP = 250
 
 
 def default_warm_up(num_steps: int | None) -> int:
-    """Return the steps over which the rate rises in a run that starts from weights: a twentieth, 250 at most.
+    """Return the warm-up steps of a run that starts from weights: a twentieth of the run, at most 250.
 
-    Weights that are good already are lost to a full rate while the optimizer's moments are those of a few batches.
+    A full learning rate would destroy trained weights while the optimizer's moments are based on a few batches.
 
     Args:
-        num_steps: Of the whole run; None if unknown.
+        num_steps: Number of steps of the whole run; None if unknown.
     """
     if num_steps is None:
         return _MOST_STEPS_TO_WARM_UP
@@ -38,7 +38,7 @@ def default_warm_up(num_steps: int | None) -> int:
 
 
 def warmed_up(scheduler: Any, num_steps: int | None) -> Any:
-    """Return a schedule whose rates rise to its own over so many steps; as it is for None and 0."""
+    """Return a schedule with a warm-up over this number of steps; unchanged for None and 0."""
     return WarmUpLR(scheduler, num_steps) if num_steps else scheduler
 
 
@@ -51,7 +51,7 @@ def needs_a_metric(scheduler: Any) -> bool:
 
 
 def plain_schedule(scheduler: Any) -> Any:
-    """Return the schedule that a warm-up is put before, or the schedule itself."""
+    """Return the schedule without its warm-up."""
     return scheduler.scheduler if isinstance(scheduler, WarmUpLR) else scheduler
 
 
@@ -86,13 +86,13 @@ def step_after_epoch(
 ) -> None:
     """Step a schedule that needs a metric.
 
-    One with ``mode="max"`` gets the validation score. One with ``mode="min"``, PyTorch's default, gets the validation
-    loss if ``validate_case`` recorded ``combined loss``, else the negative score. A schedule without a mode gets the
-    score, or the number of epochs if that is what its argument is called. Without a validation loader the mean training
-    loss takes the place of the validation loss, and its negative that of the score.
+    With ``mode="max"`` it gets the validation score. With ``mode="min"``, PyTorch's default, it gets the validation
+    loss if ``validate_case`` recorded ``combined loss``, or else the negative score. A schedule without a mode gets the
+    score, or the number of epochs if its argument is named so. Without a validation loader the mean training loss
+    replaces the validation loss, and its negative the score.
 
     Args:
-        scheduler: Any schedule; one that steps by batches is left alone.
+        scheduler: Any schedule; nothing is done for one that steps by batches.
         metrics: Every metric over the epochs so far.
         epoch: The epoch that is finished, counted from 1.
         score: Its validation score; None if it was not validated.

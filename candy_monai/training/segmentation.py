@@ -1,4 +1,4 @@
-"""The trainer for segmentation: every choice but the network is made."""
+"""The trainer for segmentation, which needs only a network."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ class SegmentationTrainer(Trainer, EarlierOptions):
     Implement ``build_network``; change the rest by attribute, or override the method that uses it.
 
     Attributes:
-        num_classes: Classes, background included; 1 for a binary task with one logit and a sigmoid. Override it with
-            the number of your own.
-        options: What else the methods below go by, as `SegmentationOptions`: score, loss, rates, own transforms.
-            Override it, or set it, with those that you change: ``options = SegmentationOptions(score="dice")``.
-        ignore_index: Label id that counts neither in the loss nor in the metrics. Override it where labels have one.
-        inferer: How a whole image is run through the network, one of MONAI's; None for all at once. Override it where
-            images do not fit at once.
-        plan: The plan that the data were prepared by, kept in ``experiment.json``; None without one. Set by `use_plan`,
-            not overridden.
+        num_classes: Number of classes, including the background; 1 for a binary task with a single logit and a sigmoid.
+            Override it.
+        options: Further options, as `SegmentationOptions`: score, loss, rates, your own transforms. Override or set it
+            with those that you change: ``options = SegmentationOptions(score="dice")``.
+        ignore_index: Label id that is ignored in the loss and in the metrics. Override it if labels have one.
+        inferer: The MONAI inferer with which whole images are run; None to run them at once. Override it if images are
+            too large for that.
+        plan: The plan with which the data were prepared, stored in ``experiment.json``; None without one. Set by
+            `use_plan`, not overridden.
     """
 
     num_classes: int = 1
@@ -76,9 +76,9 @@ class SegmentationTrainer(Trainer, EarlierOptions):
 
     @property
     def score_range(self) -> ScoreRange | None:
-        """The least and the largest score: 0 and 1 of a Dice, at most 0 of a negative loss; set it for another score.
+        """The smallest and the largest score: 0 and 1 for a Dice, at most 0 for a negative loss; set it for others.
 
-        None, which is unknown, where a subclass has another ``validate_case`` or ``score_case`` and does not say.
+        None (unknown) if a subclass overrides ``validate_case`` or ``score_case`` without setting it.
         """
         if self._score_range is not None or self._has_own_scores():
             return self._score_range
@@ -92,7 +92,7 @@ class SegmentationTrainer(Trainer, EarlierOptions):
     def check_plan(cls, plan: Plan) -> None:
         """Check that this trainer can follow a plan; by default it follows any.
 
-        Override it for a network that not every plan can be followed with.
+        Override it for a network that does not support every plan.
 
         Raises:
             BadInputError: If a subclass's network cannot be built for it.
@@ -101,7 +101,7 @@ class SegmentationTrainer(Trainer, EarlierOptions):
     def use_plan(self, plan: Plan) -> None:
         """Follow a plan: its classes, loss, learning rate and inference; score by Dice.
 
-        Override it to take more from the plan, as a bundle's trainer takes its network.
+        Override it to use further entries of the plan, as the trainers of bundles do for the network.
 
         Raises:
             BadInputError: If this trainer cannot follow the plan.
@@ -386,6 +386,11 @@ class SegmentationTrainer(Trainer, EarlierOptions):
             "plan": None if self.plan is None else self.plan.to_dict(),
             "pipelines": None if self.plan is None else describe_pipelines(self.plan, own=self.options.own_transforms),
         }
+
+
+def own_criterion(trainer: type[SegmentationTrainer]) -> str | None:
+    """Return the name of a trainer that builds a loss of its own; None for one that has the library's."""
+    return None if _is_ours(trainer.build_criterion) else trainer.__name__
 
 
 def _is_ours(*methods: object) -> bool:

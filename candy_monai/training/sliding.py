@@ -179,12 +179,12 @@ class SlidingTrainer(Trainer):
     @override
     def check_sample(self, image: Tensor, label: Tensor) -> None:
         super().check_sample(image, label)
-        window = tuple(self.get_window_shape())
+        window = self.get_window_shape()
         check_window(window, overlap=self.sliding_window_overlap, batch_size=self.sliding_window_batch_size)
         if len(window) != image.ndim - 1:
             raise SettingsError(
                 f"the first training image has the shape {tuple(image.shape)}: that is {image.ndim - 1} spatial axes, "
-                f"but {type(self).__name__}'s window {window} has {len(window)}"
+                f"but {type(self).__name__}'s window {tuple(window)} has {len(window)}"
             )
 
     @override

@@ -1,4 +1,4 @@
-"""How a run starts from weights that exist: loading them, and keeping some of them as they are."""
+"""Start a run from existing weights: load them, and freeze some of them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _MOST_LISTED = 12
 def start_from(
     network: nn.Module, source: PathLike, *, num_channels: int, log: Callable[..., None] | None = None
 ) -> None:
-    """Put weights that exist into a network.
+    """Load existing weights into a network.
 
     Args:
-        network: Just built.
-        source: As ``init_from`` of ``Trainer.train``.
+        network: The new network.
+        source: The weights, as for ``init_from`` of ``Trainer.train``.
         num_channels: Channels of the images.
-        log: Told in a line what was loaded, and every name with ``on_screen=False``.
+        log: Called with a summary, and with ``on_screen=False`` with every name.
 
     Raises:
-        BadInputError: If they cannot be read safely, or nothing fits.
+        BadInputError: If they cannot be read safely, or no tensor fits.
     """
     report = load_into(network, read_weights(source), num_channels=num_channels)
     if log is not None:
@@ -46,7 +46,7 @@ class Frozen:
         names: Their names.
         parameters: Their identities.
         num_values: How many numbers they hold.
-        num_fixed: Normalisation layers whose statistics stay as they are.
+        num_fixed: Number of normalisation layers whose statistics are not updated.
     """
 
     names: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ class Frozen:
         return f"Frozen: {len(self.names)} parameters of {self.num_values:,} values{fixed}"
 
     def close(self) -> None:
-        """Give the parameters back as they were."""
+        """Make the parameters trainable again."""
         while self._handles:
             self._handles.pop().remove()
         for parameter in self._trained_before:
@@ -69,7 +69,7 @@ class Frozen:
 
 
 def freeze(network: nn.Module, patterns: str | Sequence[str]) -> Frozen:
-    """Keep the parameters that match as they are, and the statistics of normalisation layers that do.
+    """Freeze the matching parameters, and the statistics of matching normalisation layers.
 
     Raises:
         SettingsError: If a pattern matches nothing, or nothing would be left to train.

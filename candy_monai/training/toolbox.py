@@ -1,4 +1,4 @@
-"""What a training step works with, and how it is built from what a trainer's ``build_*`` methods return."""
+"""The parts that a training step uses, built by the ``build_*`` methods of a trainer."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class TrainerToolbox:
     """The parts of one run, handed to ``backward`` and ``validate_case``.
 
     Attributes:
-        model: What ``build_network`` returned. For the length of a run its calls are surrounded by mixed precision,
-            float32 outputs, and padding in evaluation mode.
-        optimizer: Steps once a batch.
-        scheduler: Steps once after each optimizer step.
+        model: The network that ``build_network`` returned. During a run there are hooks around its calls for mixed
+            precision, float32 outputs, and padding in evaluation mode.
+        optimizer: The optimizer, stepped once per batch.
+        scheduler: The learning rate schedule, stepped after each optimizer step.
         criterion: The loss, on the trainer's device.
-        ema: The moving average of ``model``, called like it, in evaluation mode; None when it is switched off.
+        ema: The moving average of ``model``, called in the same way, in evaluation mode; None if it is switched off.
     """
 
     model: nn.Module
@@ -60,16 +60,16 @@ class TrainerToolbox:
 
 @dataclass(frozen=True, kw_only=True)
 class Equipment:
-    """A toolbox, and what the library puts around its networks and its gradients.
+    """A toolbox, with the hooks that the library adds to its networks and gradients.
 
     Attributes:
-        toolbox: What is handed to the trainer's methods.
-        example_shape: The shape that the network was built for: one image's, padded.
-        device: Where everything is.
+        toolbox: The toolbox that the trainer's methods receive.
+        example_shape: The shape that the network was built for: that of one padded image.
+        device: The device of all parts.
         padding: Pads images; None to leave them as they are.
-        surroundings: What surrounds the calls of the networks.
+        surroundings: The hooks around the calls of the networks.
         scaled_backward: Scales losses in half precision.
-        image_type: The floating type that images are brought to.
+        image_type: The floating-point type to which images are converted.
         surrounded: The networks that have hooks.
         frozen: The parameters that are not trained.
     """
@@ -86,7 +86,7 @@ class Equipment:
 
     @property
     def scaler(self) -> GradScaler:
-        """Half precision's gradient scaler; it is not enabled in any other."""
+        """The gradient scaler, which is enabled only for half precision."""
         return self.scaled_backward.scaler
 
     def on_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,12 +99,12 @@ class Equipment:
         return images, labels
 
     def prepared(self, images: Tensor, labels: Tensor, *, fill: int) -> tuple[Tensor, Tensor]:
-        """Return what a network is trained on: on the device, and padded.
+        """Return images and labels on the device, padded for the network.
 
         Args:
             images: ``(B, C, *spatial)``.
             labels: ``(B, 1, *spatial)``.
-            fill: The id of label voxels that are added.
+            fill: The label id of added voxels.
         """
         images, labels = self.on_device(images, labels)
         if self.padding is None:
@@ -129,20 +129,20 @@ def build_toolbox(
     starts: bool = False,
     log: Callable[..., None] | None = None,
 ) -> Equipment:
-    """Build everything that a step works with.
+    """Build all parts that a step uses.
 
     Args:
         trainer: Says how to build each part.
         settings: What ``train`` was told.
-        image: What the network sees at once of a training image, ``(C, *spatial)``, for its shape.
+        image: The part of a training image that the network gets at once, ``(C, *spatial)``, for its shape.
         device: Where to train.
-        starts: Whether a run starts, so that the weights that it is to start from are read; a saved run has its own.
+        starts: Whether this is a new run, so that starting weights are loaded; a saved run has its own.
         log: Told what was loaded of these, what is frozen, and how the rate begins; with ``on_screen=False`` what only
             the file is to hold.
 
     Raises:
-        BadInputError: If a ``build_*`` method returned something else than it has to, the weights to start from cannot
-            be read or fit nowhere, or no parameter would be trained.
+        BadInputError: If a ``build_*`` method returned an invalid value, the starting weights cannot be read or do not
+            fit, or no parameter would be trained.
     """
     padding = padding_of_slices(trainer.build_padding_module(), trainer.slice_axis)
     example = image[None].to(device)

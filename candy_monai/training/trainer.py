@@ -50,19 +50,19 @@ from candy_monai.training.validation import CalledNetworks, ValidationCases, cas
 
 
 class Trainer(EarlierMembers, Hooks, HasDevice):
-    """Trains a network and keeps everything about it in an experiment folder.
+    """Trains a network and stores all results in an experiment folder.
 
-    Subclass it and say how to build the network, the optimizer, the schedule and the loss, what one step is and how one
-    case is scored. `SegmentationTrainer` answers all of these but the network.
+    A subclass defines how to build the network, the optimizer, the schedule and the loss, what one step computes, and
+    how one case is scored. `SegmentationTrainer` implements all of these except the network.
 
     Args:
-        trainer_folder: Experiments go to ``<trainer_folder>/<class name>/<experiment id>/``.
+        trainer_folder: Experiments are stored in ``<trainer_folder>/<class name>/<experiment id>/``.
         dataloader: Yields ``(images, labels)`` or dictionaries with ``image`` and ``label``: ``(B, C, *spatial)`` float
             images, ``(B, 1, *spatial)`` integer labels.
         validation_dataloader: The same for validation, whole cases; None to train without validation.
-        device: Where to train.
-        console: Whether to report on the screen.
-        observers: More observers of the run.
+        device: The device for training.
+        console: Whether to print the progress.
+        observers: Additional observers of the run.
     """
 
     def __init__(
@@ -124,51 +124,52 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
 
         Args:
             num_epochs: Epochs to train.
-            note: Your words about this run, kept in its log and description.
-            num_checkpoints: Evenly spaced checkpoints to keep, the last epoch's among them.
-            ema: Keep a moving average of the weights; it is then what is saved as the best, unless `validate_case`
-                calls the model instead.
-            seed: Seeds every generator; None draws one and records it.
-            early_stop_tolerance: Stop after so many validated epochs without a better score; ``"forecast"`` to stop
-                when no better score is to be expected; None to go on to the end.
-            early_stop_confidence: With ``"forecast"``: how sure it must be, in three validated epochs in a row.
-            early_stop_margin: With ``"forecast"``: a gain that is too small to go on for, as a share of the range of
+            note: A note about this run, stored in its log and description.
+            num_checkpoints: Number of evenly spaced checkpoints to keep, including that of the last epoch.
+            ema: Keep a moving average of the weights, which is saved as the best weights, unless `validate_case` calls
+                the model instead.
+            seed: The seed of all random generators; None draws one and records it.
+            early_stop_tolerance: Stop after this number of validated epochs without a better score; ``"forecast"`` to
+                stop when no better score is expected; None for no early stopping.
+            early_stop_confidence: With ``"forecast"``: the required confidence, in three validated epochs in a row.
+            early_stop_margin: With ``"forecast"``: a gain that is considered negligible, as a fraction of the range of
                 the scores so far.
             val_score_prediction: Forecast the best validation score.
-            val_score_prediction_degree: Upper bound of the forecast's polynomial degree, and the epochs it waits for.
-            save_preview: Draw previews of the worst validated case.
-            save_report: Write ``report.html``, the page of the run, after each epoch and at the end.
-            preview_quality: Million voxels that a preview of a volume may be made from.
-            deterministic: Use deterministic algorithms only, which are slower.
+            val_score_prediction_degree: Upper bound of the polynomial degree of the forecast, and the number of epochs
+                before the first forecast.
+            save_preview: Draw previews of the validation case with the worst score.
+            save_report: Write ``report.html``, the report page of the run, after each epoch and at the end.
+            preview_quality: Maximum number of voxels, in millions, from which the preview of a volume is made.
+            deterministic: Use only deterministic algorithms, which are slower.
             amp: Mixed precision: ``"bf16"``, ``"fp16"`` with gradient scaling, or ``"auto"`` for the faster of them on
                 a CUDA device and none elsewhere. The network's outputs are float32 in any case.
-            accumulate: Batches to an optimizer step, whose gradients are averaged as in one larger batch. The schedule
-                advances by as many batches.
-            compile_model: Compile the network; where that fails it runs as it is, and the log says why.
+            accumulate: Number of batches per optimizer step, whose gradients are averaged as in one larger batch. The
+                schedule advances by the same number of batches.
+            compile_model: Compile the network; if that fails, it runs uncompiled, and the log gives the reason.
             sync_batchnorm: Compute the statistics of batch normalisation over the batches of all processes, by
-                ``torch.nn.SyncBatchNorm``, which takes the layers' places in the network. Several processes need GPUs.
-            channels_last: Use the memory format ``torch.channels_last``; None for where it is faster.
-            validate_every: Validate each so many epochs, and after the last.
-            num_validation_cases: Validate on the first so many cases; None for all.
-            non_finite: What to do when a loss is NaN or infinite: ``"stop"`` the run, or ``"skip"`` the step and
-                restore the buffers, such as BatchNorm's statistics, from before the batch.
-            time_limit_s: End after so many seconds of training, the last validation included: the last epoch is cut
-                short. A schedule with a method ``end_in``, as ours, follows the time, so that the learning rate has
-                come down when the run ends.
-            save_every: Save within epochs too: after so many batches, or as often as ``"10m"`` or ``"90s"`` says. None
-                saves at the end of each.
-            init_from: Start from these weights instead of random ones: an experiment's folder, a file of weights
+                replacing the layers with ``torch.nn.SyncBatchNorm``. Several processes need GPUs.
+            channels_last: Use the memory format ``torch.channels_last``; None uses it where it is faster.
+            validate_every: Number of epochs between two validations; the last epoch is always validated.
+            num_validation_cases: Validate only this number of cases, the first ones; None for all.
+            non_finite: What to do if a loss is NaN or infinite: ``"stop"`` the run, or ``"skip"`` the step and restore
+                the buffers, such as the statistics of batch normalisation, from before the batch.
+            time_limit_s: End after this number of seconds of training, including the last validation; the last epoch is
+                cut short. A schedule with a method ``end_in``, such as candy_monai's own, is adapted so that the
+                learning rate has decayed when the run ends.
+            save_every: Also save within epochs: after this number of batches, or at an interval such as ``"10m"`` or
+                ``"90s"``. None saves only at the end of each epoch.
+            init_from: Start from these weights instead of random ones: the folder of an experiment, a weight file
                 (``.pth``, ``.pt``, ``.safetensors``), or the folder of a MONAI Bundle. Tensors are matched by name and
-                shape, whatever does not fit is drawn anew, and the log says what was loaded. The first layer's weights
-                are repeated or averaged for other numbers of channels. The file is read once and nothing in it is
-                executed.
-            freeze: Patterns of names, as ``"encoder.*"``, of parameters that are not trained; a name stands for all
-                that is below it, too. Statistics of normalisation layers that match stay as they are.
-            warm_up: Batches over which the learning rate rises to that of the schedule, 0 for none; None for a
-                twentieth of the run, 250 at most, where it starts from weights, and none elsewhere.
+                shape; those that do not fit are initialised at random, and the log says what was loaded. The weights of
+                the first layer are repeated or averaged for other numbers of channels. The file is read once, and no
+                code in it is executed.
+            freeze: Name patterns, such as ``"encoder.*"``, of parameters that are not trained; the name of a module
+                selects everything in it. The statistics of matching normalisation layers are not updated.
+            warm_up: Number of batches over which the learning rate rises to that of the schedule; None for a twentieth
+                of the run, at most 250, if it starts from weights, and otherwise 0.
 
         Raises:
-            BadInputError: If a setting or the data cannot work, or nothing of ``init_from`` fits the network; nothing
+            BadInputError: If a setting or the data are invalid, or no tensor of ``init_from`` fits the network; nothing
                 was written.
             NonFiniteLossError: If the loss is not finite and the policy is to stop.
         """
@@ -289,11 +290,11 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
     def step(self, toolbox: TrainerToolbox, *, num_batches: int = 1) -> None:
         """Update the weights: clip the gradients, step, advance the schedule, update the moving average.
 
-        Override it to step in another way, for example an optimizer that needs a closure.
+        Override it to change the step, for example for an optimizer that needs a closure.
 
         Args:
             toolbox: Optimizer, schedule and the rest.
-            num_batches: Batches that the gradients were computed from.
+            num_batches: Number of batches from which the gradients were computed.
         """
         equipment = self._current_run().equipment
         equipment.scaler.unscale_(toolbox.optimizer)
@@ -306,7 +307,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
             toolbox.ema.update_parameters(toolbox.model)
 
     def _validate(self, toolbox: TrainerToolbox) -> float:
-        """Score the validation cases, each exactly once, record the averages, and return the mean score."""
+        """Score every validation case once, record the averages, and return the mean score."""
         run, loader = self._current_run(), self._validation_dataloader
         assert loader is not None
         validation, experiment, padding = run.validations, run.current(), run.equipment.padding
@@ -337,15 +338,15 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
     # Other ways to train
 
     def train_with_settings(self, num_epochs: int, *, settings: PathLike | None = None, **keywords: Any) -> None:
-        """Train with keywords from ``settings.yml``; those passed here win. Called, not overridden.
+        """Train with keywords from ``settings.yml``; keywords passed here take precedence. Called, not overridden.
 
         Args:
             num_epochs: Epochs to train.
-            settings: One more settings file, read after the user's own and ``./settings.yml``.
+            settings: A further settings file, which takes precedence over the user's own and ``./settings.yml``.
             **keywords: Keywords of `train`.
 
         Raises:
-            SettingsError: If a file cannot be read or a name is no keyword of `train`.
+            SettingsError: If a file cannot be read or a name is not a keyword of `train`.
         """
         from_files = load_settings(settings)
         TrainSettings.check_names(from_files, source="settings")
@@ -360,10 +361,10 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
         schedule: Continuation | None = None,
         force: bool = False,
     ) -> None:
-        """Go on with a run from where it was last saved. Called, not overridden.
+        """Resume a run from its last saved state. Called, not overridden.
 
-        With the number of epochs that it was begun with the result is that of a run that was never interrupted. With
-        more, say what the learning rate does:
+        With the original number of epochs the result is that of an uninterrupted run. With more epochs, choose the
+        behaviour of the learning rate:
 
         * ``"keep"``: the schedule stays as it is; past its end it stays at its end value.
         * ``"stretch"``: for a run that was not finished: the schedule of a run that was ``num_epochs`` long from the
@@ -371,14 +372,14 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
         * ``"restart"``: for a finished run: a new schedule over the added epochs.
 
         Args:
-            experiment: An experiment folder, or the id of an experiment of this trainer's class in its own folder.
-            num_epochs: Epochs in all, those done included; None for as many as planned.
-            schedule: What the schedule does when the number of epochs changes.
-            force: Go on even if data, network or trainer are not those that the run was saved with.
+            experiment: An experiment folder, or the id of an experiment of this trainer class in the trainer's folder.
+            num_epochs: Total number of epochs, including those already done; None for the planned number.
+            schedule: The behaviour of the schedule if the number of epochs changes.
+            force: Continue even if data, network or trainer differ from those of the saved run.
 
         Raises:
-            SettingsError: If the number of epochs changes and ``schedule`` does not say how, or does not fit.
-            ExperimentError: If there is no such run, it is being trained elsewhere, or it differs; what differs is
+            SettingsError: If the number of epochs changes and ``schedule`` is missing or does not fit.
+            ExperimentError: If there is no such run, another process is training it, or it differs; the differences are
                 listed.
         """
         saved = self._saved_run(experiment).continued(num_epochs, schedule=schedule, force=force)
@@ -395,7 +396,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
 
         Args:
             msg: Any text.
-            on_screen: Also show it on the screen.
+            on_screen: Also print it on the console.
         """
         if self._run is None:
             self._messages.append((msg, on_screen))
@@ -403,14 +404,14 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
             self._run.reporter.log(msg, on_screen=on_screen)
 
     def record(self, metric: str, value: Scalar) -> None:
-        """Record one value of a metric; the epoch's average goes to ``metrics.csv``. Called, not overridden.
+        """Record one value of a metric; its average over the epoch goes to ``metrics.csv``. Called, not overridden.
 
         A metric with the name of a column that every run has, such as ``learning rate``, is recorded as ``learning rate
         (metric)``.
 
         Args:
             metric: The metric's name.
-            value: A number or a tensor of one element, NaN for "not measured".
+            value: A number or a tensor with one element; NaN for "not measured".
 
         Raises:
             BadInputError: If it is not one number.
@@ -430,17 +431,17 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
         """Return the folder of the current or last run. Called, not overridden.
 
         Raises:
-            ExperimentError: If there was no run yet.
+            ExperimentError: If there has been no run yet.
         """
         return self._current().folder
 
     def set_frontend(self, frontend: type[Frontend] | str, *, path_to_secrets: PathLike | None = None) -> None:
-        """Report the coming runs to a dashboard. Called, not overridden.
+        """Report the following runs to a dashboard. Called, not overridden.
 
         Args:
-            frontend: The dashboard's class, or its name on the command line, such as ``"notion"``. It is made at once
-                with the user's secrets, so that a missing one is reported before training.
-            path_to_secrets: Where the secrets are, instead of the user's config folder.
+            frontend: The class of the dashboard, or its name on the command line, such as ``"notion"``. It is created
+                at once with the user's secrets, so that a missing secret is reported before training.
+            path_to_secrets: The file with the secrets, instead of the one in the user's configuration folder.
 
         Raises:
             BadInputError: If it is not a subclass of `Frontend`, or the name is unknown.
@@ -451,11 +452,11 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
         """Forecast the best validation score of the run by quotient regression. Called, not overridden.
 
         Args:
-            num_epochs: The run's length: the forecast looks no further.
-            degree: Upper bound of the polynomials' degree.
+            num_epochs: The number of epochs of the run.
+            degree: Upper bound of the degree of the polynomials.
 
         Returns:
-            The epoch of the best score and the score; those so far where there are too few scores for a forecast.
+            The epoch of the best score, and the score; those so far if there are too few scores for a forecast.
         """
         run = self._current()
         prediction = predict_maximum(
@@ -472,7 +473,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
 
     @property
     def _dataloader(self) -> DataLoader[Any]:
-        """The training loader; while several processes train, that of this one's share of the samples."""
+        """The training loader; with several processes, that of this process's share of the samples."""
         return self._current_loaders().training
 
     @_dataloader.setter

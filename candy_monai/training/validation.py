@@ -31,12 +31,16 @@ class ValidationCases:
     """Averages scores over cases and keeps the tensors of the worst case only, so memory does not grow with the cases.
 
     The worst case is the one worth looking at: it says what the model still gets wrong.
+
+    Attributes:
+        with_nan: Ids of cases whose output holds NaN; of those without one the position among the cases.
     """
 
     def __init__(self) -> None:
         self._scores: list[float] = []
         self._worst: tuple[float, Tensor, Tensor, Tensor] | None = None
         self._worst_id = ""
+        self.with_nan: list[str] = []
 
     def __len__(self) -> int:
         return len(self._scores)
@@ -52,6 +56,8 @@ class ValidationCases:
             case_id: Its id; empty if it has none.
         """
         self._scores.append(score)
+        if output.is_floating_point() and output.numel() and output.aminmax().min.isnan():
+            self.with_nan.append(case_id or f"number {len(self._scores)}")
         if self._worst is None or score < self._worst[0] or math.isnan(self._worst[0]):
             self._worst, self._worst_id = (score, image, label, output.detach()), case_id
 
@@ -118,7 +124,7 @@ def mean_of_cases(num_cases: int, standard_error: float) -> str:
     if num_cases == 1:
         return "of one case only"
     half = half_width(standard_error, num_cases)
-    return f"the mean of {num_cases} cases{f' (± {half:.4f} in 95 %)' if math.isfinite(half) else ''}"
+    return f"the mean of {num_cases} cases{f' (95 % interval ± {half:.4f})' if math.isfinite(half) else ''}"
 
 
 def what_is_scored(*, raw: bool, averaged: bool) -> str | None:

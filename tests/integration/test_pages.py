@@ -130,7 +130,7 @@ def test_every_message_on_the_page_of_errors_is_one_of_the_code():
 
 
 def test_the_page_about_trainers_lists_every_keyword_of_train_with_its_default():
-    table = (ROOT / "docs" / "your_own_trainer.md").read_text(encoding="utf-8").split("## What train() takes")[1]
+    table = (ROOT / "docs" / "your_own_trainer.md").read_text(encoding="utf-8").split("## The arguments of train()")[1]
     listed = dict(re.findall(r"^\| `(\w+)` \| `?(.*?)`? \|", table, flags=re.MULTILINE))
     _, *keywords = inspect.signature(Trainer.train).parameters.values()
     assert listed == {keyword.name: _default_as_text(keyword) for keyword in keywords}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
 import pytest
 
-from candy_monai.columns import LEARNING_RATE
+from candy_monai.columns import LEARNING_RATE, SCORE
 from candy_monai.report.comparison import write_comparison
 from candy_monai.report.evaluation import write_cross_validation, write_evaluation
 from tests import pages
@@ -106,6 +107,17 @@ def test_the_numbers_of_an_axis_are_told_apart_however_small_they_are(browser, t
     assert len(texts) > 2
     assert len({*texts}) == len(texts)
     assert all(float(text) == pytest.approx(1e-3, rel=0.3) for text in texts)
+
+
+def test_all_curves_go_over_the_same_epochs_and_a_short_run_has_ticks(browser, tmp_path, monkeypatch):
+    scored = {**pages.made_up_metrics(8, ["a", "b", "c"]), SCORE: [math.nan, 0.5, math.nan, 0.6] * 2}
+    monkeypatch.setattr(pages, "made_up_metrics", lambda *_, **__: scored)
+    made_up_run(tmp_path / "run", num_epochs=8)
+    opened(browser, tmp_path / "run" / "report.html", size=PHONE)
+    areas = "return [...document.querySelectorAll('.plot-area')].map((area) => area.getAttribute('aria-valuemin'))"
+    assert {*browser.run(areas)} == {"1"}
+    ticks = "return [...document.querySelectorAll('[data-key=\"val score\"] text.tick[text-anchor=middle]')].length"
+    assert browser.run(ticks) > 1
 
 
 def test_only_lines_of_the_log_that_tell_of_errors_are_red(browser, tmp_path):

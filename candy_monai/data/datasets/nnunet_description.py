@@ -138,7 +138,7 @@ def parse_description(folder: Path) -> tuple[DatasetDescription | None, list[str
         regions_class_order=order,
         ignore_label=ignore,
         file_ending=ending,
-        num_training=content["numTraining"] if isinstance(content.get("numTraining"), int) else None,
+        num_training=label_id_of(content.get("numTraining")),
         listed=_listed_cases(content, folder, problems),
     ), problems
 
@@ -235,6 +235,30 @@ def _label_problems(
     elif set(order) - set(ids):
         problems.append(f"'regions_class_order' holds {sorted(set(order) - set(ids))}, expected ids among {ids}")
     return problems
+
+
+def region_order_problem(description: DatasetDescription) -> str | None:
+    """Return the problem of an order of regions by which a perfect prediction comes back with other ids.
+
+    An id may come back as another one that no region tells from it. Models and predictions that have such an order
+    already are taken as they are.
+    """
+    order = description.regions_class_order
+    if order is None or not description.has_regions:
+        return None
+    regions = [ids_of_label(label) for label in description.labels.values() if label != 0]
+    changed = []
+    for label_id in sorted({label_id for region in regions for label_id in region}):
+        painted = [number for region, number in zip(regions, order, strict=True) if label_id in region][-1]
+        if any((label_id in region) != (painted in region) for region in regions):
+            changed.append(f"{label_id} -> {painted}")
+    if not changed:
+        return None
+    return (
+        f"dataset.json: 'regions_class_order' {list(order)} makes other ids of a perfect prediction: "
+        f"{', '.join(changed)}; list the regions in 'labels' from the outermost inwards, and for each an id that no "
+        "later region holds"
+    )
 
 
 def _file_ending(content: Mapping[str, Any], folder: Path, problems: list[str]) -> str:

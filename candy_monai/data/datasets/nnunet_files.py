@@ -99,6 +99,11 @@ def _listing_problems(cases: tuple[NNUNetCase, ...]) -> list[str]:
     return [
         *(f"{case_id}: is listed in dataset.json more than once; remove all but one" for case_id in twice),
         *(f"{case_id}: {path} is listed in dataset.json and does not exist{_unset(path)}" for case_id, path in missing),
+        *(
+            f"{case.case_id}: {case.label} is listed in dataset.json as its image and as its label; name the other file"
+            for case in cases
+            if case.label in case.images
+        ),
     ]
 
 

@@ -34,6 +34,8 @@ def read(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
     header = _header(path)
     geometry = _geometry(path, header)
     itk = _itk("read", path)
+    if header.GetPixelTypeAsString(header.GetPixelType()) == "complex":  # else its two parts would be two channels
+        raise UnusableFileError("complex samples, which ITK reads as two channels; save their magnitude")
     from monai.data.image_reader import ITKReader  # imports itk, which takes its time
 
     pixel_type = None

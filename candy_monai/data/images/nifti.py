@@ -134,6 +134,7 @@ def _stated_affine(start: bytes, path: Path) -> NDArray[np.float64] | None:
         return None
     if int(header["sizeof_hdr"]) != kind.sizeof_hdr or not 1 <= int(header["dim"][0]) <= 7:
         return None
+    _check_offset(header)
     sform, qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
     problem = ""
     if sform:
@@ -165,6 +166,14 @@ def _stated_affine(start: bytes, path: Path) -> NDArray[np.float64] | None:
     if problem:
         warnings.warn(f"{path}: {problem}; taking the qform, which is sound", stacklevel=2)
     return affine
+
+
+def _check_offset(header: Any) -> None:
+    if header["vox_offset"] == 0:  # nibabel refuses any other below the header's end, and would read the header here
+        raise UnusableFileError(
+            f"the header says that the samples begin at byte 0 (vox_offset), expected {header.single_vox_offset} or "
+            "more, as of a .hdr and .img pair that was renamed; convert the original again"
+        )
 
 
 def _num_fields(dtype: np.dtype[np.generic]) -> int:

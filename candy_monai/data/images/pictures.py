@@ -49,17 +49,20 @@ def read(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
     """Decode a file into a channel-first array and its geometry."""
     if series := _beyond_pillow(path):
         array = _tifffile("read").imread(path, series=series.number)
+        if series.is_turned:
+            _warn_of_turn(path)
         axis = series.sample_axis
         return array[None] if axis is None else np.moveaxis(array, axis, 0), _tiff_geometry(path, series, is_label)
     with Image.open(path) as picture:
+        if is_label and picture.format == "JPEG":
+            raise UnusableFileError(
+                "JPEG changes the values that it stores, label ids among them; export the labels from their original, "
+                "as PNG, and in an nnU-Net folder the images, too"
+            )
         geometry = _geometry_of(picture)
         samples = _samples_of(picture, path, is_label=is_label)
         if picture.getexif().get(_ORIENTATION, 1) != 1:
-            warnings.warn(
-                f"{path.parent}: pictures whose EXIF data ask for a turn; they are read as stored, as labels drawn on "
-                "them must be: turn the pictures themselves where that is wrong",
-                stacklevel=2,
-            )
+            _warn_of_turn(path)
         return samples, geometry
 
 
@@ -102,8 +105,17 @@ def spacing_file(path: Path, *, is_label: bool) -> Path | None:
     return next((file for name in names if (file := path.with_name(f"{name}.json")).exists()), None)
 
 
+def _warn_of_turn(path: Path) -> None:
+    warnings.warn(
+        f"{path.parent}: pictures whose EXIF data ask for a turn; they are read as stored, as labels drawn on them "
+        "must be: turn the pictures themselves where that is wrong",
+        stacklevel=3,
+    )
+
+
 def _tifffile(verb: str) -> Any:  # it has no types
-    return require("tifffile", extra="tiff", purpose=f"{verb} 3-D TIFF files and TIFF colours of 16 bits")
+    what = "3-D TIFF files, TIFF colours of 16 bits and turned TIFF pictures"
+    return require("tifffile", extra="tiff", purpose=f"{verb} {what}")
 
 
 def _geometry_of(picture: ImageFile.ImageFile) -> Geometry:
@@ -172,6 +184,7 @@ class _Series(NamedTuple):
     shape: Shape
     axes: str
     sample_axis: int | None
+    is_turned: bool
 
 
 def _beyond_pillow(path: Path) -> _Series | None:
@@ -192,12 +205,15 @@ def _beyond_pillow(path: Path) -> _Series | None:
             )
         number = sizes.index(max(sizes))
         shape, axes = tuple(file.series[number].shape), str(file.series[number].axes)
-        return _Series(number, shape, axes, _sample_axis(axes, path))
+        orientation = file.series[number].keyframe.tags.valueof(_ORIENTATION, 1)
+        return _Series(number, shape, axes, _sample_axis(axes, path), orientation != 1)
 
 
 def _is_cut_by_pillow(picture: ImageFile.ImageFile) -> bool:
-    """Return whether Pillow would leave out bits, signs or channels of a TIFF."""
+    """Return whether Pillow would leave out bits, signs or channels of a TIFF, or turn it, some of which it garbles."""
     tags = getattr(picture, "tag_v2", {})
+    if tags.get(_ORIENTATION, 1) != 1:
+        return True
     bits, count = int(max(tags.get(_BITS, (1,)))), int(tags.get(_SAMPLES, 1))
     sample_format = int(max(tags.get(_SAMPLE_FORMAT, (1,))))
     if count > 1:

@@ -16,7 +16,7 @@ import numpy as np
 
 from candy_monai.aliases import PathLike
 from candy_monai.data.datasets.folds import Fold, checked_splits, choose_folds
-from candy_monai.data.datasets.nnunet_description import DatasetDescription, NNUNetCase
+from candy_monai.data.datasets.nnunet_description import DatasetDescription, NNUNetCase, region_order_problem
 from candy_monai.data.datasets.nnunet_files import Listing, list_dataset
 from candy_monai.data.datasets.patients import patients_on_both_sides
 from candy_monai.data.images.alignment import displacement, misalignment, misfit, mismatch
@@ -27,6 +27,7 @@ from candy_monai.data.inspection.consistency import (
     inconsistencies,
     labels_absent_from_folds,
     names_by_id,
+    shared_labels,
     sides_among_labels,
 )
 from candy_monai.data.inspection.digest import Digests, case_stamp, file_digests
@@ -127,6 +128,8 @@ def visit_dataset(
     if description is None:
         return CheckedDataset(listing=listing, report=DatasetReport(problems=tuple(problems), warnings=()))
     cases, test_cases, listing_problems = listing.cases["Tr"], listing.cases["Ts"], listing.problems["Tr"]
+    if not problems and (problem := region_order_problem(description)):
+        problems.append(problem)
     problems += listing_problems
     if description.num_training not in (None, len(cases)) and not listing_problems:
         problems.append(
@@ -175,6 +178,7 @@ def visit_dataset(
         *listing.problems["Ts"],  # no training reads the test cases
         *(text for finding in test_findings for text in (*finding.problems, *finding.warnings)),
         *([f"no training case contains the label ids {absent}"] if absent else []),
+        *shared_labels(cases),
         *sides_among_labels(list(description.labels)),
         *inconsistencies(
             measured,

@@ -6,11 +6,13 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from candy_monai.data.datasets.folds import Fold
+from candy_monai.data.datasets.nnunet_description import NNUNetCase
 from candy_monai.data.inspection.inspect import MeasuredCase
 from candy_monai.data.values import ids_of_label, join_names
 
@@ -91,6 +93,19 @@ def names_by_id(labels: Mapping[str, int | tuple[int, ...]]) -> dict[int, str]:
         for label_id in ids_of_label(ids):
             names[label_id] = f"{names[label_id]}, {name}" if label_id in names else name
     return {label_id: name for label_id, name in names.items() if label_id}
+
+
+def shared_labels(cases: Sequence[NNUNetCase]) -> list[str]:
+    """Return a warning for every label file that several cases name, as a list that was copied has it."""
+    by_label = defaultdict[Path, list[str]](list)
+    for case in cases:
+        if case.label is not None:
+            by_label[case.label].append(case.case_id)
+    return [
+        f"{label}: is the label of {join_names(names)}; look whether each of them has its own"
+        for label, names in by_label.items()
+        if len(names) > 1
+    ]
 
 
 def _duplicates(training: Sequence[MeasuredCase], test: Sequence[MeasuredCase]) -> list[str]:

@@ -31,10 +31,12 @@ class EntryKind:
     Attributes:
         parse: Converts a value or its text; raises ``ValueError``, ``TypeError``, ``KeyError`` or ``OverflowError``.
         expected: What is expected, for messages.
+        others: What stands for a value other than none, where an option is shown.
     """
 
     parse: Callable[[object], Any]
     expected: str
+    others: str = "..."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,8 +210,8 @@ POSITIVE_NUMBER = EntryKind(parse=_positive_number, expected="a positive number"
 NUMBER_FROM_0 = EntryKind(parse=_number(0.0), expected="a number, 0 or more")
 SHARE = EntryKind(parse=_number(0.0, 1.0), expected="a number from 0 to 1")
 FLAG = EntryKind(parse=_bool, expected="true or false")
-AXIS_OR_NONE = EntryKind(parse=_optional_axis, expected="an axis, for example 2, or none")
-AXES = EntryKind(parse=_axes, expected="axes, for example 0,2, or none")
+AXIS_OR_NONE = EntryKind(parse=_optional_axis, expected="an axis, for example 2, or none", others="AXIS")
+AXES = EntryKind(parse=_axes, expected="axes, for example 0,2, or none", others="AXIS,AXIS")
 SIZES = EntryKind(parse=_whole, expected="positive whole numbers, for example 40,56,40")
 WIDTHS = EntryKind(parse=_whole, expected="positive whole numbers, for example 16,32,64")
 LENGTHS_MM = EntryKind(
@@ -229,4 +231,6 @@ SCHEMES = EntryKind(
 def choice(*names: str) -> EntryKind:
     """Return the kind of values that are one of these words."""
     known = {name: name for name in names}
-    return EntryKind(parse=lambda value: known[_word(value)], expected=f"{', '.join(names[:-1])} or {names[-1]}")
+    expected = f"{', '.join(names[:-1])} or {names[-1]}"
+    others = "|".join(name for name in names if name != "none")
+    return EntryKind(parse=lambda value: known[_word(value)], expected=expected, others=others)

@@ -19,10 +19,17 @@ from candy_monai.data.planning.grid import anisotropic_axis
 from candy_monai.data.values import join_names
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from candy_monai.data.inspection.fingerprint import Fingerprint
     from candy_monai.data.planning.plan import Plan
 
 __all__ = ["Choice", "explain"]
+
+_OF_VOLUMES = ("orientation", "spacing_mm", "slice_axis")
+"""Entries that pictures have no choice of."""
+
+_OF_DATA = "follows from the data"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,32 +49,39 @@ class Choice:
     remedy: str
 
 
-def explain(plan: Plan, fingerprint: Fingerprint) -> tuple[Choice, ...]:
+def explain(
+    plan: Plan, fingerprint: Fingerprint, *, by_budget: Collection[str] = (), criterion_of: str | None = None
+) -> tuple[Choice, ...]:
     """Explain every choice of a plan.
 
     Args:
         plan: The plan.
         fingerprint: What it was made for.
+        by_budget: Names of the entries that a budget decided.
+        criterion_of: Name of the trainer that builds a loss of its own; None for the usual one.
     """
     choices = []
     for name, entry in entries_of(plan).items():
         value, reason = entry.shown(getattr(plan, name)), entry.reason
         if name in plan.chosen:
             reason = "You asked for it."
+        elif name in by_budget:
+            reason = "Decided by the budget, from what was measured on this machine."
         elif not isinstance(reason, str):
             reason = reason(plan, fingerprint)
         if name == "slice_axis":
             choices.append(_configuration(plan, fingerprint))
-        choices.append(
-            Choice(name=name, value=value, reason=reason, remedy=entry.remedy or _option(entry, name, value))
-        )
+        is_given = plan.num_dims == 2 and name in _OF_VOLUMES
+        remedy = _OF_DATA if is_given else entry.remedy or _option(entry, name, value)
+        choices.append(Choice(name=name, value=value, reason=reason, remedy=remedy))
         if name == "num_classes":
-            choices.append(_loss(plan))
+            choices.append(_loss(plan) if criterion_of is None else _own_loss(criterion_of))
     return tuple(choices)
 
 
 def _option(entry: Entry, name: str, value: str) -> str:
-    value = "..." if value in ("none", entry.none) else value
+    if entry.kind is not None and value in ("none", entry.none):
+        value = entry.kind.others
     return f"--set '{name}={value}'" if ";" in value else f"--set {name}={value}"
 
 
@@ -92,7 +106,7 @@ def _configuration(plan: Plan, fingerprint: Fingerprint) -> Choice:
                 "CPU counts neither with the memory of a large GPU nor where you fixed something along three axes."
             )
     other = "3d" if plan.slice_axis is not None else "2d"
-    remedy = "follows from the data" if plan.num_dims == 2 else f"--configuration {other}"
+    remedy = _OF_DATA if plan.num_dims == 2 else f"--configuration {other}"
     return Choice(name="configuration", value=plan.configuration, reason=reason, remedy=remedy)
 
 
@@ -106,6 +120,11 @@ def _loss(plan: Plan) -> Choice:
         reason=f"Dice counters the imbalance of classes, cross-entropy gives smooth gradients; {kind}.{ignored}",
         remedy="override build_criterion in a trainer of your own (--trainer FILE:Class)",
     )
+
+
+def _own_loss(trainer: str) -> Choice:
+    remedy = f"override build_criterion of {trainer}"
+    return Choice(name="loss", value="of its own", reason=f"{trainer} builds it by build_criterion.", remedy=remedy)
 
 
 def orientation(plan: Plan, fingerprint: Fingerprint) -> str:
@@ -138,7 +157,7 @@ def slice_axis(plan: Plan, _fingerprint: Fingerprint) -> str:
 
 def resampling(plan: Plan, _fingerprint: Fingerprint) -> str:
     if plan.resampling == "none":
-        return "No case changes its shape at this spacing; another case that does is resampled as by extent."
+        return "No case changes its shape at this spacing; a new case that does is resampled by extent."
     if plan.resampling == "separate_z":
         return "As nnU-Net does it: images by splines within thick slices, which are copied and not blended."
     return "Images by splines and labels by majority, on each case's exact extent; stock is MONAI's Spacingd."
@@ -170,8 +189,8 @@ def patch_shape(plan: Plan, _fingerprint: Fingerprint) -> str:
     small = "" if plan.slice_axis is None else ", on a CPU or a small GPU to the voxels of 160 x 160"
     return (
         f"Starts at the median shape {as_text(plan.median_shape)} and shrinks until two patches fit into the memory"
-        f"{small}; a multiple of {as_text(plan.divisor)}, which the network divides by. Holds {share:.0%} of a median "
-        "case."
+        f"{small}; a multiple of {as_text(plan.divisor)}, which the network divides by. Holds {100 * share:.0f} % of "
+        "a median case."
     )
 
 

@@ -15,6 +15,15 @@ function ticks(low, high, count) {
   return found;
 }
 
+// Epochs and steps are whole numbers; a narrow chart of a short run gets closer ones, so that two are shown at least.
+function wholeTicks(low, high, count) {
+  for (const more of [1, 2, 4]) {
+    const found = ticks(low, high, more * count).filter(Number.isInteger);
+    if (found.length > 1) return found;
+  }
+  return [Math.ceil(low)];
+}
+
 const TIMES = [1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 10800, 21600, 43200, 86400];
 function timeTicks(low, high, count) {
   const step = TIMES.find((size) => size >= (high - low) / count);
@@ -61,6 +70,21 @@ class Axis {
     this.mode = "epoch";
     this.domain = null;
     this.charts = [];
+    this.extents = new Map();
+  }
+
+  add(chart) {
+    this.charts.push(chart);
+    this.extents.clear();
+  }
+
+  // From where to where the curves of all charts go.
+  get extent() {
+    if (!this.extents.has(this.mode)) {
+      const ends = this.charts.map((chart) => chart.ends()).filter(([low, high]) => high >= low);
+      this.extents.set(this.mode, [Math.min(...ends.map((end) => end[0])), Math.max(...ends.map((end) => end[1]))]);
+    }
+    return this.extents.get(this.mode);
   }
 
   set(change) {
@@ -101,7 +125,7 @@ class Chart {
       this.area, this.legend, figure.note && h("p", { class: "note" }, figure.note));
     this.drawLegend();
     this.listen();
-    axis.charts.push(this);
+    axis.add(this);
     new ResizeObserver(() => this.draw()).observe(this.area);
   }
 
@@ -130,7 +154,7 @@ class Chart {
     return this.figure.series.filter((one) => !this.hidden.has(one.name));
   }
 
-  extent() {
+  ends() {
     let low = Infinity, high = -Infinity;
     for (const one of this.figure.series) {
       for (const x of one.x) {
@@ -139,6 +163,11 @@ class Chart {
         if (value > high) high = value;
       }
     }
+    return [low, high];
+  }
+
+  extent() {
+    let [low, high] = this.axis.extent;
     if (this.forecast) high = Math.max(high, this.place(null, this.forecast.to));
     if (!(high >= low)) return [0, 1];
     return high > low ? [low, high] : [low - 0.5, high + 0.5];
@@ -177,8 +206,7 @@ class Chart {
         s("text", { class: "tick", x: left - 8, y: py(value) + 4, "text-anchor": "end" }, tickText(value, steps, this.log)));
     }
     const isTime = this.axis.mode === "time";
-    for (const value of (isTime ? timeTicks : ticks)(x0, x1, Math.max(2, width / 110))) {
-      if (!isTime && !Number.isInteger(value)) continue;
+    for (const value of (isTime ? timeTicks : wholeTicks)(x0, x1, Math.max(2, width / 110))) {
       svg.append(s("text", { class: "tick", x: clamp(px(value), left + 4, right - 4), y: bottom + 18, "text-anchor": "middle" }, isTime ? timeText(value) : number(value, 6)));
     }
     svg.append(s("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }));

@@ -129,7 +129,7 @@ function planSection(content) {
 function settingsSection(content) {
   if (!content.settings) return null;
   const cards = [h("div", { class: "card" }, h("h3", {}, "Settings"), h("dl", { class: "facts" }, content.settings.map(([name, value, isDefault]) =>
-    h("div", { class: isDefault ? "" : "changed" }, h("dt", {}, name), h("dd", {}, value)))), h("p", { class: "note" }, "Those that differ from their defaults are marked."))];
+    h("div", { class: isDefault ? "" : "changed" }, h("dt", {}, breakable(name)), h("dd", {}, breakable(value))))), h("p", { class: "note" }, "Those that differ from their defaults are marked."))];
   if (content.parts.length) cards.push(h("div", { class: "card" }, h("h3", {}, "Parts"), factList(content.parts)));
   if (content.environment.length) cards.push(h("div", { class: "card" }, h("h3", {}, "Environment"), factList(content.environment)));
   if (content.budget) {

@@ -82,7 +82,12 @@ function dataTable(table, { onView = null, canView = () => false, isSorted = tru
 
 // Names and values.
 function factList(rows, className = "") {
-  return h("dl", { class: `facts ${className}` }, rows.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, String(value)))));
+  return h("dl", { class: `facts ${className}` }, rows.map(([name, value]) => h("div", {}, h("dt", {}, breakable(name)), h("dd", {}, breakable(value)))));
+}
+
+// A text that may be broken within long names, paths and lists: after their signs, and between the words of a class's name.
+function breakable(text) {
+  return String(text).split(/(?<=[_/,])|(?<=[a-z])(?=[A-Z])/).flatMap((part, index) => (index ? [h("wbr", {}), part] : [part]));
 }
 
 // A table that neither sorts nor filters.

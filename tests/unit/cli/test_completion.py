@@ -50,8 +50,15 @@ def test_bash_completes_values_of_which_there_are_few(complete):
     assert complete("completion", "z") == ["zsh"]
 
 
+def test_bash_completes_the_literal_values_of_a_metavar(complete):
+    assert complete("export", "run", "out", "--to", "t") == ["torchscript"]
+    assert complete("train", "D", "--configuration", "") == ["2d", "3d", "auto"]
+    assert complete("train", "D", "--fold", "") == ["all"]
+
+
 def test_bash_leaves_the_value_of_an_option_to_file_names(complete):
     assert complete("train", "D", "--out", "") == []
+    assert complete("train", "D", "--groups", "") == []  # REGEX|FILE.csv
 
 
 def test_zsh_runs_the_script_of_bash_by_its_own_emulation(script):

@@ -75,7 +75,23 @@ def test_classes_are_called_by_their_names_and_folds_without_scores_have_no_numb
         ["0", "0.5000", "0.2500", "0.7500"],
         ["1", "-", "-", "-"],
         ["mean", "0.5000", "0.2500", "0.7500"],
-        ["over", "3", "cases:", "Dice", "0.5000", "(0.4000", "to", "0.6000);", "spread", "over", "folds", "-"],
+        [
+            "over",
+            "3",
+            "cases:",
+            "Dice",
+            "0.5000",
+            "(95",
+            "%",
+            "interval",
+            "0.4000",
+            "to",
+            "0.6000);",
+            "spread",
+            "over",
+            "folds",
+            "-",
+        ],
     ]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import json
 
 import nibabel
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from candy_monai.cli.main import main
+from candy_monai.cli.options import as_train
 from candy_monai.data.images.reading import load_image
 from candy_monai.demo.phantom import write_phantom_dataset
 from tests.looks import counted_parses, counted_reads
@@ -24,6 +26,7 @@ def inspect(*arguments) -> int:
 def test_a_sound_dataset_is_shown_with_its_plan(dataset, capsys):
     assert inspect(dataset) == 0
     shown = capsys.readouterr()
+    assert shown.out.endswith(f"Next: candy-monai train {dataset} --device cpu\n")
     for text in ("cases", "label background", "patch_shape", "Nothing stands in the way of training."):
         assert text in shown.out
     assert "problem" not in shown.err
@@ -110,3 +113,10 @@ def test_out_gets_the_picture_and_the_same_json(dataset, tmp_path, capsys):
 def test_out_inside_the_dataset_is_refused(dataset, capsys):
     assert inspect(dataset, "--out", dataset / "pictures") == 2
     assert "never written to" in capsys.readouterr().err
+
+
+def test_the_next_command_trains_with_the_options_that_training_has_as_well():
+    words = ["--debug", "inspect", "D", "--explain", "--set", "a=1", "--out", "o", "--out=p", "--bundle", "unet"]
+    args = argparse.Namespace(words=words, command="inspect")
+    trained = as_train(args, but={"--explain": False, "--out": True})
+    assert trained == ["candy-monai", "--debug", "train", "D", "--set", "a=1", "--bundle", "unet"]

@@ -115,6 +115,8 @@ def test_help_lists_every_command(capsys):
 def test_the_help_of_a_command_has_an_example_that_parses(command, capsys, monkeypatch):
     assert main([command, "--help"]) == 0
     shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) < 80
+    shown = shown.replace(" \\\n", " ")
     examples = [line.strip() for line in shown.partition("example")[2].splitlines() if "candy-monai" in line]
     assert examples
     parsed = []

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from candy_monai.cli.predict import command_for, parse_channels, parse_memory
+from candy_monai.cli.predict import _evaluation_of, as_recorded, command_for, parse_channels, parse_memory
 from candy_monai.errors import SettingsError
+from candy_monai.experiment.description import DatasetRecord, ExperimentDescription
 from candy_monai.recipes.options import TrainOptions
 
 
@@ -38,3 +39,24 @@ def test_the_command_that_predicts_names_the_test_cases_where_there_are_any(tmp_
     (tmp_path / "imagesTs" / "a_0000.nii.gz").touch()
     words = [str(run), str(tmp_path / "imagesTs"), "predictions", "--trainer", "mine.py:Mine", "--trust"]
     assert command_for(run, options, dataset=tmp_path)[2:] == words
+
+
+def test_after_resume_the_command_that_predicts_names_what_the_run_knows_of_itself(tmp_path):
+    record = DatasetRecord(folder=str(tmp_path))
+    own = ExperimentDescription(trainer="Mine", dataset=record)
+    options, dataset = as_recorded(own, TrainOptions(), None)
+    assert (options.trainer, dataset) == ("FILE.py:Mine", tmp_path)
+    options, dataset = as_recorded(own, TrainOptions(trainer="mine.py:Mine"), tmp_path / "moved")
+    assert (options.trainer, dataset) == ("mine.py:Mine", tmp_path / "moved")
+    assert as_recorded(ExperimentDescription(bundle="unet"), TrainOptions(), None) == (TrainOptions(), None)
+
+
+def test_predictions_of_images_whose_references_lie_beside_them_can_be_evaluated(tmp_path):
+    images, references = tmp_path / "imagesTs", tmp_path / "labelsTs"
+    assert _evaluation_of(tmp_path / "out", images) == []
+    references.mkdir()
+    assert _evaluation_of(tmp_path / "out", images) == []
+    (references / "a.nii.gz").touch()
+    words = ["candy-monai", "evaluate", str(tmp_path / "out"), str(references)]
+    assert _evaluation_of(tmp_path / "out", images) == words
+    assert _evaluation_of(tmp_path / "out", references) == []

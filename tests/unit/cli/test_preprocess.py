@@ -46,4 +46,4 @@ def test_the_plan_and_the_store_are_shown_and_every_option_is_passed_on(tmp_path
     shown = capsys.readouterr()
     assert shown.out.startswith("Preprocessing 2 cases\n")
     assert "patch_shape" in shown.out
-    assert shown.out.endswith("Store: store/Phantom-key\n")
+    assert shown.out.endswith(f"Store: store/Phantom-key\nNext: candy-monai train data {' '.join(options)}\n")

@@ -73,7 +73,7 @@ def test_strays_of_one_class_within_the_other_leave_that_alone():
     assert found.result.mean_metrics["dice"] == 1.0
     (trial,) = (trial for trial in found.trials if trial.kept)
     gain = trial.after - trial.before
-    assert trial.reason == f"raises the mean Dice of core by {gain:.4f}: better in 4 cases, worse in 0"
+    assert trial.reason == f"raises the mean Dice of core by {gain:.4f}; better in 4 cases, worse in 0"
 
 
 def test_small_components_go_by_their_volume_where_large_ones_are_several():

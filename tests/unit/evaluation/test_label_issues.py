@@ -130,7 +130,8 @@ def test_the_list_is_a_table_and_json():
     assert found.cases == {"a": issues[0].score}
     _, line, count = found.table().splitlines()
     assert line.split()[:4] == ["a", "background", "tumour", "14,12,11"]
-    assert count == "1 of 1 regions, in 1 of 3 cases"
+    assert [len(number.partition(".")[2]) for number in line.split()[4:]] == [3, 2, 3]
+    assert count == "1 of 1 region, in 1 of 3 cases"
     content = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert content["issues"][0]["box"] == [[12, 17], [10, 15], [9, 14]]
     assert LabelIssues(issues=(), num_cases=3).table() == "0 of 0 regions, in 0 of 3 cases"

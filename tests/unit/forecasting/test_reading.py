@@ -90,6 +90,12 @@ def test_a_csv_without_epochs_has_one_a_row(tmp_path):
     assert read_scores(write(tmp_path / "a.csv", "val score\n0.1\n0.2\n")).scores == (0.1, 0.2)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_csv_may_begin_with_a_byte_order_mark(tmp_path, encoding):
+    (tmp_path / "a.csv").write_text("epoch,val score\n1,0.1\n2,0.2\n", encoding=encoding)
+    assert read_scores(tmp_path / "a.csv").scores == (0.1, 0.2)
+
+
 def test_a_loss_in_a_csv_is_negated_and_named_so(tmp_path):
     history = read_scores(write(tmp_path / "a.csv", "epoch,val_loss\n1,0.5\n2,0.25\n"), column="val_loss")
     assert (history.scores, history.name) == ((-0.5, -0.25), "-val_loss")

@@ -253,6 +253,19 @@ def test_a_target_that_looks_like_a_file_is_refused(predictor, tmp_path):
     assert not (tmp_path / "out.nii.gz").exists()
 
 
+@pytest.mark.parametrize(
+    "image", [torch.ones(1, 4, 4, 4, dtype=torch.complex64), (np.ones((4, 4, 4), complex), (1.0, 1.0, 1.0))]
+)
+def test_complex_numbers_are_refused_and_not_cut(predictor, image):
+    with pytest.raises(BadInputError, match="holds complex numbers .*; give it their magnitude"):
+        predictor.predict(image)
+
+
+def test_a_tensor_with_a_graph_is_predicted_like_its_values(predictor):
+    image = torch.randn(1, 8, 8, 8)
+    assert torch.equal(predictor.predict(image.clone().requires_grad_()), predictor.predict(image))
+
+
 @pytest.mark.parametrize("image", [torch.zeros(1, 0, 4, 4), (np.zeros((4, 4, 0)), (1.0, 1.0, 1.0))])
 def test_an_image_without_voxels_is_refused(predictor, image):
     with pytest.raises(BadInputError, match="is empty"):

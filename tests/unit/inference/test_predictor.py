@@ -59,6 +59,15 @@ def test_a_prediction_has_the_scan_s_shape_and_affine_and_whole_ids(experiment, 
     assert set(np.unique(prediction.get_fdata())) <= {0, 1}
 
 
+def test_a_network_whose_output_holds_nan_is_warned_of_with_the_case(experiment, tmp_path):
+    path, _ = _scan(tmp_path / "a_0000.nii.gz")
+    predictor = _Small(experiment)
+    with torch.no_grad():
+        next(predictor.model.parameters()).fill_(torch.nan)
+    with pytest.warns(UserWarning, match="a: the network's output holds NaN, so that its label map says nothing"):
+        predictor.predict_to_files(path, tmp_path / "out")
+
+
 def test_every_case_of_a_folder_is_predicted_and_reported(experiment, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()

@@ -84,7 +84,7 @@ def test_pictures_have_no_spacing_and_empty_cases_are_noticed():
     half[0, :5] = 1
     share, (found,) = inputs.usual_size(half, None)
     assert share == pytest.approx(0.1 / 0.5)
-    assert found == "its organ takes 50 % of the picture, that of the training cases 10 to 10"
+    assert found == "its organ takes 50 % of the picture, that of the training cases 10"
 
 
 def _labels(first, second):

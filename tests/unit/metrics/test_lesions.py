@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from candy_monai.errors import SettingsError
+from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.metrics.lesions import LESION_METRICS, LesionRule, lesion_metrics
 
 BRATS = LesionRule.of("brats,dilation=1,least_mm3=3")
@@ -31,6 +31,14 @@ def scattered(seed, shape=(20, 20, 16)):
         reference[there] |= kind != 1
         prediction[moved] |= kind != 2
     return torch.from_numpy(prediction), torch.from_numpy(reference)
+
+
+def test_probabilities_are_no_masks_of_lesions():
+    mask = boxes(((1, 1), (4, 4)))
+    with pytest.raises(BadInputError, match="the prediction holds fractions"):
+        lesion_metrics(mask * 0.4, mask)
+    with pytest.raises(BadInputError, match="a positive number for each axis"):
+        lesion_metrics(mask, mask, spacing_mm=(1.0,))
 
 
 def test_lesions_are_matched_one_to_one_by_their_intersection_over_union():

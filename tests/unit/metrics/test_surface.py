@@ -10,6 +10,7 @@ from monai.metrics import (
     compute_surface_dice,
 )
 
+from candy_monai.errors import BadInputError
 from candy_monai.metrics.surface import surface_metrics
 
 
@@ -35,6 +36,24 @@ def test_the_same_surface_is_at_no_distance():
         "masd": 0.0,
         "surface_dice": 1.0,
     }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"spacing_mm": (1.0, 1.0, 1.0)}, r"spacing_mm is \(1.0, 1.0, 1.0\) for masks of shape \(20, 20\)"),
+        ({"spacing_mm": (1.0, -1.0)}, "a positive number for each axis"),
+        ({"spacing_mm": (math.nan, 1.0)}, "a positive number for each axis"),
+        ({"tolerance_mm": -1.0}, "tolerance_mm must be 0 or more, got -1.0"),
+        ({"names": ["hd99"]}, "no surface metric 'hd99'; known are hd95"),
+        ({"prediction": slab(4, 10) * 0.3}, "the prediction holds fractions, expected a mask"),
+        ({"reference": slab(4, 10, (20, 19))}, "differ in shape"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(changes, message):
+    given = {"prediction": slab(4, 10), "reference": slab(5, 11), "spacing_mm": (1.0, 1.0), **changes}
+    with pytest.raises(BadInputError, match=message):
+        surface_metrics(**given)
 
 
 def test_a_class_in_neither_has_no_value():

@@ -367,7 +367,8 @@ def test_where_labels_cannot_be_looked_at_the_loss_is_nan():
 def test_the_losses_of_pytorch_are_given_ids_as_they_take_them():
     logits, ids = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 1, 4, 4))
     entropy = nn.CrossEntropyLoss()
-    assert apply_loss(entropy, logits, ids) == (entropy(logits, ids[:, 0]), {})
+    for labels in (ids, ids.float(), ids.to(torch.uint8)):
+        assert apply_loss(entropy, logits, labels) == (entropy(logits, ids[:, 0]), {})
     mask, binary = ids > 0, nn.BCEWithLogitsLoss()
     assert apply_loss(binary, logits[:, :1], mask.long()) == (binary(logits[:, :1], mask.float()), {})
 

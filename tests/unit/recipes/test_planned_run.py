@@ -167,3 +167,11 @@ def test_where_one_case_takes_so_long_that_a_slower_machine_ends_late_this_is_sa
 ):
     _, messages = fitted(0.5, case_s=case_s)
     assert any("may end later than its budget" in text for text in messages) == may_be_late
+
+
+def test_a_plan_knows_whether_its_length_was_asked_for_or_is_the_budget_s(phantom, fitted, tmp_path):
+    options = TrainOptions(out=tmp_path, device="cpu", num_epochs=3)
+    asked = prepare_dataset(phantom, options, device=CPU, trainer=chosen_trainer(options), on_progress=lambda _: None)
+    assert (asked.plan.num_epochs, "num_epochs" in asked.plan.chosen) == (3, True)
+    run, _ = fitted(1.0)
+    assert {"num_epochs", "iterations_per_epoch"} <= set(run.fit.decided)

@@ -137,7 +137,7 @@ def test_prediction_follows_the_choice(chosen, crossval, phantom):
     predictor = load_experiments([crossval], on_progress=said.append)
     assert [member.folder for member in predictor.members] == edited.experiments
     assert len(edited.experiments) == 2 * len(edited.configurations)
-    assert said == [f"{crossval / 'inference.json'}: {reason}" for reason in edited.reasons]
+    assert said == [f"As chosen in {crossval / 'inference.json'}:", *(f"- {reason}" for reason in edited.reasons)]
     prediction = predictor.predict_image(image, probabilities=True)
     whole, core = prediction.probabilities.as_tensor()
     plain = torch.where(core > 0.6, 2, (whole > 0.3).long())[None]
@@ -152,7 +152,7 @@ def test_the_commands_say_what_was_chosen_and_predict_with_it(chosen, crossval, 
     assert json.loads(capsys.readouterr().out) == json.loads((crossval / "inference.json").read_text())
     assert main(["select", str(crossval), "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == f"Next: candy-monai predict {crossval} IMAGES predictions"
+    assert lines[-1] == f"Next: candy-monai predict {crossval} {phantom / 'imagesTs'} predictions"
     assert any(line.startswith(f"{chosen[0].scores['name']}, as chosen") for line in lines)
     image = sorted((phantom / "imagesTr").iterdir())[0]
     assert main(["predict", str(crossval), str(image), str(tmp_path / "out"), "--device", "cpu"]) == 0

@@ -30,7 +30,9 @@ def commands(folder, **more):
 
 
 def test_settings_say_which_are_the_defaults(tmp_path):
-    rows = {name: (value, is_default) for name, value, is_default in settings_of(described(tmp_path / "run"))}
+    description = described(tmp_path / "run", settings={"freeze": []})
+    rows = {name: (value, is_default) for name, value, is_default in settings_of(description)}
+    assert rows["freeze"] == ("none", True)
     assert rows["seed"] == ("3", False)
     assert rows["accumulate"] == ("1", True)
 
@@ -100,6 +102,8 @@ def test_a_run_without_a_state_is_predicted_with_and_not_resumed(tmp_path):
 
 def test_a_trainer_of_one_s_own_is_named_and_without_a_dataset_resumed_from_python(tmp_path):
     assert commands(tmp_path / "a", bundle=None)["Go on with the training"].endswith(" --trainer FILE.py:UNetTrainer")
+    assert "model.onnx --to onnx --trainer" in commands(tmp_path / "c", bundle=None)["Export for other software"]
+    assert commands(tmp_path / "d")["Export for other software"].endswith("OUT --to monai-bundle")
     by_hand = commands(tmp_path / "b", dataset=None)["Go on with the training"]
     assert by_hand == f"UNetTrainer(...).resume({str(tmp_path / 'b')!r})"
 

@@ -98,7 +98,7 @@ def test_what_the_best_score_rests_on_is_kept_when_the_page_is_written_from_the_
     trainer.train(2, save_preview=False)
     folder = trainer.experiment_folder()
     said = best_score(folder)
-    assert "mean of 4 cases (± 0." in said
+    assert "mean of 4 cases (±\u00a00." in said
     write_report(folder)
     write_report(folder)
     assert best_score(folder) == said

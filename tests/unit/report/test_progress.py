@@ -96,7 +96,7 @@ def test_the_first_words_of_a_run_that_goes_on_are_score_epochs_time_and_forecas
         standard_error=0.01,
     )
     shown = tiles(progress_of_event(event))
-    assert shown["Best score"] == ("0.8000", "at epoch 4, mean of 9 cases (± 0.023)")
+    assert shown["Best score"] == ("0.8000", "at epoch 4, mean of 9 cases (±\u00a00.0231)")
     assert shown["Epochs"][0] == "4 of 10"
     assert shown["Time left"] == ("6 min", "ends about Thu 12:06, 4 min so far")
     assert shown["Forecast"][0] == "0.9000"
@@ -117,7 +117,8 @@ def test_a_finished_run_has_no_time_left_and_no_forecast():
         "metric_per_case": [{"case": "a", "metrics": {}}],
     }
     shown = tiles(progress, summary_of(final, source="s"))
-    assert shown["Final score"] == ("0.8750", "Dice of the best weights on 5 of 9 cases; 95 % interval 0.800 to 0.900")
+    detail = "Dice of the best weights on 5 of 9 cases; 95 % interval 0.8000 to 0.9000"
+    assert shown["Final score"] == ("0.8750", detail)
     assert shown["Epochs"][0] == "4 of 4"
     assert shown["Time"][0] == "1 min"
     assert not {"Time left", "Forecast"} & set(shown)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn, optim
+from torch.utils.data import DataLoader, TensorDataset
 
 from candy_monai.processes import Processes
 from candy_monai.training.reporting import Reporter
@@ -96,3 +97,26 @@ def test_kept_cases_are_gathered_once(validations):
 def test_without_a_page_no_case_is_kept(validations):
     _validated(validations, [0.5], keeps_cases=False)
     assert validations.gathered() is None
+
+
+def test_cases_whose_output_holds_nan_are_named(validations, said):
+    toolbox, cases = _toolbox(), ValidationCases()
+    called = CalledNetworks(toolbox)
+    validations.begin(toolbox, None, keeps_cases=False)
+    image = torch.zeros(1, 4, 4)
+    broken = image.clone()
+    broken[0, 1, 2] = torch.nan
+    for score, output, case_id in ((0.5, image, "a"), (0.1, broken, "b"), (math.nan, broken, "")):
+        cases.add(score, image, image, output, case_id=case_id)
+    validations.finish(cases, called, lambda *_: None, experiment=_Resting(), averages=False)
+    assert any("output of validate_case holds NaN for b, number 3: their scores" in text for text in said)
+
+
+@pytest.mark.parametrize(("batch_size", "drop_last", "left_out"), [(3, True, 2), (3, False, 0), (5, True, 0)])
+def test_cases_that_the_validation_loader_leaves_out_are_counted_and_warned_of(
+    validations, said, batch_size, drop_last, left_out
+):
+    data = TensorDataset(torch.zeros(5, 1, 4, 4), torch.zeros(5, 1, 4, 4))
+    loader = DataLoader(data, batch_size, drop_last=drop_last)
+    assert validations.share_of(loader, None)[0] == 5 - left_out
+    assert (f"leaves out {left_out} of 5 cases" in "".join(said)) == bool(left_out)

@@ -304,6 +304,9 @@ def test_the_windowed_methods_must_be_there():
     [
         ({"window": (8, 8, 8)}, r"2 spatial axes.*window \(8, 8, 8\) has 3"),
         ({"window": (8, 0)}, "at least one voxel"),
+        ({"window": (8.0, 8)}, "in whole numbers"),
+        ({"window": 8}, "2 or 3 sides .* got 8"),
+        ({"window": None}, "2 or 3 sides .* got None"),
         ({"sliding_window_overlap": 1.0}, "below 1"),
         ({"sliding_window_batch_size": 0}, "at least 1"),
     ],

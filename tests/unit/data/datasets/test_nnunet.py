@@ -504,6 +504,13 @@ def test_a_list_of_images_alone_is_a_problem_of_the_list(tmp_path, training):
     )
 
 
+def test_a_case_whose_label_is_listed_as_its_image_is_a_problem(tmp_path):
+    listed = [{"image": f"./labelsTr/{case_id}.nii.gz", "label": f"./labelsTr/{case_id}.nii.gz"} for case_id in "abc"]
+    assert "a.nii.gz is listed in dataset.json as its image and as its label" in problems_of(
+        decathlon(tmp_path, listed)
+    )
+
+
 @pytest.mark.parametrize("wrong", [{"label": "labelsTr/b.nii.gz"}, ["imagesTr/b.nii.gz"], None, {"image": []}])
 def test_an_entry_of_the_list_that_names_no_image_is_the_problem_and_not_the_files_beside_it(tmp_path, wrong):
     entry = {"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}

@@ -165,6 +165,14 @@ def test_complex_samples_are_refused_by_name(tmp_path):
             load_image(tmp_path / "a.nii", is_label=is_label)
 
 
+@pytest.mark.parametrize(("name", "magic"), [("a.nii", b"n+1"), ("a.nii", b"ni1"), ("a.nii.gz", b"n+1")])
+def test_samples_that_are_said_to_begin_with_the_header_are_refused(tmp_path, name, magic):
+    path = with_header(tmp_path / name, vox_offset=0, magic=magic)
+    for read in (load_image, read_geometry):
+        with pytest.raises(ImageReadError, match=r"a\.nii.*begin at byte 0 \(vox_offset\), expected 352"):
+            read(path)
+
+
 def test_values_beyond_single_precision_are_refused_by_name(tmp_path):
     nibabel.save(nibabel.Nifti1Image(np.full((2, 2, 2), 1e300), np.eye(4)), tmp_path / "a.nii")
     with pytest.raises(ImageReadError, match=r"8 values lie beyond single precision, for example 1e\+300"):

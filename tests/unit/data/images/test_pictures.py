@@ -186,3 +186,22 @@ def test_a_picture_that_asks_for_a_turn_is_read_as_stored_and_says_so(tmp_path):
     Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
     with pytest.warns(UserWarning, match="EXIF"):
         assert load_image(tmp_path / "a.jpg").shape == (3, 4, 6)
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_a_tiff_that_asks_for_a_turn_is_read_as_stored_and_says_so(tmp_path, orientation):
+    pytest.importorskip("tifffile")
+    exif = Image.Exif()
+    exif[274] = orientation
+    stored = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    Image.fromarray(stored).save(tmp_path / "a.tif", exif=exif)
+    with pytest.warns(UserWarning, match="EXIF"):
+        assert np.array_equal(load_image(tmp_path / "a.tif")[0].numpy(), stored)
+    assert read_geometry(tmp_path / "a.tif").spatial_shape == (2, 3)
+
+
+def test_a_jpeg_is_no_label_map(tmp_path):
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.jpg")
+    with pytest.raises(ImageReadError, match=r"a\.jpg: JPEG changes the values .* as PNG"):
+        load_image(tmp_path / "a.jpg", is_label=True)
+    assert load_image(tmp_path / "a.jpg").shape == (1, 8, 8)

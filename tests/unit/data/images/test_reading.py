@@ -218,6 +218,14 @@ def test_an_mha_of_any_sample_type_is_read(tmp_path, dtype):
     assert np.array_equal(load_image(tmp_path / "a.mha", is_label=True)[0].numpy(), ramp((4, 3, 2)).T)
 
 
+def test_complex_samples_of_an_nrrd_are_refused_and_no_channels(tmp_path):
+    sitk = pytest.importorskip("SimpleITK")
+    pytest.importorskip("itk")
+    sitk.WriteImage(sitk.GetImageFromArray(np.ones((2, 3, 4), np.complex64)), str(tmp_path / "a.nrrd"))
+    with pytest.raises(ImageReadError, match=r"a\.nrrd: complex samples"):
+        load_image(tmp_path / "a.nrrd")
+
+
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
 @pytest.mark.parametrize("suffix", [".NII", ".Nii", ".NII.GZ", ".Nii.Gz", ".nii.GZ"])
 def test_a_nifti_suffix_may_be_written_in_capitals_in_part(tmp_path, suffix, kind):

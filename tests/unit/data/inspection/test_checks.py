@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from candy_monai.data.datasets.nnunet import NNUNetDataset
+from candy_monai.data.datasets.nnunet_description import read_dataset_description
 from candy_monai.data.inspection.checks import check_dataset
 from candy_monai.errors import ImageReadError
 from tests.folders import AFFINE, SHAPE, describe, label_of, make, texture, write
@@ -281,12 +282,42 @@ def test_regions_and_an_ignore_label_go_together(tmp_path):
     assert problems_of(tmp_path) == ""
 
 
+@pytest.mark.parametrize(
+    ("regions", "order", "changed"),
+    [
+        ({"whole": [1, 2, 3], "core": [2, 3], "inner": 3}, [1, 2, 3], ""),
+        ({"kidney": [1, 2, 3], "masses": [2, 3], "tumour": 2}, [1, 3, 2], ""),
+        ({"whole": [1, 2, 3], "core": [3]}, [1, 3], ""),  # no region tells 2 from 1
+        ({"whole": [1, 2], "core": 2}, [2, 1], "1 -> 2, 2 -> 1"),
+        ({"whole": [1, 2], "core": 2}, [1, 1], "2 -> 1"),
+        ({"core": 2, "whole": [1, 2]}, [2, 1], "2 -> 1"),  # the whole is painted over the core
+    ],
+)
+def test_an_order_of_regions_that_changes_the_ids_of_a_perfect_prediction_is_a_problem(
+    tmp_path, regions, order, changed
+):
+    make(tmp_path, labels={"background": 0, **regions}, regions_class_order=order)
+    assert (f"perfect prediction: {changed}; list the regions" in problems_of(tmp_path)) == bool(changed)
+    assert read_dataset_description(tmp_path).regions_class_order == tuple(order)  # of models that have it already
+
+
+def test_a_number_of_training_cases_in_text_is_checked_too(tmp_path):
+    assert "numTraining is 5, found 3 cases" in problems_of(make(tmp_path, numTraining="5"))
+
+
 def test_test_cases_without_labels_and_no_test_cases_at_all_are_fine(tmp_path):
     texture(make(tmp_path))
     assert check_dataset(tmp_path).warnings == ()
     write(tmp_path / "imagesTs" / "t_0000.nii.gz", np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE))
     report = check_dataset(tmp_path)
     assert (report.problems, report.warnings) == ((), ())
+
+
+def test_one_label_of_several_listed_cases_is_a_warning_that_names_them(tmp_path):
+    make(tmp_path)
+    listed = {case: {"images": [f"imagesTr/{case}_0000.nii.gz"], "label": "labelsTr/a.nii.gz"} for case in "abc"}
+    describe(tmp_path, dataset=listed)
+    assert "labelsTr/a.nii.gz: is the label of a, b, c" in warnings_of(tmp_path)
 
 
 def test_a_listed_path_with_a_variable_that_is_not_set_names_the_variable(tmp_path):

@@ -51,3 +51,19 @@ def test_a_configuration_that_a_network_asks_for_is_not_said_to_be_the_users_cho
         (choice,) = [choice for choice in explain(made, fingerprint) if choice.name == "configuration"]
         assert choice.value == configuration
         assert f"or for a network or weights that are {kind} (--network, --bundle, --init-from)" in choice.reason
+
+
+def test_what_a_budget_decided_and_what_a_trainer_builds_itself_is_not_explained_by_the_rules(fingerprint):
+    choices = explain(plan(fingerprint), fingerprint, by_budget=("num_epochs",), criterion_of="Mine")
+    found = {choice.name: choice for choice in choices}
+    assert found["num_epochs"].reason == "Decided by the budget, from what was measured on this machine."
+    assert (found["loss"].value, found["loss"].remedy) == ("of its own", "override build_criterion of Mine")
+
+
+def test_an_entry_that_is_none_says_what_it_could_be(fingerprint, tmp_path):
+    remedies = {choice.name: choice.remedy for choice in explain(plan(fingerprint), fingerprint)}
+    assert remedies["slice_axis"] == "--set slice_axis=AXIS"
+    assert remedies["resampling"] == "--set resampling=extent|separate_z|stock"
+    pictures = inspect(write_phantom_dataset(tmp_path / "d", num_cases=3, num_dims=2))
+    remedies = {choice.name: choice.remedy for choice in explain(plan(pictures), pictures)}
+    assert {remedies[name] for name in ("orientation", "spacing_mm", "slice_axis")} == {"follows from the data"}
