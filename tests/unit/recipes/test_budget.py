@@ -77,7 +77,7 @@ def test_a_time_in_which_nothing_can_be_trained_is_refused_with_the_figures():
 
 
 def test_a_time_for_a_single_step_is_trained_in():
-    plan = fit_to_time(small_plan(), SPEED, seconds=1.0, num_cases=5, num_training_cases=20)
+    plan = fit_to_time(small_plan(), SPEED, seconds=1.2, num_cases=5, num_training_cases=20)
     assert (plan.num_epochs // TIMES_FASTER, plan.iterations_per_epoch) == (1, 1)
 
 

@@ -190,5 +190,5 @@ def test_a_thousand_epochs_of_many_classes_are_written_in_little_time_and_space(
         started = time.thread_time()
         observer.on_epoch_finished(event)
         taken.append(time.thread_time() - started)
-    assert min(taken) < 0.05
+    assert min(taken) < 0.1  # 0.03 s on a machine of usual speed, 0.065 s on one half as fast
     assert (tmp_path / "run" / REPORT).stat().st_size < 5_000_000
