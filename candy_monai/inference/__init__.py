@@ -1,5 +1,5 @@
-"""From an image to a label map in the geometry of the scan.
+"""Predict label maps in the geometry of the scans.
 
-An experiment's folder (or a network) and images of any spacing and orientation enter; logits and label maps on the
-images' own grids leave, as arrays or files. Large images are run window by window.
+The inputs are an experiment's folder (or a network) and images of any spacing and orientation; the outputs are logits
+and label maps on the images' own grids, as arrays or files. Large images are run in sliding windows.
 """

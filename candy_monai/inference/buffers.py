@@ -1,7 +1,7 @@
-"""Scores that wait for further windows: blended tile by tile in one buffer, in memory or on disk, and what that takes.
+"""Blend overlapping windows tile by tile in one buffer, in memory or on disk, and estimate the memory needed.
 
-A tile is handed over as soon as no further window covers it, so that the buffer holds about one window's thickness
-across the image, and never the image.
+A tile is yielded as soon as no further window covers it, so that the buffer holds about one window's thickness across
+the image instead of the whole image.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from candy_monai.live_bytes import LiveBytes
 from candy_monai.network import meta_copy
 
 ScoreFunction = Callable[..., Tensor]
-"""From windows ``(B, C, *window)`` to scores ``(B, K, *window)``."""
+"""Maps windows ``(B, C, *window)`` to scores ``(B, K, *window)``."""
 
 BufferFactory = Callable[[int, torch.device], Tensor]
-"""Makes a buffer of so many scores: float32, one axis."""
+"""Allocates a float32 buffer with one axis, for the given number of scores on a device."""
 
 _FLOAT = 4
 _CHANNEL_BLOCK = 16
-_DECODING = 3.0  # copies of an image while it is decoded and turned into float32
+_DECODING = 3.0  # copies of an image while it is decoded and converted to float32
 _PREPROCESSING = 2.5  # copies while it is normalised and its mask is made
-_RESAMPLING = 2.0  # copies of the image on the plan's grid while it is made
+_RESAMPLING = 2.0  # copies of the image on the plan's grid during resampling
 _WRITING = 3  # copies of probabilities while they are written
-_UNDOING = 3  # copies of all scores, before and after, while MONAI's transforms bring them to the file's grid
-_UNSEEN = 1.05  # of a call: what libraries hold beside the tensors
-_PAINTED_AT_ONCE, _PAINTING = 2**22, 6  # voxels of the planes that `LabelPainter` works on, and copies of them
+_UNDOING = 3  # copies of all scores, before and after, while MONAI's transforms invert them to the file's grid
+_UNSEEN = 1.05  # factor for a call: memory of libraries besides the tensors
+_PAINTED_AT_ONCE, _PAINTING = 2**22, 6  # voxels that `LabelPainter` processes at once, and their copies
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,12 +49,12 @@ class Tile:
     """A box of an image whose scores are final.
 
     Attributes:
-        place: Where it lies in the image, one slice a spatial axis.
-        sums: ``(K, *box)`` float32: the scores, each times the weight of its voxel. Their order and their signs are
-            those of the scores. May be changed, and is valid until the next tile is asked for (`blended_tiles` says
-            how long else): its memory is used again.
-        weights: Returns the voxels' weights ``(*box)``, all positive; None where all are 1. They are worked out only
-            when asked for, since neither an argmax nor a sign needs them.
+        place: Its position in the image, a slice for each spatial axis.
+        sums: ``(K, *box)`` float32: the scores, each multiplied by the weight of its voxel. Their order and signs are
+            those of the scores. May be modified, and is valid only until the next tile is requested (see also
+            `blended_tiles`), as its memory is reused.
+        weights: Returns the voxels' weights ``(*box)``, all positive; None where all are 1. Computed only on demand,
+            since neither an argmax nor a sign needs them.
     """
 
     place: Slices
@@ -63,16 +63,16 @@ class Tile:
 
     @classmethod
     def whole(cls, scores: Tensor) -> Tile:
-        """Return all of an image's scores ``(K, *spatial)`` as one tile."""
+        """Return all scores ``(K, *spatial)`` of an image as one tile."""
         return cls(place=tuple(slice(0, extent) for extent in scores.shape[1:]), sums=scores)
 
     def scores(self) -> Tensor:
-        """Divide ``sums`` by the weights, in place, and return them."""
+        """Divide ``sums`` by the weights in place, and return the result."""
         return self.sums if self.weights is None else self.sums.div_(self.weights())
 
 
 def noticing_nan(tiles: Iterable[Tile], case_id: str) -> Iterator[Tile]:
-    """Yield tiles as they come, and warn after the last one if scores hold NaN; only that waits for the device."""
+    """Yield the tiles, and warn after the last one if scores contain NaN; only then is the device synchronised."""
     found: list[Tensor] = []
     for tile in tiles:
         if tile.sums.numel():
@@ -88,19 +88,19 @@ def noticing_nan(tiles: Iterable[Tile], case_id: str) -> Iterator[Tile]:
 
 
 def buffer_in_memory(count: int, device: torch.device) -> Tensor:
-    """Return a buffer for scores in the device's memory."""
+    """Return a buffer for scores in the memory of the device."""
     return torch.empty(count, device=device)
 
 
 def buffer_on_disk(count: int, device: torch.device) -> Tensor:
-    """Return a buffer for scores in a temporary file that is mapped into memory.
+    """Return a buffer for scores in a memory-mapped temporary file.
 
-    The operating system keeps in memory what it has room for. The file is deleted as soon as it is mapped, so nothing
-    is left behind even by a crash. ``TMPDIR`` chooses the disk. Scores of another device than the CPU are refused.
+    The operating system caches as much of it as fits into memory. The file is unlinked as soon as it is mapped, so that
+    nothing remains even after a crash. ``TMPDIR`` sets its location. Only scores on the CPU are supported.
     """
     if device.type != "cpu":
         raise ValueError(f"scores on {device} cannot be summed on disk")
-    give_back_freed_memory()  # or what the disk spares would be held for nothing
+    give_back_freed_memory()  # otherwise the memory that the disk saves would stay occupied
     with tempfile.NamedTemporaryFile(prefix="candy-monai-", suffix=".scores", delete=False) as file:
         path = Path(file.name)
     try:
@@ -120,22 +120,22 @@ def blended_tiles(
     in_layers: bool = False,
     rounded_to: torch.dtype | None = None,
 ) -> Iterator[Tile]:
-    """Run a network over all windows of one image and yield each part of the result as soon as it is final.
+    """Run a network over all windows of one image and yield each part of the result as soon as it is complete.
 
     Args:
         image: ``(C, *grid.size)``.
-        network: Scores at the windows' own resolution.
+        network: Returns scores at the resolution of the windows.
         grid: The windows.
-        batch_size: Windows in one call of the network.
-        new_buffer: Makes the buffer for unfinished scores, once.
-        in_layers: Whether the tiles are wanted layer by layer; see `TileLayout`.
-        rounded_to: A type of less precision that sums are rounded to after each window, as if they were kept in it.
+        batch_size: Windows per call of the network.
+        new_buffer: Allocates the buffer for incomplete scores, called once.
+        in_layers: Whether the tiles are yielded layer by layer; see `TileLayout`.
+        rounded_to: A type of lower precision to which sums are rounded after each window, as if stored in it.
 
     Yields:
-        Tiles that fill the image once, without any overlap. The scores of each are valid until the next one is asked
-        for; with ``in_layers``, until the next one is asked for after its layer is complete.
+        Tiles that cover the image exactly once. The scores of each are valid until the next one is requested; with
+        ``in_layers``, until the next one is requested after its layer is complete.
     """
-    # On a CPU a third of a network's time may go into fetching memory anew for each window.
+    # On a CPU, allocating memory anew for each window may take a third of a network's time.
     with freed_memory_kept() if image.device.type == "cpu" else nullcontext():
         layout = TileLayout(grid, in_layers=in_layers)
         yield from _blended(image, network, grid, layout, batch_size, new_buffer, rounded_to)
@@ -152,7 +152,7 @@ def _blended(
 ) -> Iterator[Tile]:
     padded, order = grid.padded(image[None])[0], layout.order
     windows = padded.new_empty((min(batch_size, len(order)), len(padded), *grid.window))
-    left: dict[TileIndex, int] = {}  # windows to come over each unfinished tile
+    left: dict[TileIndex, int] = {}  # remaining windows over each incomplete tile
     buffer: Tensor | None = None
     importance = grid.importance(image.device)
     for first in range(0, len(order), batch_size):
@@ -173,12 +173,12 @@ def _blended(
             for tile, inside in layout.tiles(place):
                 at: tuple[int | slice, ...] = (index, slice(None), *inside)
                 part, weight = scores[at], importance[inside]
-                # The view lasts no longer than the step: small things that live on would keep the C library's heap from
-                # being used again.
+                # The view must not outlive the step: small objects that stay alive would keep the C library's heap from
+                # being reused.
                 sums = buffer[len(part) * layout.offsets[tile] :][: part.numel()].view(part.shape)
                 if tile in left:
                     sums.addcmul_(part, weight)
-                else:  # the first window of a tile sets it, so nothing is filled with zeros
+                else:  # the first window initialises a tile, so that no zeros are written
                     torch.mul(part, weight, out=sums)
                     left[tile] = layout.num_windows[tile]
                 if rounded_to is not None:
@@ -189,11 +189,11 @@ def _blended(
                     weights = partial(layout.weights, tile, importance)
                     if finished := _without_padding(grid, layout.place(tile), sums, weights):
                         yield finished
-        del scores, part  # or they would still be held while the network makes the next ones
+        del scores, part  # otherwise they stay in memory while the network computes the next ones
 
 
 def _without_padding(grid: WindowGrid, place: Slices, sums: Tensor, weights: Callable[[], Tensor]) -> Tile | None:
-    """Return what of a finished tile lies in the image; None where nothing does."""
+    """Return the part of a complete tile that lies in the image; None if there is none."""
     if grid.padded_size == grid.size:
         return Tile(place=place, sums=sums, weights=weights)
     sides = [(side, before, extent) for side, (before, _), extent in zip(place, grid.margins, grid.size, strict=True)]
@@ -210,7 +210,7 @@ def _without_padding(grid: WindowGrid, place: Slices, sums: Tensor, weights: Cal
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkMemory:
-    """One call of a network: the most that is held at a time without the weights, its output's channels and bytes."""
+    """The peak memory of one call of a network without its weights, and its output's channels and bytes."""
 
     num_bytes: int
     num_channels: int
@@ -219,18 +219,18 @@ class NetworkMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """What predicting one case takes above what the process held before, in bytes.
+    """The memory for predicting one case, in addition to that of the process before, in bytes.
 
     Attributes:
         preparing: While the case is read and preprocessed.
         image: The preprocessed case.
         network: One call of the network.
-        output: The part of that which it returns.
-        buffer: Unfinished scores.
-        labels: The label map and what is made of it.
-        all_scores: All classes at full size, where they are held: for probabilities, and where postprocessing takes
-            them at once.
-        on_demand: What ``all_scores`` would be if probabilities were asked for.
+        output: The part of the call's memory that is its output.
+        buffer: Incomplete scores.
+        labels: The label map and data derived from it.
+        all_scores: All classes at full size, if held: for probabilities, and for postprocessing that needs all scores
+            at once.
+        on_demand: The value of ``all_scores`` if probabilities are requested.
     """
 
     preparing: int
@@ -244,12 +244,12 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """The most that is held at a time."""
+        """The peak memory."""
         return max(self.preparing, self._predicting + self.buffer)
 
     @property
     def without_buffer(self) -> int:
-        """The same with the unfinished scores on disk."""
+        """The peak memory with incomplete scores on disk."""
         return max(self.preparing, self._predicting)
 
     @property
@@ -257,21 +257,21 @@ class MemoryEstimate:
         return self.image + self.network + self.labels + self.all_scores
 
     def with_probabilities(self) -> MemoryEstimate:
-        """Return what it takes to predict probabilities, too."""
+        """Return the estimate for predicting probabilities, too."""
         return replace(self, all_scores=self.on_demand)
 
     def with_members(self, count: int) -> MemoryEstimate:
-        """Return what an ensemble takes whose members go through the image side by side."""
+        """Return the estimate for an ensemble whose members process the image in parallel."""
         return replace(self, buffer=count * self.buffer, network=self.network + (count - 1) * self.output)
 
     def or_more(self, other: MemoryEstimate) -> MemoryEstimate:
-        """Return the larger of each of two cases' numbers."""
+        """Return the elementwise maximum of the estimates of two cases."""
         mine, its = asdict(self), asdict(other)
         return MemoryEstimate(**{name: max(mine[name], its[name]) for name in mine})
 
 
 def network_memory(network: nn.Module, input_shape: Sequence[int]) -> NetworkMemory | None:
-    """Compute what one call takes, on PyTorch's meta device and without making it; None where that cannot be done."""
+    """Compute the memory of one call on PyTorch's meta device, without running it; None if that is impossible."""
     try:
         copied = meta_copy(network)
         with torch.no_grad(), LiveBytes(besides=_held_by_onednn) as live:
@@ -279,7 +279,7 @@ def network_memory(network: nn.Module, input_shape: Sequence[int]) -> NetworkMem
         tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         scores = tensors[0]
         return NetworkMemory(num_bytes=live.most, num_channels=scores.shape[1], output_bytes=scores.nbytes)
-    except Exception:  # any network may do what meta tensors cannot
+    except Exception:  # a network may use operations that meta tensors do not support
         return None
 
 
@@ -294,11 +294,11 @@ def estimate_memory(
     is_mirrored: bool = False,
     in_parts: bool = True,
 ) -> MemoryEstimate:
-    """Compute what predicting one case takes, whose file and whose preprocessed image have these spatial shapes.
+    """Compute the memory for predicting one case, whose file and whose preprocessed image have these spatial shapes.
 
-    ``network`` is one call, for as many windows as are run at once; ``grid`` the windows, None where the image is run
-    whole; ``is_resampled`` whether scores are brought to the file's grid by resampling; ``in_parts`` whether ids are
-    made of parts of the scores: a postprocessing of the user's own takes all at once.
+    ``network`` is one call, for a batch of windows; ``grid`` the windows, None where the image is run whole;
+    ``is_resampled`` whether scores are resampled to the file's grid; ``in_parts`` whether ids are computed from parts
+    of the scores: custom postprocessing needs all at once.
     """
     raw, image = (num_channels * math.prod(size) * _FLOAT for size in (file_shape, shape))
     buffer = 0
@@ -323,7 +323,7 @@ def estimate_memory(
 
 
 def fits_on_disk_only(needed: MemoryEstimate, memory: int) -> bool:
-    """Return whether unfinished scores must go to disk to keep to so many bytes; raise if even then they do not fit."""
+    """Return whether incomplete scores must be on disk to fit into memory; raise if even then they do not fit."""
     if needed.total <= memory:
         return False
     if needed.without_buffer > memory:
@@ -335,7 +335,7 @@ def fits_on_disk_only(needed: MemoryEstimate, memory: int) -> bool:
 
 
 def in_units(num_bytes: float) -> str:
-    """Write a number of bytes for people: ``0.5 GB``, ``12 MB``, ``3 kB``."""
+    """Format a number of bytes: ``0.5 GB``, ``12 MB``, ``3 kB``."""
     if num_bytes >= 1e8:
         return f"{num_bytes / 1e9:.1f} GB"
     return f"{num_bytes / 1e6:.0f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:.0f} kB"
@@ -346,7 +346,7 @@ def _held_by_onednn(operation: object, arguments: Sequence[Any], results: Sequen
 
 
 def _convolution_bytes(image: Tensor, result: Tensor) -> int:
-    """Return what oneDNN adds: copies of both sides with channels in blocks, the image's until the result is made."""
+    """Return oneDNN's extra memory: blocked copies of both tensors, the input's until the result is complete."""
     before, after = (
         tensor[:, 0].numel() * -(-tensor.shape[1] // _CHANNEL_BLOCK) * _CHANNEL_BLOCK * _FLOAT
         for tensor in (image, result)

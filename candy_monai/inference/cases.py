@@ -1,7 +1,7 @@
-"""The base of predictors: predict cases one after the other, and write what was predicted.
+"""The base class of predictors: predict cases one after the other, and write the predictions.
 
-While one case is in the network, the next one is read and the previous one written. A case that fails does not stop the
-others.
+While the network processes a case, the next one is read and the previous one is written. If a case fails, the others
+are still predicted.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
     from candy_monai.processes import Processes
 
 READ_AHEAD_VOXELS = 1 << 25
-"""A case of more voxels than this is read when it is its turn: two such cases at once would take too much memory."""
+"""Cases with more voxels than this are not read ahead: two such cases at once would take too much memory."""
 
 ESTIMATED_VOXELS = 1 << 20
-"""Without ``memory``, the listener gets an estimate of the memory only for a largest case of so many voxels."""
+"""Without ``memory``, the listener gets a memory estimate only if the largest case has at least this many voxels."""
 
 
 class CasePredictor(ABC):
-    """The base of predictors: all but how one preprocessed case is predicted. For arguments see `Predictor`.
+    """Base class of predictors; a subclass defines how a preprocessed case is predicted. For arguments see `Predictor`.
 
     Attributes:
         thresholds: The probability that each region, or a single foreground class, must exceed; empty for 0.5.
@@ -64,17 +64,17 @@ class CasePredictor(ABC):
         if memory is not None:
             if not isinstance(memory, int) or isinstance(memory, bool) or memory <= 0:
                 raise SettingsError(f"memory {memory!r}: expected a number of bytes above 0, or None")
-            give_back_freed_memory()  # an estimate holds for what is used, not for what the process keeps
+            give_back_freed_memory()  # an estimate is of used memory, without what the process has cached
 
     @property
     @abstractmethod
     def num_channels(self) -> int:
-        """Channels that the network expects."""
+        """The number of channels that the network expects."""
 
     @property
     @abstractmethod
     def channel_names(self) -> tuple[str, ...]:
-        """The names of these channels; empty texts where they are unknown."""
+        """The names of these channels; empty strings if unknown."""
 
     @property
     def channels(self) -> RunChannels:
@@ -88,12 +88,12 @@ class CasePredictor(ABC):
     @property
     @abstractmethod
     def num_dims(self) -> int | None:
-        """Spatial axes that the network expects; None if unknown."""
+        """The number of spatial axes that the network expects; None if unknown."""
 
     @property
     @abstractmethod
     def own_postprocessing(self) -> OwnTransforms:
-        """The user's steps on the label map, after the plan's postprocessing."""
+        """The user's transforms on the label map, applied after the plan's postprocessing."""
 
     @property
     @abstractmethod
@@ -102,7 +102,7 @@ class CasePredictor(ABC):
 
     @abstractmethod
     def describe_models(self) -> list[dict[str, object]]:
-        """Return what predicts and how, as plain values: a mapping for each experiment."""
+        """Return a description of the models and their settings as plain values: a mapping for each experiment."""
 
     @abstractmethod
     def prepare(self, case_id: str, image: MetaTensor) -> PreparedCase:
@@ -112,38 +112,38 @@ class CasePredictor(ABC):
     def run(
         self, case: PreparedCase, *, probabilities: bool = False, listener: PredictionListener | None = None
     ) -> Prediction:
-        """Predict a preprocessed case, with class probabilities if asked; the listener hears of each window."""
+        """Predict a preprocessed case, with class probabilities if requested; call the listener after each window."""
 
     @abstractmethod
     def estimate(self, geometry: Geometry) -> MemoryEstimate | None:
-        """Estimate the memory that a case on this grid takes; None where it cannot be estimated."""
+        """Estimate the memory for a case on this grid; None if it cannot be estimated."""
 
     @abstractmethod
     def estimate_prepared(self, case: PreparedCase) -> MemoryEstimate | None:
-        """Estimate the memory that a preprocessed case takes; None where it cannot be estimated."""
+        """Estimate the memory for a preprocessed case; None if it cannot be estimated."""
 
     def predict(self, image: Input) -> MetaTensor:
         """Predict the label map of one image.
 
         Args:
-            image: A file; the files of one case, a channel each; a tensor ``(C, *spatial)``, with its affine when it is
+            image: A file; the files of one case, one per channel; a tensor ``(C, *spatial)``, with its affine if it is
                 a ``MetaTensor``; a nibabel image; an array with its spacing, ``(array, spacing_mm)``; or a list of
-                these, a channel each, which are brought onto the grid of the first.
+                these, one per channel, which are resampled to the grid of the first.
 
         Returns:
             Label ids ``(1, *spatial)`` on the image's own grid, with its affine.
 
         Raises:
-            BadInputError: If the image cannot be read, or its channels are not those of the run or lie elsewhere.
+            BadInputError: If the image cannot be read, or its channels or their geometry do not match the run's.
         """
         return self.predict_image(image).labels
 
     def predict_image(self, image: Input, *, probabilities: bool = False) -> Prediction:
-        """Predict one image as `predict` does, and return the probability of each class, too, when asked.
+        """Predict one image as `predict` does, and also return the probability of each class if requested.
 
         Args:
             image: As for `predict`.
-            probabilities: Whether to return them; all classes are held at the image's full size then.
+            probabilities: Whether to return them; all classes are then held in memory at the image's full size.
 
         Raises:
             BadInputError: As for `predict`.
@@ -152,12 +152,12 @@ class CasePredictor(ABC):
         return self._predicted(self._read(case, probabilities), probabilities)
 
     def stream(self, source: Inputs, *, probabilities: bool = False) -> Iterator[Prediction]:
-        """Predict cases one after the other and hold one of them at a time.
+        """Predict cases one after the other, with one of them in memory at a time.
 
         Args:
-            source: One image of any kind, a folder, a dataset, a list of images, or a generator, which is asked for an
-                image when it is its turn. Files of a list are grouped by case as those of a folder. Items of datasets
-                of MONAI's or PyTorch's may be dictionaries with an ``image``, or pairs of image and label.
+            source: One image of any kind, a folder, a dataset, a list of images, or a generator, which is advanced only
+                when the next image is needed. Files of a list are grouped by case as those of a folder. Items of MONAI
+                or PyTorch datasets may be dictionaries with an ``image``, or pairs of image and label.
             probabilities: As for `predict_image`.
 
         Yields:
@@ -185,36 +185,36 @@ class CasePredictor(ABC):
         processes: Processes | None = None,
         listener: PredictionListener | None = None,
     ) -> list[Path]:
-        """Predict cases and write each label map in its image's geometry and format, and ``manifest.json`` beside them.
+        """Predict cases and write each label map in its image's geometry and format, together with ``manifest.json``.
 
-        The manifest says which model made each label map of which files, with which settings, in what time, and the
-        volume of each class. Cases of earlier predictions in the same folder stay in it.
+        The manifest records the model, the files, the settings and the time of each label map, and the volume of each
+        class. Cases of earlier predictions in the same folder are kept in it.
 
         Args:
             source: As for `stream`; usually a folder.
-            target: The folder for the label maps, ``{case}{suffix}``; made when missing.
-            probabilities: Also write ``{case}_probabilities.nii.gz``, one channel a class.
+            target: The folder for the label maps, ``{case}{suffix}``; created if missing.
+            probabilities: Also write ``{case}_probabilities.nii.gz``, one channel per class.
             statistics: Also write ``statistics.csv``: the voxels and millilitres of each class in each case.
-            dicom_seg: Also write ``{case}_seg.dcm``, a DICOM SEG with a segment for each class or region, which
-                references the images of the series; every case must be one.
-            segments: Codes and colours of the segments, in a JSON file or as it holds them; see `read_segments`.
-            resume: Leave the cases as they are whose files the manifest says to be by the same versions, models and
-                settings, from images of the same content; cases of tensors are predicted in any case. By default all
-                are predicted.
-            processes: Those that call this together, as ``Processes.from_environment()`` (``candy_monai.processes``)
-                finds them: each predicts its share, and what one that was killed leaves, another takes up. They go by
-                the manifest as with ``resume``. None for this one alone.
+            dicom_seg: Also write ``{case}_seg.dcm``, a DICOM SEG with a segment for each class or region that
+                references the images of the series; every case must be a DICOM series.
+            segments: Codes and colours of the segments, as a JSON file or its contents; see `read_segments`.
+            resume: Skip the cases whose files, by the manifest, were made by the same versions, models and settings
+                from images of the same content; cases of tensors are always predicted. By default all cases are
+                predicted.
+            processes: The processes that call this together, from ``Processes.from_environment()``
+                (``candy_monai.processes``): each predicts its share, and cases of a killed process are taken over by
+                others. They use the manifest as with ``resume``. None for this process alone.
             listener: Informed of the progress.
 
         Returns:
             The label maps of all cases that did not fail.
 
         Raises:
-            BadInputError: If there is nothing to predict, the only case cannot be read, a DICOM SEG is asked for of
-                what is no DICOM series, or the folder has a ``manifest.json`` that is something else; nothing was
-                written then.
-            PredictionError: If some of several cases could not be predicted; the others are written. An earlier
-                prediction's files of the failed cases stay, and the listener is told of them.
+            BadInputError: If there is nothing to predict, the only case cannot be read, a DICOM SEG is requested for a
+                case that is not a DICOM series, or the folder has a ``manifest.json`` of another kind; nothing was
+                written in these cases.
+            PredictionError: If some of several cases could not be predicted; the others are written. Earlier
+                predictions of the failed cases are kept and reported to the listener.
         """
         listener = listener or PredictionListener()
         cases = list(input_cases(source, channels=self.channels, num_dims=self.num_dims))
@@ -248,8 +248,8 @@ class CasePredictor(ABC):
                 left = [case for case in share if case.case_id not in made]
                 self._write_all(left, paths, write, told, probabilities=probabilities)
                 if share is not cases:
-                    manifest.finish()  # before another process looks whether this share is done
-        except BaseException:  # interrupted: what was written until now belongs in the manifest, too
+                    manifest.finish()  # before another process checks whether this share is complete
+        except BaseException:  # interrupted: cases written so far belong in the manifest, too
             with suppress(Exception):
                 manifest.finish()
             raise
@@ -274,13 +274,13 @@ class CasePredictor(ABC):
         *,
         probabilities: bool,
     ) -> None:
-        """Predict all cases, and write each while the next one is predicted; what fails is added to the failures."""
+        """Predict all cases, writing each while the next one is predicted; record errors in the failures."""
         began = time.perf_counter()
         with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
             before: tuple[InputCase, Future[None]] | None = None
             for case, outcome in self._outcomes(cases, probabilities, told.listener):
                 seconds, began = time.perf_counter() - began, time.perf_counter()
-                if before is not None:  # one prediction at most is held that is not written
+                if before is not None:  # at most one unwritten prediction is held
                     told.end(*before)
                     before = None
                 if isinstance(outcome, Exception):
@@ -298,12 +298,12 @@ class CasePredictor(ABC):
                 told.end(*before)
 
     def _segments(self, cases: Sequence[InputCase], codes: PathLike | Mapping[str, Any] | None) -> tuple[Segment, ...]:
-        """Return the segments of a DICOM SEG of each case, once it is known that all can be written."""
+        """Return the segments of a DICOM SEG for each case, after checking that all can be written."""
         segments = read_segments(dict(self.classes), codes)
         if not segments:
             raise BadInputError("a DICOM SEG needs the names of the classes, and the experiment does not know them")
         for case in cases:
-            if case.problem is None:  # it is reported when it is its turn
+            if case.problem is None:  # reported when the case is processed
                 check_series(next(iter(case.files), None), case.case_id)
         return segments
 
@@ -322,20 +322,20 @@ class CasePredictor(ABC):
                     if following is not None and self._may_read_ahead(following):
                         coming = reader.submit(self._read, following, probabilities)
                     outcome: Prediction | Exception = self._predicted(prepared, probabilities, listener)
-                except Exception as error:  # one bad case must not cost the others
+                except Exception as error:  # one bad case must not stop the others
                     outcome = error
                 yield case, outcome
-                prepared = outcome = None  # type: ignore[assignment]  # not to be held while the next one is predicted
+                prepared = outcome = None  # type: ignore[assignment]  # freed before the next one is predicted
 
     def _warn_of_files(self) -> None:
-        """Warn, once, of what files of scans lack for this predictor; images in memory may have been given it."""
+        """Warn, once, of information that scan files lack for this predictor; images in memory may have it."""
 
     def _read(self, case: InputCase, probabilities: bool) -> PreparedCase:
         if case.files:
             self._warn_of_files()
         geometry = case.geometry() if self.memory is not None else None
         if geometry is not None:
-            self._needs_disk(self.estimate(geometry), probabilities)  # raises before anything is decoded
+            self._needs_disk(self.estimate(geometry), probabilities)  # may raise, before decoding
         return self.prepare(case.case_id, case.load(self.channels, num_dims=self.num_dims))
 
     def _predicted(
@@ -344,7 +344,7 @@ class CasePredictor(ABC):
         return self._finished(self.run(case, probabilities=probabilities, listener=listener), case)
 
     def _finished(self, prediction: Prediction, case: PreparedCase) -> Prediction:
-        """Return the prediction that `run` made of a case after the steps that follow, with the axes of its image."""
+        """Return the prediction of `run` after the remaining postprocessing, with the axes of the case's image."""
         labels, scores = prediction.labels, prediction.probabilities
         if self._extra_postprocessing is not None:
             data = {PREDICTION: labels, IMAGE: case.cases[0].image}
@@ -361,7 +361,7 @@ class CasePredictor(ABC):
         return build_postprocessing(steps, trust=own.trust) if steps else None
 
     def _goes_to_disk(self, case: PreparedCase, *, probabilities: bool = False) -> bool:
-        """Return whether a case's unfinished scores must be kept on disk; raise if even that takes too much memory."""
+        """Return whether a case's incomplete scores must be kept on disk; raise if even that takes too much memory."""
         return self.memory is not None and self._needs_disk(self.estimate_prepared(case), probabilities)
 
     def _needs_disk(self, needed: MemoryEstimate | None, probabilities: bool) -> bool:
@@ -376,34 +376,34 @@ class CasePredictor(ABC):
         return geometry is None or self.num_channels * math.prod(geometry.spatial_shape) <= READ_AHEAD_VOXELS
 
     def _largest(self, cases: Sequence[InputCase], probabilities: bool) -> tuple[str | None, MemoryEstimate | None]:
-        """Return the case with the most voxels, by the headers, and its memory; None for unknown or small ones."""
+        """Return the case with the most voxels, by the headers, and its memory; None for unknown or small cases."""
         known = [(case.case_id, geometry) for case in cases if (geometry := case.geometry()) is not None]
         if not known:
             return None, None
         case_id, geometry = max(known, key=lambda entry: math.prod(entry[1].spatial_shape))
         if self.memory is None and math.prod(geometry.spatial_shape) < ESTIMATED_VOXELS:
-            return None, None  # to work it out takes a second, which such a folder may be done in
+            return None, None  # the estimate takes a second, which may be longer than the prediction
         needed = self.estimate(geometry)
         return case_id, needed.with_probabilities() if needed is not None and probabilities else needed
 
 
 class _Told:
-    """Tells a listener of the cases of a prediction, of ``total``; ``failures`` is what went wrong, by case."""
+    """Reports the cases of a prediction to a listener, out of ``total``; ``failures`` has the errors by case."""
 
     def __init__(self, listener: PredictionListener, failures: dict[str, Exception], total: int) -> None:
         self.listener, self.failures = listener, failures
         self._total, self._done = total, 0
 
     def keep(self, count: int, *, by_earlier_command: bool) -> None:
-        """Count cases that need not be predicted."""
+        """Count cases that are not predicted again."""
         self._done += count
         if count and by_earlier_command:
             self.listener.on_kept(count, self._total)
 
     def end(self, case: InputCase, writing: Future[None] | None = None) -> None:
-        """Wait until a case is written, if anything is, and tell of it."""
+        """Wait until a case is written, if it is being written, and report it."""
         if writing is not None:
-            writing.result()  # raises what is no failure of the case, such as an interruption of its thread
+            writing.result()  # raises errors other than failures of the case, such as interrupts
         self._done += 1
         self.listener.on_case(self._done, self._total, case.case_id, self.failures.get(case.case_id))
 

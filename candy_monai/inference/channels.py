@@ -1,4 +1,4 @@
-"""Which channels a run takes, and which of a dataset's they are."""
+"""The channels that a run expects, and their selection from the channels of a dataset."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from torch import Tensor
 
 from candy_monai.errors import BadInputError, SettingsError
 
-CHANNEL_LIMIT = 16  # more files of one name are numbered cases; an axis of more is one of space
+CHANNEL_LIMIT = 16  # more files of one name are numbered cases; a longer axis is spatial
 _LAST = (
     "; its last axis looks like that of the channels, which is the first one here: move it, for example with "
     "np.moveaxis(image, -1, 0)"
 )
 _SAYS_NOTHING = re.compile(r"(channel|modality|image|unknown)?[\W_]*\d*|nonorm|zscore|rescale.*|rgb.*|noname", re.ASCII)
-"""Names that do not tell a modality: numbers, and the normalisation schemes that nnU-Net has in their place."""
+"""Names that do not identify a modality: numbers, and the normalisation schemes that nnU-Net writes instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunChannels:
-    """The channels that a run was trained on, in their order, and where they are to be found.
+    """The channels that a run was trained on, in their order, and how to find them.
 
     Attributes:
-        names: One for each channel; empty texts where the run does not know them.
-        numbers: What the user chose: the number of each channel in the names of files (``_0000``), and in images that
-            hold more channels. Empty where numbers at the ends of names belong to the names of the cases; None for
-            0, 1, 2 and so on.
+        names: One for each channel; empty strings if the run does not know them.
+        numbers: The user's choice: the number of each channel in file names (``_0000``), and in images with more
+            channels. Empty if numbers at the ends of names belong to the names of the cases; None for 0, 1, 2 and so
+            on.
 
     Raises:
-        SettingsError: If other than one number was chosen for each channel.
+        SettingsError: If the number of chosen channels differs from that of the run.
     """
 
     names: tuple[str, ...]
@@ -56,11 +56,11 @@ class RunChannels:
 
     @property
     def expected(self) -> tuple[int, ...]:
-        """The numbers of the run's channels in the names of files, in the order of the run."""
+        """The numbers of the run's channels in file names, in the order of the run."""
         return self.numbers or tuple(range(len(self)))
 
     def problem(self, case_id: str, found: Iterable[int]) -> str | None:
-        """Return why files of a case with these numbers are not the run's channels; None where they are."""
+        """Return why files of a case with these numbers do not match the run's channels; None if they match."""
         there = sorted(set(found))
         wrong = [f"channel file _{number:04d} is missing" for number in self.expected if number not in there]
         if not self.numbers:
@@ -72,9 +72,9 @@ class RunChannels:
         return f"case {case_id}: {'; '.join(wrong)}: found {files}, expected {self}; {self._advice(there)}"
 
     def refuse_other_names(self, names: Sequence[str], source: object) -> None:
-        """Refuse a dataset whose channels have other names, or the same in another order, with those that would fit.
+        """Raise an error, with the channels to choose, if a dataset's channel names or their order differ.
 
-        Nothing is compared where the user chose channels, or where names do not tell what a channel is.
+        Names are not compared if the user chose channels, or if they do not identify a modality.
         """
         if self.numbers is not None or not names:
             return
@@ -83,7 +83,7 @@ class RunChannels:
             if all(None in pair or pair[0] == pair[1] for pair in zip(mine, theirs, strict=True)):
                 return
         elif not (any(mine) and any(theirs)):
-            return  # the files themselves show whether there are too many
+            return  # the files show whether there are too many channels
         fitting = [theirs.index(name) for name in mine if name is not None and theirs.count(name) == 1]
         fits = len(fitting) == len(mine) == len(set(fitting))
         advice = f"these would be {_as_option(fitting)}" if fits else self._advice(range(len(names)))
@@ -91,7 +91,7 @@ class RunChannels:
         raise BadInputError(f"{source}: the channels are {listed}, expected {self}; {advice}")
 
     def chosen_from(self, image: Tensor, name: str) -> Tensor:
-        """Return the run's channels of an image ``(C, *spatial)`` that may hold more; refuse one that has others."""
+        """Return the run's channels of an image ``(C, *spatial)`` that may have more; raise if they do not match."""
         if self.numbers and not (len(image) == len(self) == 1):
             if max(self.numbers) < image.shape[-1] <= CHANNEL_LIMIT < len(image):
                 raise BadInputError(f"{name}: has shape {tuple(image.shape)}{_LAST}")
@@ -111,7 +111,7 @@ class RunChannels:
         )
 
     def _advice(self, there: Sequence[int]) -> str:
-        """Return how to choose from the channels that are there."""
+        """Return how to choose from the channels that were found."""
         count = len(self)
         if len(there) < count:
             return f"give all of them, or choose others with {_as_option(range(count))}"
@@ -126,7 +126,7 @@ def _channels(count: int) -> str:
 
 
 def _comparable_name(name: str) -> str | None:
-    """Return what of a name is compared; None for one that says nothing."""
+    """Return the part of a name to compare; None for an uninformative name."""
     plain = name.strip().casefold()
     return None if _SAYS_NOTHING.fullmatch(plain) else re.sub(r"[\W_]+", "", plain)
 

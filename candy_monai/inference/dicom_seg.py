@@ -27,15 +27,15 @@ from candy_monai.plotting.canvas.colors import class_color
 from candy_monai.text import read_json
 
 Code = tuple[str, str, str]
-"""A coded concept: its value, the scheme that it is of, and its meaning."""
+"""A coded concept: its value, coding scheme and meaning."""
 
 TISSUE: Code = ("85756007", "SCT", "Tissue")
-"""Category and type of a segment where nothing else is said, as in dcmqi and 3D Slicer."""
+"""Default category and type of a segment, as in dcmqi and 3D Slicer."""
 
 _PURPOSE = "write DICOM SEG"
 _CODES = ("category", "type")
 _COLOR = "color"
-_LONGEST = (16, 16, 64)  # of a code's value, scheme and meaning, and with the last also of a segment's label
+_LONGEST = (16, 16, 64)  # for a code's value, scheme and meaning; the last also for a segment's label
 _EMPTY = (
     "PatientID",
     "PatientName",
@@ -47,7 +47,7 @@ _EMPTY = (
     "StudyTime",
     "ReferringPhysicianName",
 )
-"""What a header may leave empty, and highdicom expects to be there."""
+"""Attributes that a header may omit although highdicom expects them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +55,11 @@ class Segment:
     """One segment of a DICOM SEG.
 
     Attributes:
-        label: What it is called.
-        ids: The ids of a label map that belong to it; those of several segments may overlap.
-        color: The colour to show it in: red, green, blue in 0..255.
-        category: What kind of thing it is, such as an anatomical structure.
-        type: What it is, such as a liver.
+        label: Its name.
+        ids: The ids of a label map that belong to it; those of different segments may overlap.
+        color: Its display colour: red, green, blue in 0..255.
+        category: The category of the segmented property, such as an anatomical structure.
+        type: The type of the segmented property, such as a liver.
     """
 
     label: str
@@ -72,15 +72,15 @@ class Segment:
 def read_segments(
     classes: Mapping[str, int | Sequence[int]], codes: PathLike | Mapping[str, Any] | None = None
 ) -> tuple[Segment, ...]:
-    """Return the segments of some classes or regions, with codes and colours where they are given.
+    """Return the segments of some classes or regions, with codes and colours where given.
 
     Args:
         classes: The id of each class, or the ids of each region, by name; background is left out.
-        codes: A JSON file, or what it holds: for any of the names ``category`` and ``type``, each the three texts of a
-            code (value, scheme, meaning), and ``color``, three numbers of 0 to 255.
+        codes: A JSON file or its contents: for any of the names ``category`` and ``type``, each the three texts of a
+            code (value, scheme, meaning), and ``color``, three numbers from 0 to 255.
 
     Raises:
-        SettingsError: If the codes are of other classes, or none.
+        SettingsError: If the codes are invalid or are of other classes.
     """
     given, source = codes, "segments"
     if codes is not None and not isinstance(codes, Mapping):
@@ -108,10 +108,10 @@ def read_segments(
 
 
 def check_series(path: Path | None, name: str) -> None:
-    """Check that a segmentation can be written that references an image, before anything is predicted.
+    """Check, before predicting, that a segmentation that references an image can be written.
 
     Raises:
-        BadInputError: If the image is no DICOM series, or one that highdicom cannot reference.
+        BadInputError: If the image is not a DICOM series, or is one that highdicom cannot reference.
         MissingExtraError: If the extra ``dicom`` is not installed.
     """
     require("highdicom", extra="dicom", purpose=_PURPOSE)
@@ -124,7 +124,7 @@ def check_series(path: Path | None, name: str) -> None:
         )
     try:
         series = _series_at(path)
-    except ImageReadError:  # which is said of the case when it is its turn
+    except ImageReadError:  # reported when the case is processed
         return
     if len({frame.file for frame in series.frames}) > 1 and any(frame.index is not None for frame in series.frames):
         raise BadInputError(
@@ -148,19 +148,19 @@ def save_dicom_seg(
     segments: Mapping[str, int | Sequence[int]] | Sequence[Segment],
     codes: PathLike | Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a label map as a DICOM SEG of binary segments; the file appears whole or not at all.
+    """Write a label map as a DICOM SEG of binary segments; the file is written atomically.
 
     Args:
-        labels: Ids ``(1, *spatial)`` or ``(*spatial)`` on the grid of the series, as `load_image` reads it; of a
-            ``MetaTensor``, axes that run another way are turned.
+        labels: Ids ``(1, *spatial)`` or ``(*spatial)`` on the grid of the series, as `load_image` reads it; a
+            ``MetaTensor`` with other axis directions is reoriented.
         path: The file to write, usually ``.dcm``.
-        series: The series' folder, or any of its files: its images are referenced, patient and study are theirs.
-        segments: The id of each class, or the ids of each region, by name; background is left out. Or what
-            `read_segments` returns.
-        codes: What else is known of these classes; see `read_segments`.
+        series: The folder of the series, or any of its files: its images, patient and study are referenced.
+        segments: The id of each class, or the ids of each region, by name; background is left out. Or the result of
+            `read_segments`.
+        codes: Codes and colours of these classes; see `read_segments`.
 
     Raises:
-        BadInputError: If the label map is on another grid or holds ids of no segment, the series cannot be read or
+        BadInputError: If the label map is on another grid or has ids without a segment, the series cannot be read or
             referenced, or the codes are of other classes.
         MissingExtraError: If the extra ``dicom`` is not installed.
     """
@@ -179,7 +179,7 @@ def save_dicom_seg(
         written = _segmentation(found, frames, chosen, path)
     except (BadInputError, MemoryError):
         raise
-    except Exception as error:  # headers of scanners break every rule
+    except Exception as error:  # scanner headers violate the standard in many ways
         raise BadInputError(
             f"{series}: found headers that no DICOM SEG can reference ({' '.join(str(error).split())}), expected a "
             "patient, a study and a frame of reference as the standard has them; correct them, or leave out "
@@ -191,7 +191,7 @@ def save_dicom_seg(
 
 
 def _on_grid(labels: Tensor, grid: Geometry, path: Path) -> Tensor:
-    """Return ids ``(*spatial)``, on the axes of the series where they have an affine of their own."""
+    """Return ids ``(*spatial)``, reoriented to the axes of the series if they have an affine."""
     num_dims = len(grid.spatial_shape)
     whole = labels.detach().cpu()
     whole = whole if whole.ndim == num_dims + 1 else whole[None]
@@ -204,19 +204,19 @@ def _on_grid(labels: Tensor, grid: Geometry, path: Path) -> Tensor:
 
 
 def _series_at(path: Path) -> Series:
-    read_geometry(path)  # raises one readable error for whatever is wrong with the files
+    read_geometry(path)  # raises one readable error for any fault of the files
     return dicom.read_series(path)
 
 
 def _segmentation(series: Series, frames: NDArray[np.generic], segments: Sequence[Segment], path: Path) -> Any:
-    """Return the dataset of a label map ``(frame, row, column)``, whose frames are in the order of the series'."""
+    """Return the DICOM dataset of a label map ``(frame, row, column)``, with frames in the order of the series."""
     highdicom = require("highdicom", extra="dicom", purpose=_PURPOSE)
     from pydicom import dcmread
     from pydicom.sr.codedict import codes
 
     order = np.arange(len(frames))
     files = dict.fromkeys(frame.file for frame in series.frames)
-    if len(series.frames) > 1 and len(files) == 1:  # highdicom goes by the order of the file
+    if len(series.frames) > 1 and len(files) == 1:  # highdicom uses the order of the file
         order = np.argsort([frame.index or 0 for frame in series.frames])
     sources = [dcmread(file, stop_before_pixels=True) for file in files]
     for source in sources:
@@ -259,7 +259,7 @@ def _segmentation(series: Series, frames: NDArray[np.generic], segments: Sequenc
 
 
 def _masks(frames: NDArray[np.generic], segments: Sequence[Segment], path: Path) -> NDArray[np.generic]:
-    """Return ``(frame, row, column)`` numbers of segments from 1 on; masks ``(..., segment)`` where they overlap."""
+    """Return segment numbers from 1 on, ``(frame, row, column)``; or masks ``(..., segment)`` if they overlap."""
     there = set(np.unique(frames).tolist()) - {0}
     owned = [label_id for segment in segments for label_id in segment.ids]
     if unknown := sorted(there - set(owned)):
@@ -276,7 +276,7 @@ def _masks(frames: NDArray[np.generic], segments: Sequence[Segment], path: Path)
 
 
 def _entry(name: str, entry: object) -> dict[str, Any]:
-    """Return the codes and the colour of one class as `Segment` takes them."""
+    """Return the codes and the colour of one class as arguments of `Segment`."""
     if entry is None:
         return {}
     if not isinstance(entry, Mapping) or (unknown := set(entry) - {*_CODES, _COLOR}):

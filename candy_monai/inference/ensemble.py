@@ -1,4 +1,4 @@
-"""Several experiments as one predictor: the mean of their probabilities."""
+"""Several experiments as one predictor, which averages their probabilities."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from candy_monai.transforms.painting import label_ids, probabilities_of
 class EnsemblePredictor(CasePredictor):
     """Predicts with several experiments, usually the folds of one plan, by the mean of their probabilities.
 
-    Members of one plan go through an image side by side: what is held grows with their number and not with the image.
-    Members of other plans, which see the image on other grids, are averaged on the file's own grid, where the
-    probabilities of all classes are held.
+    Members with the same plan process an image in parallel: memory grows with their number and not with the image.
+    Members with other plans use different grids and are averaged on the file's own grid, with the probabilities of all
+    classes in memory.
 
     Args:
         members: The experiments' predictors.
         largest_component: Keep only the largest connected part of each class.
-        memory: Bytes that a case may take above what the process holds before; None for as many as it needs.
-        channels: Which channels of the files or images are the run's; None for what the first member was told.
-        postprocessing: Steps on the label map, at ``pred``, after the members' own; see `OwnTransforms`.
+        memory: Bytes that a case may use in addition to the process's memory before; None for no limit.
+        channels: The channels of the files or images to use; None for those of the first member.
+        postprocessing: Transforms on the label map, at ``pred``, after the members' own; see `OwnTransforms`.
         thresholds: The probability that each region, or a single foreground class, must exceed, between 0 and 1; empty
-            for 0.5. The probabilities of all classes are held then.
+            for 0.5. The probabilities of all classes are then held in memory.
 
     Raises:
-        BadInputError: If there are no members, or they predict other classes or from other channels, or thresholds are
-            not as many as the regions.
+        BadInputError: If there are no members, if their classes or channels differ, or if the number of thresholds is
+            not that of the regions.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class EnsemblePredictor(CasePredictor):
             )
             return self._averaged(case, parts, overlap, probabilities=probabilities)
         first = self.members[0]
-        # Logits are what is resampled, and what a postprocessing of one's own takes.
+        # Logits are resampled, and are the input of custom postprocessing.
         as_logits = case.cases[0].is_resampled or not first.preprocessor.paints_in_parts
         mean = _mean_as_logits if as_logits else _mean_probabilities
         tiles = [
@@ -172,7 +172,7 @@ class EnsemblePredictor(CasePredictor):
     def run_groups(
         self, case: PreparedCase, groups: Sequence[Sequence[int]], *, probabilities: bool = False
     ) -> Iterator[tuple[int, Prediction]]:
-        """Predict a preprocessed case as ensembles of some of the members would, and run each member once.
+        """Predict a preprocessed case with several ensembles of members, running each member once.
 
         Args:
             case: From `prepare`.
@@ -181,7 +181,7 @@ class EnsemblePredictor(CasePredictor):
 
         Yields:
             The number of a group with its prediction, as soon as its last member was run. The probabilities of each
-            unfinished group are held.
+            incomplete group are held in memory.
         """
         all_held = probabilities or any(len(group) > 1 for group in groups)
         on_disk = self._goes_to_disk(case, probabilities=all_held)
@@ -221,7 +221,7 @@ class EnsemblePredictor(CasePredictor):
         return most.with_members(len(known)) if self._side_by_side else most.with_probabilities()
 
     def _own_cases(self, case: PreparedCase) -> Iterator[tuple[NetworkPredictor, PreparedCase]]:
-        """Yield each member with the case as that member sees it."""
+        """Yield each member with the case as preprocessed for that member."""
         for index, member in enumerate(self.members):
             yield member, replace(case, cases=(case.cases[0 if self._side_by_side else index],))
 
@@ -233,12 +233,12 @@ class EnsemblePredictor(CasePredictor):
         *,
         probabilities: bool,
     ) -> Prediction:
-        """Return the prediction by the mean of the members' probabilities on the file's grid."""
+        """Return the prediction from the mean of the members' probabilities on the file's grid."""
         total: torch.Tensor | None = None
         for part in parts:
             assert isinstance(part, MetaTensor)
             total = part.as_tensor() if total is None else total.add_(part.as_tensor())
-            del part  # or it would be held while the next one is made
+            del part  # otherwise it stays in memory while the next one is computed
         assert total is not None
         mean = total.div_(len(self.members))
         if overlap is not None:
@@ -246,7 +246,7 @@ class EnsemblePredictor(CasePredictor):
         return self._painted(case, mean, probabilities=probabilities)
 
     def _painted(self, case: PreparedCase, mean: torch.Tensor, *, probabilities: bool) -> Prediction:
-        """Return the prediction by probabilities on the file's grid."""
+        """Return the prediction from probabilities on the file's grid."""
         ids = label_ids(mean, paints=self.members[0].paints, threshold=self.thresholds or 0.5)
         return Prediction(
             case_id=case.case_id,
@@ -256,7 +256,7 @@ class EnsemblePredictor(CasePredictor):
 
 
 def _mean_probabilities(tiles: Sequence[Tile], paints: Sequence[int]) -> Tile:
-    """Return the mean probabilities of members that cut an image into the same tiles."""
+    """Return the mean probabilities of members with the same tiles."""
     mean = probabilities_of(tiles[0].scores(), paints=paints)
     for tile in tiles[1:]:
         mean += probabilities_of(tile.scores(), paints=paints)
@@ -264,9 +264,9 @@ def _mean_probabilities(tiles: Sequence[Tile], paints: Sequence[int]) -> Tile:
 
 
 def _mean_as_logits(tiles: Sequence[Tile], paints: Sequence[int]) -> Tile:
-    """Return the same as logits, which is what is resampled: members that agree then predict what each of them does.
+    """Return the mean probabilities as logits for resampling, so that members that agree keep their prediction.
 
-    All in logarithms: a probability of 0 has none.
+    Computed in logarithms to avoid the logarithm of a probability of 0.
     """
     first = tiles[0].scores()
     if len(first) > 1 and not paints:
@@ -298,7 +298,7 @@ def _check_alike(first: NetworkPredictor, other: NetworkPredictor) -> None:
 
 
 def _same_grid(first: NetworkPredictor, other: NetworkPredictor) -> bool:
-    """Return whether two predictors preprocess alike and cut a preprocessed image into the same windows."""
+    """Return whether two predictors have the same preprocessing and windows."""
 
     def what_counts(member: NetworkPredictor) -> tuple[object, ...]:
         plan, pipelines = member.plan, member.preprocessor.pipelines

@@ -1,4 +1,4 @@
-"""How far a label map agrees with the probabilities that it is made of, summed up tile by tile."""
+"""The expected overlap of a label map with the truth, computed tile by tile from the predicted probabilities."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _SCORES_AT_ONCE = 1 << 20
 
 
 class ExpectedOverlap:
-    """Sums up the precision and recall to be expected of a label map if the probabilities that it is made of are right.
+    """Accumulates the expected precision and recall of a label map, assuming that its probabilities are calibrated.
 
-    Where a network is unsure, or mirror images or members of an ensemble disagree, the mean probabilities lie between
-    0 and 1, and both are below 1.
+    Both are below 1 where the mean probabilities lie between 0 and 1: where a network is uncertain, or where mirror
+    images or members of an ensemble disagree.
 
     Args:
-        paints: The id that each channel paints where classes are overlapping regions; empty where they are not.
+        paints: The id of each channel if classes are overlapping regions, else empty.
         thresholds: The probability that each region, or a single foreground class, must exceed; empty for 0.5.
     """
 
@@ -31,7 +31,7 @@ class ExpectedOverlap:
         self._peaks: Tensor | None = None
 
     def add(self, scores: Tensor, *, weights: Tensor | None = None, are_probabilities: bool = False) -> None:
-        """Add scores ``(K, *box)`` of a part of a case, still to be divided by weights ``(*box)``."""
+        """Add the scores ``(K, *box)`` of a part of a case, not yet divided by weights ``(*box)``."""
         flat = scores.flatten(1)
         divisors = None if weights is None else weights.flatten()
         step = max(1, _SCORES_AT_ONCE // len(flat))
@@ -42,7 +42,7 @@ class ExpectedOverlap:
             self._add(probabilities_of(part, paints=self._paints, are_probabilities=are_probabilities))
 
     def watched(self, tiles: Iterable[Tile], *, are_probabilities: bool = False) -> Iterator[Tile]:
-        """Yield tiles as they come, and add each of them."""
+        """Yield the tiles and add each of them."""
         for tile in tiles:
             weights = None if tile.weights is None else tile.weights()
             self.add(tile.sums, weights=weights, are_probabilities=are_probabilities)
@@ -50,21 +50,21 @@ class ExpectedOverlap:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no voxel is of a class."""
+        """Whether no voxel belongs to a class."""
         return self._sums is None or not bool(self._sums[1].any())
 
     @property
     def precision(self) -> float:
-        """The mean probability of the voxels of a class, 0 to 1, as the mean over classes.
+        """The mean probability of the voxels of a class, 0 to 1, averaged over classes.
 
-        A class that the label map does not hold has 0, and counts by its greatest probability, which is how likely a
-        reference holds it.
+        A class absent from the label map has precision 0. It is weighted by its greatest probability, which is how
+        likely a reference contains it.
         """
         return self._mean_ratio(1)
 
     @property
     def recall(self) -> float:
-        """The share of a class's probability that lies in its voxels, 0 to 1, as the same mean over classes."""
+        """The share of a class's probability that lies in its voxels, 0 to 1, averaged over classes in the same way."""
         return self._mean_ratio(2)
 
     def _mean_ratio(self, row: int) -> float:

@@ -1,4 +1,4 @@
-"""Inferers as plain values, in MONAI's configuration language, and built from them again."""
+"""Convert inferers to plain values in MONAI's configuration language, and build them from it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 _TARGET = "_target_"
 _MERGER = AvgMerger.__name__
 _OF_THE_MACHINE = frozenset({"device", "sw_device", "progress", "new_buffer"})
-_LEFT_OUT = _OF_THE_MACHINE | {"self", "merger_cls", "cache_roi_weight_map"}  # the last one is not kept
+_LEFT_OUT = _OF_THE_MACHINE | {"self", "merger_cls", "cache_roi_weight_map"}  # the last one is not stored
 
-# Nothing else is built from a file: not every class that can be named is safe to call.
+# Nothing else is built from a file, since calling an arbitrary class is not safe.
 _OF_MONAI = (
     PatchInferer,
     SaliencyInferer,
@@ -46,7 +46,7 @@ _KINDS = {**_INFERERS, "monai.inferers.SlidingWindowSplitter": SlidingWindowSpli
 
 
 def describe_inferer(inferer: Inferer | None, plan: Plan | None = None) -> InfererDescription:
-    """Return an inferer in plain values, for ``experiment.json``; with a plan it may be the one that this gives."""
+    """Return an inferer as plain values, for ``experiment.json``; with a plan it may be that of the plan."""
     if inferer is None:
         return None
     if plan is not None and type(inferer) in (WholeOrWindowsInferer, SlicesInferer):
@@ -58,13 +58,13 @@ def describe_inferer(inferer: Inferer | None, plan: Plan | None = None) -> Infer
 
 
 def describe_windows(inferer: WindowInferer) -> dict[str, object]:
-    """Return how an inferer cuts images into windows and blends them, in plain values, to compare two by."""
+    """Return the windows and the blending of an inferer as plain values, for comparison."""
     divisor = getattr(inferer, "divisor", None)
     return {"kind": type(inferer).__name__, "divisor": divisor, **_arguments(inferer, WindowInferer)}
 
 
 def inferer_from_description(description: InfererDescription, plan: Plan | None = None) -> Inferer | None:
-    """Build what `describe_inferer` described; raise SettingsError if that cannot be done."""
+    """Build an inferer from the result of `describe_inferer`; raise SettingsError if that is impossible."""
     if description is None:
         return None
     if description == PLAN and plan is not None:
@@ -80,11 +80,11 @@ def inferer_from_description(description: InfererDescription, plan: Plan | None 
 
 
 class _NotPlainError(Exception):
-    """Raised where an argument is no plain data."""
+    """Raised if an argument is not plain data."""
 
 
 def _described(value: object) -> dict[str, object]:
-    """Return an object in MONAI's configuration language; arguments at their defaults are left out."""
+    """Return an object in MONAI's configuration language, without arguments that have their default."""
     kind = type(value)
     target = next((name for name, known in _KINDS.items() if known is kind), None)
     if target is None:
@@ -93,7 +93,7 @@ def _described(value: object) -> dict[str, object]:
 
 
 def _arguments(value: object, kind: type[Any]) -> dict[str, object]:
-    """Return the arguments of a constructor that are attributes, too, and not at their defaults."""
+    """Return the constructor arguments that are also attributes and differ from their defaults."""
     bases = (SlidingWindowInferer, kind) if issubclass(kind, SlidingWindowInferer) else (kind,)
     found: dict[str, object] = {}
     for name, parameter in ((n, p) for base in bases for n, p in inspect.signature(base.__init__).parameters.items()):
@@ -104,7 +104,7 @@ def _arguments(value: object, kind: type[Any]) -> dict[str, object]:
             del found[name]
     kept_apart: Mapping[str, object] = {}
     if isinstance(value, SliceInferer):
-        kept_apart = {"roi_size": value.orig_roi_size}  # roi_size has one axis more after a call
+        kept_apart = {"roi_size": value.orig_roi_size}  # roi_size gains an axis after a call
     elif isinstance(value, SaliencyInferer):
         if value.args:
             raise _NotPlainError
@@ -132,6 +132,6 @@ def _built(description: Mapping[str, Any]) -> Any:
     }
     if unknown := sorted((_OF_THE_MACHINE | {"new_room"}) & arguments.keys()):
         raise SettingsError(f"{unknown[0]} is not stored with an inferer")
-    if arguments.get("merger_cls", _MERGER) != _MERGER:  # MONAI imports whatever else stands there
+    if arguments.get("merger_cls", _MERGER) != _MERGER:  # MONAI would import any other name
         raise SettingsError(f"merger_cls must be {_MERGER}, got {arguments['merger_cls']!r}")
     return _KINDS[description[_TARGET]](**arguments)

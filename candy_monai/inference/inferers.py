@@ -1,7 +1,7 @@
-"""How a whole image is run through a network: at once, in blended windows, or as an inferer of MONAI's does it.
+"""Inference on a whole image: at once, in blended windows, or with an inferer of MONAI.
 
 In ``experiment.json`` an inferer is None for whole images, ``"plan"`` for that of a plan, a dictionary in MONAI's
-configuration language, or ``"custom"`` where its arguments are no plain data.
+configuration language, or ``"custom"`` if its arguments are not plain data.
 """
 
 from __future__ import annotations
@@ -35,43 +35,42 @@ if TYPE_CHECKING:
     from candy_monai.nn.deep_supervision import NetworkOutput
 
 WHOLE_IMAGE_LIMIT = 2.0
-"""An image of up to so many patches' voxels is run at once: cheaper than windows, and nearly what was trained on."""
+"""Images of at most this many patches' voxels are run at once: cheaper than windows, and close to training."""
 
 _BATCH_ON_GPU = 4
 _FOR_MONAI = frozenset({"condition", "device", "buffer_steps", "buffer_dim"})
-"""Keywords of a call that MONAI's inferer takes for itself."""
+"""Keyword arguments of a call that MONAI's inferer consumes."""
 
 
 class WindowInferer(SlidingWindowInferer):
-    """Runs images in overlapping windows as MONAI's ``SlidingWindowInferer`` does, in little memory.
+    """Runs images in overlapping windows as MONAI's ``SlidingWindowInferer`` does, with little memory.
 
-    It takes the same arguments and gives the same results, but blends with Gaussian weights and overlaps by half unless
-    told otherwise. It holds the scores of about one window's thickness across the image: whatever no further window
-    covers is handed on. Label maps are made from these parts without ever holding all scores, by `labels`.
+    It takes the same arguments and gives the same results, but by default uses Gaussian weights and an overlap of one
+    half. It holds the scores of about one window's thickness across the image: a part that no further window covers is
+    passed on. `labels` computes label maps from these parts without holding all scores.
 
-    What it does not do itself runs MONAI's ``sliding_window_inference``: networks with several outputs or outputs of
-    another size, outputs that gradients are wanted of, a condition beside the image, coordinates for the network,
-    buffers, a progress bar, and images of other types than float32 or with other than two or three spatial axes.
+    MONAI's ``sliding_window_inference`` is called for the other cases: networks with several outputs or outputs of
+    another size, outputs that require gradients, a condition, coordinates for the network, buffers, a progress bar, and
+    images of other types than float32 or with other than two or three spatial axes.
 
     Args:
-        roi_size: The window: one number a spatial axis, or one for all. An axis that is not positive is the image's.
-            Images smaller than the window are padded.
-        sw_batch_size: Windows in one call of the network; None for 4 on a GPU and 1 on a CPU, which gains nothing by
-            more.
-        overlap: Share of a window that its neighbour covers too, 0 to below 1; one number, or one for each axis.
+        roi_size: The window: one number per spatial axis, or one for all. A non-positive entry is replaced by the
+            image's size. Images smaller than the window are padded.
+        sw_batch_size: Windows per call of the network; None for 4 on a GPU and 1 on a CPU, where more are not faster.
+        overlap: Share of a window that its neighbour also covers, 0 to below 1; one number, or one for each axis.
         mode: How windows are blended, ``"gaussian"`` or ``"constant"``.
         sigma_scale: Width of the Gaussian as a share of the window; one number, or one for each axis.
         padding_mode: How images smaller than the window are padded.
         cval: The value of new voxels where ``padding_mode`` is ``"constant"``.
-        sw_device: Where the network runs; by default the image's device.
-        device: Where the result is put together; by default the image's device.
+        sw_device: The device of the network; by default the image's device.
+        device: The device of the result; by default the image's device.
         progress: Whether to show a progress bar.
-        cache_roi_weight_map: Whether MONAI's function gets a window's weights that were computed once.
-        cpu_thresh: Put images of more voxels than this together on the CPU, where ``device`` is not given.
+        cache_roi_weight_map: Whether to pass a precomputed weight map to MONAI's function.
+        cpu_thresh: Images of more voxels than this are assembled on the CPU, if ``device`` is not given.
         buffer_steps: MONAI's buffers: windows along ``buffer_dim`` that are summed up before they move to ``device``.
         buffer_dim: The spatial axis of these buffers.
-        with_coord: Whether to call the network with the coordinates of the windows, too.
-        new_buffer: Makes the buffer for unfinished scores; by default in memory.
+        with_coord: Whether to also pass the coordinates of the windows to the network.
+        new_buffer: Allocates the buffer for incomplete scores; by default in memory.
 
     Raises:
         SettingsError: If an argument is out of range.
@@ -135,13 +134,13 @@ class WindowInferer(SlidingWindowInferer):
 
         Args:
             inputs: ``(B, C, *spatial)``.
-            network: Windows to a tensor, tuple or dictionary of tensors.
+            network: Maps windows to a tensor, tuple or dictionary of tensors.
             args: Passed on to the network.
-            kwargs: Passed on to the network, but for those that MONAI's inferer takes: ``condition``, ``device``,
+            kwargs: Passed on to the network, except those that MONAI's inferer takes: ``condition``, ``device``,
                 ``buffer_steps`` and ``buffer_dim``.
 
         Returns:
-            What the network returns, for whole images: for one tensor ``(B, K, *spatial)`` of the type and with the
+            The output of the network for whole images; a single tensor is ``(B, K, *spatial)`` with the type and the
             metadata of ``inputs``.
         """
         if self._blends_itself(inputs, kwargs):
@@ -161,11 +160,11 @@ class WindowInferer(SlidingWindowInferer):
         return SlidingWindowInferer.__call__(plain, inputs, network, *args, **kwargs)
 
     def labels(self, inputs: Tensor, network: Callable[..., NetworkOutput], *args: Any, **kwargs: Any) -> Tensor:
-        """Return label ids, made part by part: the scores of all classes are never held for the whole image.
+        """Return label ids, computed part by part: the scores of all classes are never held for the whole image.
 
         Args:
             inputs: ``(B, C, *spatial)``.
-            network: Windows to logits of the windows' size; the first of several outputs counts.
+            network: Maps windows to logits of the windows' size; the first of several outputs is used.
             args: Passed on to the network.
             kwargs: Passed on to the network.
 
@@ -183,15 +182,15 @@ class WindowInferer(SlidingWindowInferer):
     def tiles(
         self, image: Tensor, network: Callable[[Tensor], NetworkOutput], *, in_layers: bool = False
     ) -> Iterator[Tile]:
-        """Yield the parts of one image's scores as they become final, for a consumer of your own.
+        """Yield the parts of one image's scores as they are completed, for processing by the caller.
 
-        What a part holds is valid until the next one is asked for: copy what you keep.
+        A part is valid only until the next one is requested: copy data that you keep.
 
         Args:
             image: ``(C, *spatial)``.
-            network: Windows to scores of the windows' size.
-            in_layers: Whether they are wanted layer by layer along `slowest_axis`, instead of as few as possible being
-                held at a time. Then a part is valid until its layer is complete.
+            network: Maps windows to scores of the windows' size.
+            in_layers: Whether to yield parts layer by layer along `slowest_axis`, instead of in the order that needs
+                the least memory. A part is then valid until its layer is complete.
         """
         runs_on, kept_on = self._runs_on(image.device), self._kept_on(image)
 
@@ -212,7 +211,7 @@ class WindowInferer(SlidingWindowInferer):
         """Return the windows over an image of this spatial size.
 
         Raises:
-            SettingsError: If the window has another number of axes.
+            SettingsError: If the number of axes of the window is another.
         """
         fits = not issequenceiterable(self.roi_size) or len(self.roi_size) == len(size)
         return WindowGrid(
@@ -226,7 +225,7 @@ class WindowInferer(SlidingWindowInferer):
         )
 
     def num_windows(self, size: Sequence[int]) -> int:
-        """Return how many windows an image of this spatial size is run in."""
+        """Return the number of windows for an image of this spatial size."""
         return len(self.grid(size))
 
     def slowest_axis(self, size: Sequence[int]) -> int:
@@ -234,18 +233,18 @@ class WindowInferer(SlidingWindowInferer):
         return self.grid(size).axes[0]
 
     def input_shape(self, size: Sequence[int], device: torch.device) -> Shape:
-        """Return what the network is given at a time, without channels: ``(B, *spatial)``."""
+        """Return the shape of the network's input without channels: ``(B, *spatial)``."""
         grid = self.grid(size)
         return (min(self._batch_size(device), len(grid)), *grid.window)
 
     def with_buffer(self, new_buffer: BufferFactory) -> Self:
-        """Return the same inferer with the buffer for unfinished scores somewhere else."""
+        """Return a copy of the inferer with another buffer for incomplete scores."""
         other = copy.copy(self)
         other.new_buffer = new_buffer
         return other
 
     def _blends_itself(self, inputs: Tensor, options: Mapping[str, object]) -> bool:
-        """Return whether a call is one of those that need not run MONAI's function."""
+        """Return whether a call does not need MONAI's function."""
         is_plain = not (self.with_coord or self.progress or self.buffer_steps or _FOR_MONAI.intersection(options))
         return is_plain and inputs.dtype == torch.float32 and inputs.ndim in (4, 5)
 
@@ -263,7 +262,7 @@ class WindowInferer(SlidingWindowInferer):
     def _assembled(
         self, inputs: Tensor, network: Callable[[Tensor], NetworkOutput], part: Callable[[Tile], Tensor]
     ) -> Tensor:
-        """Assemble what is made of each tile, ``(channels, *box)``, for a whole batch."""
+        """Assemble the results ``(channels, *box)`` for each tile into those of a whole batch."""
         result: Tensor | None = None
         for number, image in enumerate(plain_tensor(inputs)):
             for tile in self.tiles(image, network):
@@ -278,7 +277,7 @@ class WindowInferer(SlidingWindowInferer):
 
 
 class WholeOrWindowsInferer(WindowInferer):
-    """Runs small images at once, padded with zeros to a multiple of ``divisor`` as training patches are.
+    """Runs small images at once, padded with zeros to a multiple of ``divisor`` like training patches.
 
     Large images are run in blended windows of ``roi_size``.
     """
@@ -308,7 +307,7 @@ class WholeOrWindowsInferer(WindowInferer):
     def runs_whole(self, size: Sequence[int]) -> bool:
         """Return whether an image of this spatial size is run at once."""
         padded = self._padded(size)
-        # Of an image of one divisor a single voxel is left at the bottom, which no instance norm can do with.
+        # An image of one divisor has a single voxel at the bottom, for which instance normalisation is impossible.
         return padded != self.divisor and math.prod(padded) <= WHOLE_IMAGE_LIMIT * math.prod(self.roi_size)
 
     @override
@@ -332,10 +331,10 @@ class WholeOrWindowsInferer(WindowInferer):
 
 
 class SlicesInferer(WindowInferer):
-    """Runs the slices of volumes by a 2-D network, a few at once.
+    """Runs a 2-D network on the slices of volumes, a few at once.
 
-    Slices are padded with zeros to a multiple of ``divisor`` and run whole; those of more than twice the voxels of
-    ``roi_size`` in blended windows of it. ``roi_size`` and ``divisor`` are 1 along the axis across the slices.
+    Slices are padded with zeros to a multiple of ``divisor`` and run whole; slices of more than twice the voxels of
+    ``roi_size`` are run in blended windows. ``roi_size`` and ``divisor`` are 1 along the axis across the slices.
     """
 
     def __init__(self, roi_size: Sequence[int], *, divisor: Sequence[int], sw_batch_size: int | None = None) -> None:
@@ -365,7 +364,7 @@ class SlicesInferer(WindowInferer):
         return self._windows(size).input_shape(size, device)
 
     def _windows(self, size: Sequence[int]) -> WindowInferer:
-        """Return what runs a volume of this size."""
+        """Return the window inferer for a volume of this size."""
         window = tuple(
             1 if roi == 1 else -(-extent // by) * by
             for extent, by, roi in zip(size, self.divisor, self.roi_size, strict=True)
@@ -378,16 +377,16 @@ class SlicesInferer(WindowInferer):
 
 
 def build_inferer(plan: Plan) -> WholeOrWindowsInferer | SlicesInferer:
-    """Return the inferer that validation and prediction of a planned run share."""
+    """Return the inferer used by both validation and prediction of a planned run."""
     if plan.slice_axis is None:
         return WholeOrWindowsInferer(plan.patch_shape, divisor=plan.divisor)
     return SlicesInferer(plan.patch_shape, divisor=plan.divisor, sw_batch_size=plan.batch_size)
 
 
 class MainOutput(nn.Module):
-    """A network, or a moving average of it, that returns its logits at full resolution alone.
+    """A network, or a moving average of it, that returns only its logits at full resolution.
 
-    Its layers have the names that they have in the network itself, by which ``SaliencyInferer`` finds them.
+    Its layers have the same names as in the network itself, for ``SaliencyInferer``.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -405,9 +404,9 @@ class MainOutput(nn.Module):
 
 
 def run_inferer(inferer: Inferer, images: Tensor, network: Callable[..., Tensor]) -> Tensor:
-    """Return the scores that any inferer of MONAI's makes of images ``(B, C, *spatial)``, on their device.
+    """Return the scores of any inferer of MONAI for images ``(B, C, *spatial)``, on their device.
 
-    For ``SaliencyInferer`` the network must be a `MainOutput`. Of several outputs the one at full resolution counts.
+    For ``SaliencyInferer`` the network must be a `MainOutput`. Of several outputs the full-resolution one is used.
     """
     if isinstance(inferer, SaliencyInferer):
         with torch.inference_mode(False), torch.enable_grad():
@@ -434,7 +433,7 @@ def mirrored(network: ScoreFunction, axes: Sequence[int]) -> ScoreFunction:
 
 
 class _OtherOutputError(Exception):
-    """Raised from within a network's call where what it returned is not one map of the windows' size."""
+    """Raised within a network's call if its output is not one map of the windows' size."""
 
 
 def _is_map_of(windows: Tensor, output: object) -> TypeGuard[Tensor]:
@@ -442,7 +441,7 @@ def _is_map_of(windows: Tensor, output: object) -> TypeGuard[Tensor]:
 
 
 def _monai_name(kind: type[BlendMode] | type[PytorchPadMode], value: str, name: str) -> str:
-    """Return the plain text of one of MONAI's names."""
+    """Return the plain text of a constant of MONAI."""
     names = [str(member.value) for member in kind]
     text = str(getattr(value, "value", value))
     if text not in names:
@@ -451,7 +450,7 @@ def _monai_name(kind: type[BlendMode] | type[PytorchPadMode], value: str, name: 
 
 
 def _with_metadata_of(inputs: Tensor, result: Tensor) -> Tensor:
-    """Return a result that MONAI's transforms can decollate and invert as they can the inputs, and independently."""
+    """Return a result that MONAI's transforms can decollate and invert like the inputs, and independently of them."""
     if not isinstance(inputs, MetaTensor):
         return result
     placed = MetaTensor(result)

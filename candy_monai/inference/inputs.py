@@ -1,6 +1,6 @@
-"""What can be predicted: files, folders, arrays, tensors, datasets; each case by its id, with the run's channels.
+"""Inputs of predictors: files, folders, arrays, tensors and datasets, as cases with ids and the run's channels.
 
-Files are told apart by their names; a case is read when it is its turn.
+Files are classified by their names; a case is read only when it is processed.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ Input: TypeAlias = (
     | list[Tensor]
     | list[SpatialImage]
 )
-"""One case: a file, or the folder of a DICOM series; those of its channels; a tensor ``(C, *spatial)``, with its affine
-if it is a ``MetaTensor``; a nibabel image; an array with its spacing in millimetres; a list of tensors or nibabel
-images, a channel each."""
+"""One case: a file, or the folder of a DICOM series; the files of its channels; a tensor ``(C, *spatial)``, with its
+affine if it is a ``MetaTensor``; a nibabel image; an array with its spacing in millimetres; a list of tensors or
+nibabel images, one per channel."""
 
 Inputs: TypeAlias = Input | Dataset[Any] | Iterable[Any]
-"""Cases: one, a folder, a dataset, or several of all these. An item of MONAI's or PyTorch's datasets is an image, a
-pair of image and label, or a dictionary with an ``image``."""
+"""Cases: one, a folder, a dataset, or several of these. An item of a MONAI or PyTorch dataset is an image, a pair of
+image and label, or a dictionary with an ``image``."""
 
-_MOST_LOOKED_AT = 1000  # files of a folder without an image, for a message that says where there are some
+_MOST_LOOKED_AT = 1000  # files checked in a folder without an image, for a message that says where there are some
 
 GIVEN_SHAPE = "given_shape"
-"""In the metadata of an image that got an axis more or less for the network: the spatial shape that its result has."""
+"""Metadata key of an image whose number of axes was changed for the network: the spatial shape of its result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +65,11 @@ class InputCase:
     """One case to predict.
 
     Attributes:
-        case_id: What the prediction is called.
-        files: One file a channel, or one file that holds them all; empty for what comes from memory.
-        read: Reads a case that does not come from files of its own.
-        problem: Why it cannot be predicted, where the names of its files already say so.
-        has_run_channels: Whether the files are the run's channels in their order, so that none is left to choose.
+        case_id: The name of the prediction.
+        files: One file per channel, or one file with all channels; empty for cases in memory.
+        read: Reads a case that is not read from files of its own.
+        problem: Why it cannot be predicted, if that is known from the names of its files.
+        has_run_channels: Whether the files are the run's channels in their order, so that none need be selected.
     """
 
     case_id: str
@@ -79,19 +79,19 @@ class InputCase:
     has_run_channels: bool = False
 
     def geometry(self) -> Geometry | None:
-        """Return the grid that its first file's header states; None where there is no file, or it cannot be read."""
+        """Return the grid from the header of its first file; None if there is no file, or it cannot be read."""
         try:
             return read_geometry(self.files[0]) if self.files and self.problem is None else None
-        except CandyError:  # it is reported when it is its turn
+        except CandyError:  # reported when the case is processed
             return None
 
     def load(self, channels: RunChannels, *, num_dims: int | None = None) -> MetaTensor:
-        """Read the case as an image ``(C, *spatial)`` that a network of these channels and spatial axes takes.
+        """Read the case as an image ``(C, *spatial)`` with the channels and spatial axes that the network expects.
 
-        A flat scan becomes a volume of one slice for a network of three axes, and such a volume flat for one of two.
+        For a network with three axes a 2-D scan becomes a volume of one slice, and the reverse for one with two.
 
         Raises:
-            BadInputError: If it cannot be read, lies nowhere, or has other channels or another number of axes.
+            BadInputError: If it cannot be read, has no position, or has other channels or another number of axes.
         """
         image = self.decoded().detach()
         name = image.meta.get("filename_or_obj") or self.case_id
@@ -106,18 +106,18 @@ class InputCase:
         return image if chosen is image else MetaTensor(plain_tensor(chosen), meta=dict(image.meta))
 
     def decoded(self) -> MetaTensor:
-        """Read the case as it is, ``(C, *spatial)``, whatever the network expects."""
+        """Read the case unchanged, ``(C, *spatial)``, without regard to the network."""
         if self.problem is not None:
             raise BadInputError(self.problem)
         return self.read() if self.read is not None else read_channels(self.files).tensor()
 
 
 def _with_axes(image: MetaTensor, num_dims: int, name: str) -> MetaTensor:
-    """Return an image with as many spatial axes as the network expects; one slice is a matter of how it is stored."""
+    """Return an image with the network's number of spatial axes; a single slice can be stored with two or three."""
     if image.ndim == num_dims + 1:
         return image
     values, meta = image.as_tensor(), {**image.meta, GIVEN_SHAPE: tuple(image.shape[1:])}
-    if num_dims == 3 and image.ndim == 3 and image.meta.get("is_picture") is False:  # it lies in space
+    if num_dims == 3 and image.ndim == 3 and image.meta.get("is_picture") is False:  # it has a position in space
         return MetaTensor(values[..., None], meta=meta)
     if num_dims == 2 and image.ndim == 4 and image.shape[-1] == 1:
         return MetaTensor(values[..., 0], meta=meta)
@@ -128,22 +128,22 @@ def _with_axes(image: MetaTensor, num_dims: int, name: str) -> MetaTensor:
 
 
 class CaseFiles(tuple[Path, ...]):
-    """The files of one case, known to be the run's channels in their order whatever their names say."""
+    """The files of one case, known to be the run's channels in their order regardless of their names."""
 
 
 def find_inputs(path: PathLike, *, channels: RunChannels) -> list[InputCase]:
     """Find the cases in a folder, or take a single file.
 
-    ``{case}_{CCCC}`` files of one case belong together, and must be the run's channels: a case that lacks some or has
-    others is listed with its problem, so that the others can be predicted. A file without a number is a case of its
-    own. Where a single channel is expected, ``scan_0001``, ``scan_0002`` and so on without a ``scan_0000`` are cases of
-    their own, too, unless another case has files of the same numbers.
+    ``{case}_{CCCC}`` files of one case belong together, and must be the run's channels: a case with missing or extra
+    channels is listed with its problem, so that the others can be predicted. A file without a number is a case of its
+    own. If a single channel is expected, ``scan_0001``, ``scan_0002`` and so on without a ``scan_0000`` are also
+    separate cases, unless another case has files of the same numbers.
 
-    A folder of DICOM files is one case, and so is each folder of them in a folder. Of a case of several channels these
+    A folder of DICOM files is one case, and so is each such subfolder. For a case with several channels the subfolders
     are ``{case}_{CCCC}`` or ``{case}/{CCCC}``.
 
     Raises:
-        BadInputError: If there is nothing, or a ``dataset.json`` beside it names other channels.
+        BadInputError: If there are no images, or a ``dataset.json`` beside them names other channels.
     """
     path = Path(path)
     if not path.exists():
@@ -166,7 +166,7 @@ def find_inputs(path: PathLike, *, channels: RunChannels) -> list[InputCase]:
 
 
 def group_files(files: Sequence[Path], *, channels: RunChannels) -> list[InputCase]:
-    """Group files by case, in the order of their first files; one file of a case brings the others beside it.
+    """Group files by case, in the order of their first files; the other channels of a case are found beside them.
 
     Raises:
         BadInputError: If a ``dataset.json`` beside them names other channels.
@@ -203,11 +203,11 @@ def _joined(problems: Iterable[str | None]) -> str | None:
 
 
 def _check_dataset_beside(folder: Path, channels: RunChannels) -> None:
-    """Refuse images whose ``dataset.json``, in their folder or beside it as nnU-Net has it, names other channels."""
+    """Raise if the ``dataset.json`` of images, in their folder or beside it as in nnU-Net, names other channels."""
     for file in (folder / "dataset.json", folder.absolute().parent / "dataset.json"):
         try:
             content = read_json(file)
-        except (OSError, ValueError):  # it is not what is predicted: whoever trains on it is told
+        except (OSError, ValueError):  # it is not an input here; training reports its errors
             continue
         names = content.get("channel_names", content.get("modality")) if isinstance(content, dict) else None
         if isinstance(names, Mapping) and names and all(str(key).isdecimal() for key in names):
@@ -216,7 +216,7 @@ def _check_dataset_beside(folder: Path, channels: RunChannels) -> None:
 
 
 def _are_channels(case_id: str, there: dict[str, dict[int, list[Path]]], channels: RunChannels) -> bool:
-    """Return whether the numbers at the ends of a case's files are channels; else they belong to the names of cases."""
+    """Return whether the numbers at the ends of a case's files are channels, and not parts of the names of cases."""
     numbers = set(there[case_id])
     if channels.numbers is not None:
         return bool(channels.numbers)
@@ -230,7 +230,7 @@ def _are_channels(case_id: str, there: dict[str, dict[int, list[Path]]], channel
 
 
 def _numbered_case(case_id: str, there: dict[int, list[Path]], channels: RunChannels, given: set[Path]) -> InputCase:
-    """Return the case of numbered files, with its problem where they are not one for each of the run's channels."""
+    """Return the case of numbered files, with its problem if they do not match the run's channels."""
     problems: list[str | None] = []
     for number, files in there.items():
         first, *others = [file for file in files if file in given] or files[:1]
@@ -251,13 +251,13 @@ def _numbered_case(case_id: str, there: dict[int, list[Path]], channels: RunChan
 
 
 def _numbered_beside(files: Sequence[Path], folders: Iterable[Path]) -> Iterator[Path]:
-    """Yield the images beside some files that are further channels of their cases; those of the same format first."""
+    """Yield the files beside some files that are further channels of their cases; those of the same format first."""
     cases = {case_id for case_id, number in (_case_and_channel(file) for file in files) if number is not None}
     suffixes = {image_suffix(file) for file in files}
     for folder in folders if cases else ():
         try:
             found = sorted(folder.iterdir(), key=lambda file: (image_suffix(file) not in suffixes, file.name))
-        except OSError:  # files can be readable where their folder is not
+        except OSError:  # files can be readable although their folder is not
             continue
         for file in found:
             case_id, number = _case_and_channel(file)
@@ -266,7 +266,7 @@ def _numbered_beside(files: Sequence[Path], folders: Iterable[Path]) -> Iterator
 
 
 def _images_in(folder: Path) -> list[Path]:
-    """Return the images of a folder, sorted: files and folders of DICOM series; or itself, where it is a series."""
+    """Return the images of a folder, sorted: files and folders of DICOM series; or the folder itself, if it is one."""
     try:
         own = dicom.images_in(folder) if dicom.is_dicom(folder) else []
     except UnusableFileError as error:
@@ -286,12 +286,12 @@ def _images_in(folder: Path) -> list[Path]:
 
 
 def _images_at(entry: Path) -> list[Path]:
-    """Return what an entry of a folder brings: itself, the DICOM series of its channels, or nothing."""
+    """Return the images for an entry of a folder: itself, the DICOM series of its channels, or none."""
     if not entry.is_dir():
         return [entry] if image_suffix(entry) in READABLE and _is_image_file(entry) else []
     try:
         return [entry] if dicom.is_dicom(entry) else sorted(filter(dicom.is_channel_folder, entry.iterdir()))
-    except OSError:  # it may not be looked into
+    except OSError:  # no permission
         return []
 
 
@@ -299,14 +299,14 @@ def _is_image_file(path: Path) -> bool:
     """Return whether a path is an image: a file of a known format, or the folder or a file of a DICOM series."""
     if path.name.startswith("."):
         return False
-    is_file = path.is_file() or path.is_symlink()  # to read a link that leads nowhere says so
+    is_file = path.is_file() or path.is_symlink()  # reading a broken link raises an error that says so
     return (is_file and image_suffix(path) in READABLE) or dicom.is_dicom(path)
 
 
 def _case_and_channel(path: Path) -> tuple[str, int | None]:
-    """Return the case and the channel that a path states: ``CASE_0001``, and of a DICOM series also ``CASE/0001``."""
+    """Return the case and the channel in a path: ``CASE_0001``, and for a DICOM series also ``CASE/0001``."""
     stem = _stem_of(path)
-    is_slice = image_suffix(path) not in READABLE and not path.is_dir()  # scanners number these
+    is_slice = image_suffix(path) not in READABLE and not path.is_dir()  # scanners number slices
     return (stem, None) if is_slice else split_channel(stem)
 
 
@@ -320,18 +320,18 @@ def _stem_of(path: Path) -> str:
 def input_case(
     source: Input, *, case_id: str = "image", channels: RunChannels, num_dims: int | None = None
 ) -> InputCase:
-    """Return one case of any kind.
+    """Return any input as one case.
 
     Args:
-        source: The case.
-        case_id: What to call it where it has no name of its own.
-        channels: The run's channels, which tell whether files are theirs.
-        num_dims: Spatial axes that the network expects, which tell an image without an axis for its only channel.
+        source: The input.
+        case_id: The name of a case without a name of its own.
+        channels: The run's channels, to check whether files match them.
+        num_dims: Spatial axes that the network expects, to recognise an image without a channel axis.
 
     Raises:
-        BadInputError: If it is nothing that can be predicted, or its files are of other channels.
+        BadInputError: If it cannot be predicted, or its files are of other channels.
     """
-    given: object = source  # what callers pass in spite of the types gets a message, not a traceback
+    given: object = source  # arguments of wrong types get a message, not a traceback
     if is_path(given):
         if Path(given).is_dir():
             images = _images_in(Path(given))
@@ -360,9 +360,9 @@ def input_case(
 
 
 def input_cases(source: Inputs, *, channels: RunChannels, num_dims: int | None = None) -> Iterator[InputCase]:
-    """Yield cases of any kind: one, a folder, a dataset, or a list. Files of a list are grouped as those of a folder.
+    """Yield the cases of any input: one, a folder, a dataset, or a list. Files of a list are grouped as in a folder.
 
-    What a generator yields, other than files, is asked for when it is its turn. See `input_case`.
+    Items of a generator, except files, are requested one at a time. See `input_case`.
     """
     if is_path(source):
         return iter(find_inputs(source, channels=channels))
@@ -370,7 +370,7 @@ def input_cases(source: Inputs, *, channels: RunChannels, num_dims: int | None =
         return _cases_of_dataset(source, channels)
     take = partial(input_case, channels=channels, num_dims=num_dims)
     if isinstance(source, Dataset) and not isinstance(source, Iterable):
-        count = len(source)  # type: ignore[arg-type]  # such a dataset has a length, though its type does not say so
+        count = len(source)  # type: ignore[arg-type]  # such a dataset has a length, although its type lacks it
         return (
             InputCase(case_id=_numbered_id(index, count), read=partial(_from_item, source, index, take))
             for index in range(count)
@@ -386,13 +386,13 @@ def input_cases(source: Inputs, *, channels: RunChannels, num_dims: int | None =
         listed = list(coming)
         if all(map(is_path, listed)):
             return iter(group_files([Path(entry) for entry in listed], channels=channels))
-        # Each is looked at before the first one is predicted.
+        # All are checked before the first one is predicted.
         return iter([take(entry, case_id=_numbered_id(index, len(listed))) for index, entry in enumerate(listed)])
     return (take(entry, case_id=_numbered_id(index, 1)) for index, entry in enumerate(coming))
 
 
 def _case_of_files(files: Sequence[Path], channels: RunChannels) -> InputCase:
-    """Return the case that files belong to, in the order of the channels that their names state, else as given."""
+    """Return the case of some files, in the order of the channels in their names, else as given."""
     cases = group_files(files, channels=channels)
     if len(cases) == 1:
         return cases[0]
@@ -411,7 +411,7 @@ def _case_of_files(files: Sequence[Path], channels: RunChannels) -> InputCase:
 def _cases_of_dataset(dataset: CaseDataset[Any], channels: RunChannels) -> Iterator[InputCase]:
     if isinstance(dataset, NNUNetDataset):
         channels.refuse_other_names(dataset.description.channel_names, f"{dataset.folder / 'dataset.json'}")
-    found = getattr(dataset, "cases", ())  # a dataset of files knows them; results are written like these
+    found = getattr(dataset, "cases", ())  # a dataset of files has them; results use their formats
     for index, case_id in enumerate(dataset.case_ids):
         files = tuple(found[index].images) if found else ()
         yield InputCase(case_id=case_id, files=files, read=partial(_from_dataset, dataset, index))
@@ -422,7 +422,7 @@ def _numbered_id(index: int, count: int) -> str:
 
 
 def _image_of(item: Any) -> Any:
-    """Return the image of an item as MONAI's dictionary transforms have it, and any other item as it is."""
+    """Return the image of a dictionary item as used by MONAI's transforms, and any other item unchanged."""
     if not isinstance(item, Mapping):
         return item
     if "image" not in item:
@@ -439,13 +439,13 @@ def _from_item(dataset: Any, index: int, take: Callable[[Any], InputCase]) -> Me
 
 
 def _from_dataset(dataset: CaseDataset[Any], index: int) -> MetaTensor:
-    load_one = getattr(dataset, "load_image", dataset.load)  # labels are not read where they can be left out
+    load_one = getattr(dataset, "load_image", dataset.load)  # labels are not read if that can be avoided
     image = load_one(index)
     return image if isinstance(image, MetaTensor) else MetaTensor(image)
 
 
 def _from_parts(parts: Sequence[Any], case_id: str, num_dims: int | None) -> MetaTensor:
-    """Return images of one channel each as one."""
+    """Return images of one channel each as one image."""
     images = [_from_memory(part, num_dims) for part in parts]
     names = [f"channel {number} of {case_id}" for number in range(len(images))]
     for image, name in zip(images, names, strict=True):
@@ -459,7 +459,7 @@ def _from_parts(parts: Sequence[Any], case_id: str, num_dims: int | None) -> Met
 
 
 def _from_memory(given: Any, num_dims: int | None) -> MetaTensor:
-    """Return a tensor, a nibabel image or an array with its spacing as an image with its geometry."""
+    """Return a tensor, a nibabel image, or an array with its spacing, as an image with its geometry."""
     if isinstance(given, MetaTensor):
         return given
     if isinstance(given, SpatialImage):
@@ -478,11 +478,11 @@ def _from_memory(given: Any, num_dims: int | None) -> MetaTensor:
             f"spacing_mm {spacing} for an array of shape {values.shape}: expected {image.ndim - 1} positive numbers"
         )
     affine = torch.diag(torch.tensor([*spacing, *[1.0] * (4 - len(spacing))], dtype=torch.float64))
-    return MetaTensor(image, affine=affine)  # it lies straight: the axes run to the right, to the front and to the head
+    return MetaTensor(image, affine=affine)  # axis-aligned: to the right, anterior and superior
 
 
 def is_path(source: object) -> TypeIs[PathLike]:
-    """Return whether something names a file or folder."""
+    """Return whether an object is a path of a file or folder."""
     return isinstance(source, str | os.PathLike)
 
 

@@ -1,4 +1,4 @@
-"""One label map of several of the same image, whoever made them: annotators, other tools, other networks."""
+"""Fuse several label maps of the same image into one, from annotators, other tools or other networks."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from candy_monai.optional import require
 FusionMethod = Literal["majority", "staple"]
 
 _VOTES_AT_ONCE = 1 << 24
-"""The vote is by arrays of a number for each map, id and voxel."""
+"""Maximum number of elements, maps x ids x voxels, of the arrays for the vote."""
 
 
 def fuse_label_maps(maps: Sequence[Tensor], *, method: FusionMethod = "majority") -> Tensor:
-    """Return one label map of several.
+    """Return one label map fused from several.
 
     Args:
-        maps: Ids of one shape, two maps or more.
-        method: ``majority``, the id that most maps have, the lowest of equally frequent ones, by MONAI's
-            ``VoteEnsemble``; or ``staple``, SimpleITK's ``MultiLabelSTAPLE``, which weighs each map by how well it
-            agrees with the estimated truth in each class. Where its classes are equally likely, the majority counts.
+        maps: At least two maps of ids with the same shape.
+        method: ``majority``, the most frequent id, or the lowest of equally frequent ones, by MONAI's ``VoteEnsemble``;
+            or ``staple``, SimpleITK's ``MultiLabelSTAPLE``, which weights each map by its agreement with the estimated
+            truth in each class. Where its classes are equally likely, the majority is used.
 
     Returns:
-        Ids of the same shape and of the first map's type; of int64 where that cannot hold the others' ids.
+        Ids of the same shape and of the first map's type; int64 if that cannot hold the ids of the others.
 
     Raises:
-        BadInputError: If there are fewer than two maps, or they are no label maps of one shape.
+        BadInputError: If there are fewer than two maps, or they are not label maps of the same shape.
         SettingsError: If there is no such method.
         MissingExtraError: If SimpleITK is needed and not installed.
     """
@@ -76,23 +76,23 @@ def fuse_folders(
     method: FusionMethod = "majority",
     on_case: Callable[[int, int, str], None] | None = None,
 ) -> list[Path]:
-    """Write one label map of those that several folders hold of each case.
+    """Fuse the label maps of each case from several folders, and write the results.
 
-    Every file name and every header is compared before anything is read. Maps whose axes run another way are turned to
-    the first one's; a fused map has the grid and the format of the first folder's.
+    All file names and headers are compared before any map is read. Maps with other axis directions are reoriented to
+    the first one; a fused map has the grid and the format of that of the first folder.
 
     Args:
-        sources: Two folders of label maps or more, which have the same names. Probabilities that ``predict`` wrote
-            beside label maps are passed over.
-        target: The folder to write into; made when missing.
+        sources: At least two folders of label maps with the same names. Probabilities that ``predict`` wrote beside
+            label maps are ignored.
+        target: The folder to write into; created if missing.
         method: As for `fuse_label_maps`.
-        on_case: Told how many cases are done, how many there are, and the case.
+        on_case: Called with the number of finished cases, the number of all cases, and the case.
 
     Returns:
-        The files written.
+        The written files.
 
     Raises:
-        DatasetError: If a case is missing in a folder, is there twice, or lies on another grid; all are listed.
+        DatasetError: If a case is missing in a folder, occurs twice, or has different grids; all such cases are listed.
         BadInputError: If there are fewer than two folders, or the target is one of them.
     """
     check_fusion(method)
@@ -133,7 +133,7 @@ def check_fusion(method: str) -> None:
 
 
 def _majority(places: Tensor, num_ids: int) -> Tensor:
-    """Return the most frequent of numbers ``(maps, voxels)``, the lowest of equals."""
+    """Return the most frequent of the numbers ``(maps, voxels)``, the lowest in a tie."""
     from monai.transforms import VoteEnsemble
 
     vote = VoteEnsemble(num_classes=num_ids)
@@ -142,7 +142,7 @@ def _majority(places: Tensor, num_ids: int) -> Tensor:
 
 
 def _staple(places: Tensor, *, undecided: Tensor) -> Tensor:
-    """Return STAPLE's estimate of numbers ``(maps, *spatial)``; where it has none, another map's."""
+    """Return STAPLE's estimate for numbers ``(maps, *spatial)``; ``undecided`` where it has none."""
     sitk = require("SimpleITK", extra="staple", purpose="fuse label maps by STAPLE")
     images = [sitk.GetImageFromArray(numbers.squeeze(0).numpy().astype("uint16")) for numbers in places]
     none = int(places.max()) + 1
@@ -151,7 +151,7 @@ def _staple(places: Tensor, *, undecided: Tensor) -> Tensor:
 
 
 def _matched(folders: Sequence[Path]) -> dict[str, list[Path]]:
-    """Return the files of each case, one of each folder; refuse all that do not match, by name."""
+    """Return the files of each case, one from each folder; raise if any names do not match."""
     found = [_by_id(folder) for folder in folders]
     everywhere = set.intersection(*map(set, found))
     problems = [
@@ -174,7 +174,7 @@ def _matched(folders: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def _by_id(folder: Path) -> dict[str, Path]:
-    """Return the label maps of a folder by the ids of their cases."""
+    """Return the label maps of a folder by case id."""
     files = image_files(folder)
     ids = [composed(case_id) for case_id in ids_of(files)]
     if twice := repeated(ids):

@@ -1,7 +1,7 @@
-"""The manifest beside predictions: what made each label map of which files, how, how large and how good it is.
+"""The manifest beside predictions: the model, files and settings of each label map, with volumes and quality.
 
-``manifest.json`` holds the cases of every run that predicted into a folder. It is written anew after a case, in one
-step, but no more often than takes a small share of the time; and at the end. ``statistics.csv`` is a table of it.
+``manifest.json`` contains the cases of all runs that predicted into a folder. It is rewritten atomically after cases,
+but only as often as takes a small share of the time, and at the end. ``statistics.csv`` is a table of its contents.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ FORMAT = 1
 
 _LOCK = ".manifest.lock"
 _PAUSES = 20
-"""So many times as long as it took to write the manifest passes before it is written again, but at the end."""
+"""The manifest is rewritten after at least this many times the duration of the last write, and at the end."""
 
 Classes = Sequence[tuple[str, Sequence[int]]]
 """The name of each class or region, and its ids in a label map."""
 
 
 class Manifest:
-    """Collects what one run predicts and merges it into the manifest of its folder.
+    """Collects the predictions of one run and merges them into the manifest of their folder.
 
     Args:
-        folder: Where the label maps are.
-        models: What predicts, as plain values, a mapping for each experiment.
-        settings: How it predicts.
-        classes: What is counted.
-        statistics: Whether to write ``statistics.csv``; one that is there is kept up to date in any case.
+        folder: The folder of the label maps.
+        models: Descriptions of the models as plain values, a mapping for each experiment.
+        settings: The settings of the prediction.
+        classes: The classes or regions whose voxels are counted.
+        statistics: Whether to write ``statistics.csv``; an existing one is always updated.
 
     Raises:
-        BadInputError: If the folder has a ``manifest.json`` that is none.
+        BadInputError: If ``manifest.json`` in the folder is not a manifest.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class Manifest:
     def made_already(self, cases: Iterable[InputCase]) -> set[str]:
         """Return the cases whose files are in the folder, written by the same models with the same settings.
 
-        That is so where the manifest names a run of the same versions, models and settings, and the images that it read
-        and the files that it wrote are what they were. Where it ran and how much memory it had do not matter.
+        The manifest must contain a run with the same versions, models and settings, and the images that it read and the
+        files that it wrote must be unchanged. The machine and its memory do not matter.
         """
         content = self._present()
         what = _what_predicts(self._run)
@@ -100,7 +100,7 @@ class Manifest:
         }
 
     def _holds(self, entry: Mapping[str, Any], case: InputCase) -> bool:
-        """Return whether what an entry says of the files that were read and written is still so."""
+        """Return whether the files that an entry records as read and written are unchanged."""
         written, read = entry.get("written", []), entry["inputs"]
         there = [self._folder / file["file"] for file in written]
         return all(
@@ -109,7 +109,7 @@ class Manifest:
         )
 
     def add(self, case: InputCase, prediction: Prediction, files: Sequence[Path], *, seconds: float) -> None:
-        """Add a case that was written, with what was written: its label map first."""
+        """Add a written case, with its files: its label map first."""
         geometry = case.geometry()
         self._cases[case.case_id] = {
             "run": self._run["id"],
@@ -123,16 +123,16 @@ class Manifest:
             "quality": None if prediction.quality is None else prediction.quality.to_dict(),
         }
         if time.monotonic() >= self._next_s:
-            with suppress(OSError):  # it is written once more at the end, which says so
+            with suppress(OSError):  # an error of the last write is raised
                 self.save()
 
     def add_failure(self, case_id: str, error: Exception) -> None:
-        """Add a case that could not be predicted; an earlier prediction of it stays."""
+        """Add a case that could not be predicted; an earlier prediction of it is kept."""
         self._run["failures"][case_id] = f"{type(error).__name__}: {' '.join(str(error).split())}"
         self._cases.pop(case_id, None)
 
     def finish(self) -> None:
-        """Merge what was added, if anything was, into the files, for the last time or until the next; see `save`."""
+        """Merge new cases, if any, into the files, and remove the lock; see `save`."""
         lacks_table = (
             self._statistics and (self._folder / MANIFEST).exists() and not (self._folder / STATISTICS).exists()
         )
@@ -140,17 +140,17 @@ class Manifest:
             self.save(removes_lock=True)
 
     def save(self, *, removes_lock: bool = False) -> None:
-        """Merge what was added into the files; cases whose label maps were removed meanwhile leave them.
+        """Merge new cases into the files, and drop cases whose label maps have been removed.
 
         Args:
-            removes_lock: Whether to remove the file by which runs wait for each other.
+            removes_lock: Whether to remove the file that locks the manifest.
 
         Raises:
-            BadInputError: If the manifest was replaced by something else meanwhile.
+            BadInputError: If the manifest was replaced by another file.
             OSError: If it cannot be written.
         """
         began = time.monotonic()
-        with FileLock(self._folder / _LOCK):  # two runs may predict halves of the same images
+        with FileLock(self._folder / _LOCK):  # several runs may predict parts of the same images
             content = self._present()
             cases = dict(sorted({**content["cases"], **self._cases}.items()))
             cases = {case_id: case for case_id, case in cases.items() if (self._folder / case["file"]).exists()}
@@ -160,14 +160,14 @@ class Manifest:
             atomic_write_text(self._folder / MANIFEST, json.dumps(as_json(made), indent=1) + "\n", durable=False)
             if self._statistics or (self._folder / STATISTICS).exists():
                 atomic_write_text(self._folder / STATISTICS, _table(cases), durable=False)
-            if removes_lock:  # while it is held: whoever waits for it then makes a new one
-                with suppress(OSError):  # where a file that is open cannot be removed
+            if removes_lock:  # while it is locked: a waiting process then makes a new one
+                with suppress(OSError):  # on systems where an open file cannot be removed
                     (self._folder / _LOCK).unlink()
         ended = time.monotonic()
         self._next_s = ended + _PAUSES * (ended - began)
 
     def _present(self) -> dict[str, Any]:
-        """Return the manifest that is there."""
+        """Return the existing manifest."""
         path = self._folder / MANIFEST
         if not path.exists():
             return {"runs": [], "cases": {}}
@@ -187,7 +187,7 @@ class Manifest:
     def _counted(self, prediction: Prediction, ml: float | None) -> list[dict[str, Any]]:
         labels = prediction.labels.as_tensor().flatten()
         largest = max((label_id for _, ids in self._classes for label_id in ids), default=0)
-        if labels.amin() < 0:  # by a postprocessing of the user's own
+        if labels.amin() < 0:  # from custom postprocessing
             labels = labels[labels >= 0]
         counts = torch.bincount(labels, minlength=largest + 1)
         found = []
@@ -199,7 +199,7 @@ class Manifest:
 
 
 def _what_predicts(run: Mapping[str, Any]) -> tuple[object, ...]:
-    """Return what decides the label maps of a run, as JSON holds it."""
+    """Return the values of a run that determine its label maps, as in JSON."""
     models = [
         {**{key: value for key, value in model.items() if key != "folder"}, "device": _kind_of_device(model)}
         for model in run.get("models") or ()
@@ -227,7 +227,7 @@ def _is_case(case: object) -> bool:
         isinstance(case, dict)
         and all(isinstance(case.get(name), str) for name in ("run", "file"))
         and _are_described(case.get("inputs"))
-        and _are_described(case.get("written", []))  # earlier versions did not say
+        and _are_described(case.get("written", []))  # not written by earlier versions
         and isinstance(case.get("classes"), list)
         and all(
             isinstance(found, dict) and {"name", "voxels", "ml"} <= found.keys() and isinstance(found.get("ids"), list)
@@ -244,18 +244,18 @@ def _are_described(files: object) -> bool:
 
 
 def _described_file(file: Path) -> dict[str, Any]:
-    """Return a file's size, modification time and digest, of a DICOM series the digest of its files' digests."""
+    """Return a file's size, modification time and digest; for a DICOM series, the digest of its files' digests."""
     try:
         size, modified_ns = _stamp(file)
         digests = [digest_of_file(part) for part in _parts(file)]
         digest = sha256("".join(digests).encode()).hexdigest() if file.is_dir() else digests[0]
-    except OSError:  # it is gone meanwhile
+    except OSError:  # removed meanwhile
         return {"file": str(file), "bytes": None, "modified_ns": None, "sha256": None}
     return {"file": str(file), "bytes": size, "modified_ns": modified_ns, "sha256": digest}
 
 
 def _is_still(known: Mapping[str, Any], file: Path) -> bool:
-    """Return whether a file is what it was: not written to since, or of the same content all the same."""
+    """Return whether a file is unchanged, by its size, and by its modification time or else its content."""
     try:
         size, modified_ns = _stamp(file)
     except OSError:
@@ -266,7 +266,7 @@ def _is_still(known: Mapping[str, Any], file: Path) -> bool:
 
 
 def _stamp(file: Path) -> tuple[int, int]:
-    """Return the size of a file, or of a series' files together, and when they were last written to."""
+    """Return the size and the last modification time of a file, or of the files of a series together."""
     found = [part.stat() for part in _parts(file)]
     return sum(part.st_size for part in found), max((part.st_mtime_ns for part in found), default=0)
 
@@ -276,15 +276,15 @@ def _parts(file: Path) -> list[Path]:
 
 
 def _ml_of_a_voxel(geometry: Geometry | None, prediction: Prediction) -> float | None:
-    """Return a voxel's volume; None for what lies in no physical space or is flat."""
+    """Return a voxel's volume; None for an image without a position in space or with two axes."""
     if geometry is not None:
         return geometry.voxel_ml
     grid = geometry_of(prediction.labels)
-    return None if np.array_equal(grid.affine, np.eye(4)) else grid.voxel_ml  # which a tensor without a place has
+    return None if np.array_equal(grid.affine, np.eye(4)) else grid.voxel_ml  # the identity: a tensor without geometry
 
 
 def _table(cases: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return a row for each case and class."""
+    """Return a table with a row for each case and class."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["case", "class", "ids", "voxels", "ml"])

@@ -1,4 +1,4 @@
-"""The base of predictors that run one network: from an image to label ids in the image's own geometry."""
+"""The base class of predictors with one network: from an image to label ids in the image's own geometry."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ if TYPE_CHECKING:
 
 
 class NetworkPredictor(CasePredictor, HasDevice):
-    """Predicts with one network between a preprocessor and an inferer, whatever these come from.
+    """Predicts with one network, from any source, between a preprocessor and an inferer.
 
-    A subclass finds them, and gives the network to `_run_with`.
+    A subclass creates them, and passes the network to `_run_with`.
 
     Args:
-        folder: Where the model comes from.
-        preprocessor: The way from an image to what the network reads, and back.
-        inferer: How whole images are run through the network; None for all at once.
-        example_shape: ``(C, *spatial)`` of an image that the network takes.
+        folder: The origin of the model.
+        preprocessor: Converts images to inputs of the network, and results back.
+        inferer: The inference on whole images; None for all at once.
+        example_shape: ``(C, *spatial)`` of an image that the network accepts.
         channel_names: The names of the channels; empty for unknown ones.
-        num_classes: Classes, background included, 1 for one logit; None if unknown.
-        plan: The plan that the data were prepared by; None without one.
-        device: Where to predict.
+        num_classes: The number of classes with background, 1 for one logit; None if unknown.
+        plan: The plan of the preprocessing; None without one.
+        device: The device for prediction.
         mirror: As for `Predictor`, like the rest.
         largest_component: As for `Predictor`.
         memory: As for `Predictor`.
@@ -66,11 +66,11 @@ class NetworkPredictor(CasePredictor, HasDevice):
         trust: As for `Predictor`.
 
     Attributes:
-        preprocessor: The way from an image to what the network reads, and back.
-        plan: The plan that the data were prepared by; None without one.
-        num_classes: Classes, background included, 1 for one logit; None if unknown.
+        preprocessor: Converts images to inputs of the network, and results back.
+        plan: The plan of the preprocessing; None without one.
+        num_classes: The number of classes with background, 1 for one logit; None if unknown.
         model: The network.
-        quality: What the quality of predictions is judged by; None for not at all.
+        quality: The model that judges the quality of predictions; None for no judgement.
     """
 
     model: nn.Module
@@ -98,18 +98,18 @@ class NetworkPredictor(CasePredictor, HasDevice):
         self._folder = Path(folder)
         self.plan, self.num_classes, self.preprocessor = plan, num_classes, preprocessor
         self._example_shape, self._channel_names = example_shape, tuple(channel_names)
-        _ = self.channels  # a wrong choice is better said before the weights are read
+        _ = self.channels  # report a wrong choice before the weights are read
         self._inferer = inferer
         self._trust = trust
         self._mirror_axes = self._chosen_axes(mirror)
         self._known_memory: dict[Shape, NetworkMemory | None] = {}
 
     def _run_with(self, network: nn.Module, *, padding: nn.Module | None = None, amp: str | None = None) -> None:
-        """Put a network with its weights on the device, in evaluation mode, and surround its calls.
+        """Move a network with its weights to the device in evaluation mode, and set the context of its calls.
 
         Args:
             network: The network.
-            padding: Pads images to sizes that it takes; None if it takes any.
+            padding: Pads images to sizes that it accepts; None if it accepts any.
             amp: ``"bf16"``, ``"fp16"``, ``"auto"``, or None for the precision of the weights.
         """
         precision = choose_precision(amp, self.device())
@@ -139,8 +139,8 @@ class NetworkPredictor(CasePredictor, HasDevice):
         Args:
             case: From `prepare`.
             probabilities: Whether class probabilities are returned, too.
-            listener: Hears of each window.
-            on_disk: Whether unfinished logits are kept in temporary files instead of memory; None to go by ``memory``.
+            listener: Informed of each window.
+            on_disk: Whether to keep incomplete logits in temporary files, not memory; None to decide by ``memory``.
         """
         if on_disk is None:
             on_disk = self._goes_to_disk(case, probabilities=probabilities)
@@ -161,12 +161,12 @@ class NetworkPredictor(CasePredictor, HasDevice):
     def tiles(
         self, case: PreparedCase, *, on_disk: bool = False, listener: PredictionListener | None = None
     ) -> Iterator[Tile]:
-        """Run the network on a preprocessed case and yield tiles of its logits as they become final.
+        """Run the network on a preprocessed case and yield tiles of its logits as they are completed.
 
         Args:
             case: From `prepare`.
-            on_disk: Whether unfinished logits are kept in temporary files instead of memory.
-            listener: Hears of each window.
+            on_disk: Whether to keep incomplete logits in temporary files instead of memory.
+            listener: Informed of each window.
         """
         yield from noticing_nan(self._tiles(case, on_disk=on_disk, listener=listener), case.case_id)
 
@@ -195,7 +195,7 @@ class NetworkPredictor(CasePredictor, HasDevice):
         with torch.inference_mode(), self._attachment.interruptible():
             if inferer is None:
                 return self._network(images)[0]
-            if isinstance(inferer, SaliencyInferer):  # it looks into a network's layers, and each mirror image's
+            if isinstance(inferer, SaliencyInferer):  # it uses a network's layers, for each mirror image
                 network = MainOutput(self.model)
                 return mirrored(lambda given: run_inferer(inferer, given, network), self._mirror_axes)(images)[0]
             return run_inferer(inferer, images, self._network)[0]
@@ -214,11 +214,11 @@ class NetworkPredictor(CasePredictor, HasDevice):
         return self._estimate_shapes(case.shape, tuple(first.image.shape[1:]), is_resampled=first.is_resampled)
 
     def slowest_axis(self, size: Sequence[int]) -> int:
-        """Return the axis of a preprocessed image along which its logits become final."""
+        """Return the axis of a preprocessed image along which its logits are completed."""
         return 0 if self._window_inferer is None else self._window_inferer.slowest_axis(size)
 
     def describe_windows(self) -> dict[str, object] | None:
-        """Return the window inferer's arguments as plain values; None where images are not predicted tile by tile."""
+        """Return the window inferer's arguments as plain values; None if images are not predicted tile by tile."""
         return None if self._window_inferer is None else describe_windows(self._window_inferer)
 
     @property
@@ -252,12 +252,12 @@ class NetworkPredictor(CasePredictor, HasDevice):
 
     @property
     def paints(self) -> tuple[int, ...]:
-        """The id that each channel paints where classes are overlapping regions; empty where they are not."""
+        """The id of each channel if classes are overlapping regions, else empty."""
         return self.preprocessor.paints
 
     @property
     def folder(self) -> Path:
-        """Where the model comes from: the experiment folder, for example."""
+        """The origin of the model, such as the experiment folder."""
         return self._folder
 
     @property
@@ -286,7 +286,7 @@ class NetworkPredictor(CasePredictor, HasDevice):
 
     @property
     def _window_inferer(self) -> WindowInferer | None:
-        """The inferer if it can yield tiles of the scores as they become final, else None."""
+        """The inferer if it can yield tiles of the scores as they are completed, else None."""
         inferer = self._inferer
         return inferer if isinstance(inferer, WindowInferer) and not inferer.with_coord else None
 

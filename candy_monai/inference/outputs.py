@@ -1,4 +1,4 @@
-"""The files of predictions: where each goes, how it is written, and what is said of cases that failed."""
+"""The files of predictions: their paths, how they are written, and the errors for failed cases."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from candy_monai.inference.manifest import Manifest
 from candy_monai.inference.prediction import Prediction
 
 PROBABILITIES = "_probabilities"
-"""What the id of a case's file of probabilities ends with, beside its label map."""
+"""The suffix of the case id in the name of a file of probabilities, beside the label map."""
 
 _IN_ONE_FILE = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"}
-"""Where a label map cannot be written as its image was: lossless, and in one file."""
+"""The format of label maps whose image format is lossy or needs several files."""
 
 
 class PredictionError(CandyError):
-    """Some cases could not be predicted; the others were.
+    """Some cases could not be predicted; the others were predicted.
 
     Args:
-        failures: What went wrong, by case.
+        failures: The errors, by case.
         written: The files of the other cases.
     """
 
@@ -46,11 +46,11 @@ class PredictionError(CandyError):
 
 
 class NothingPredictedError(PredictionError, BadInputError):
-    """No case could be predicted, and each of them is bad input."""
+    """No case could be predicted, because each of them is bad input."""
 
 
 def prediction_error(failures: dict[str, Exception], written: Sequence[Path]) -> PredictionError:
-    """Return the error for cases that could not be predicted; bad input if nothing was fit to be predicted."""
+    """Return the error for cases that could not be predicted; bad input if all cases were."""
     is_input = not written and all(isinstance(error, BadInputError) for error in failures.values())
     return (NothingPredictedError if is_input else PredictionError)(failures, written)
 
@@ -65,14 +65,14 @@ def write_prediction(
     *,
     seconds: float,
 ) -> None:
-    """Write a prediction like its image, with what else is asked for; what goes wrong is added to the failures."""
+    """Write a prediction in the format of its image, with other requested files; record errors in the failures."""
     labels, probabilities = prediction.labels, prediction.probabilities
     segmentation, files = _segmentation_of(path, case.case_id), [path]
     try:
         with nullcontext() if segments is None else atomic_path(segmentation, durable=False) as apart:
             if apart is not None:
-                # Made first, since its headers may be refused, and put in its place last. An earlier one goes before
-                # the label map changes: an interruption leaves none that belongs to another label map.
+                # Written first, since its headers may be invalid, and put in place last. An earlier file is removed
+                # before the label map changes: an interruption leaves none of another label map.
                 save_dicom_seg(labels.as_tensor(), apart, series=case.files[0], segments=segments or ())
                 segmentation.unlink(missing_ok=True)
             save_image(labels.as_tensor(), path, like=case.files[0] if case.files else labels)
@@ -80,17 +80,17 @@ def write_prediction(
                 files.append(_probabilities_of(path, case.case_id))
                 save_image(probabilities.as_tensor(), files[-1], like=labels)
         manifest.add(case, prediction, [*files, *([] if segments is None else [segmentation])], seconds=seconds)
-    except Exception as error:  # a format that cannot hold the ids, say: the other cases may be fine
+    except Exception as error:  # such as a format that cannot hold the ids: other cases may succeed
         failures[case.case_id] = error
 
 
 def target_paths(
     cases: Sequence[InputCase], target: Path, source: Inputs, *, probabilities: bool = False
 ) -> dict[str, Path]:
-    """Return where the label map of each case goes, and make the folder.
+    """Return the path for the label map of each case, and create the folder.
 
     Raises:
-        BadInputError: If the folder holds images to predict, cannot be made, or two files would be the same.
+        BadInputError: If the folder holds images to predict, cannot be created, or two cases have the same path.
     """
     files = [file.resolve() for case in cases for file in case.files]
     folders = {*files, *(file.parent for file in files)}
@@ -122,7 +122,7 @@ def target_paths(
 def left_over(
     paths: Mapping[str, Path], failures: Collection[str], *, probabilities: bool, dicom_seg: bool = False
 ) -> Iterator[tuple[Path, str]]:
-    """Yield the files of an earlier prediction that do not belong to this one, and why. Nothing is removed."""
+    """Yield the files of an earlier prediction that do not belong to this one, with the reason. Removes nothing."""
     for case_id, path in paths.items():
         files = (path, _probabilities_of(path, case_id), _segmentation_of(path, case_id))
         if case_id in failures:
@@ -142,7 +142,7 @@ def _segmentation_of(path: Path, case_id: str) -> Path:
 
 
 def _suffix(case: InputCase) -> str:
-    """Return the suffix for a case's label map: its image's where a label map can be written so in one file."""
+    """Return the suffix for a case's label map: that of its image, if a label map can be one file of that format."""
     if not case.files:
         return ".nii.gz"
     if codec_of(case.files[0]) is dicom:

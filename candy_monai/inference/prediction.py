@@ -1,4 +1,4 @@
-"""From the scores of one preprocessed case to its prediction on the file's grid, and who is told of it."""
+"""From the scores of one preprocessed case to its prediction on the file's grid, and listeners of predictions."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PreparedCase:
-    """A case that was read and preprocessed.
+    """A case after reading and preprocessing.
 
     Attributes:
         case_id: The case.
-        image: The image as loaded, without its voxels: affine and what else is known of its file.
+        image: The loaded image without its voxels: affine and other metadata of its file.
         shape: Its spatial shape.
-        cases: The preprocessed case; one for each of an ensemble's members where they preprocess differently.
+        cases: The preprocessed case; one for each member of an ensemble if they preprocess differently.
     """
 
     case_id: str
@@ -43,13 +43,13 @@ class PreparedCase:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:
-    """What was predicted for one case.
+    """The prediction for one case.
 
     Attributes:
         case_id: The case.
         labels: Label ids ``(1, *spatial)`` on the image's own grid, with its affine.
-        probabilities: ``(classes, *spatial)`` float32 on the same grid, where they were asked for.
-        quality: What can be said of it without a reference; None where the model does not tell.
+        probabilities: ``(classes, *spatial)`` float32 on the same grid, if requested.
+        quality: The estimated quality without a reference; None if the model has no estimate.
     """
 
     case_id: str
@@ -59,25 +59,25 @@ class Prediction:
 
 
 class PredictionListener:
-    """Told how prediction goes; by default it does nothing. Called in the thread that predicts."""
+    """Callbacks for the progress of prediction, which by default do nothing. Called in the thread that predicts."""
 
     def on_started(self, num_cases: int, largest: str | None, needed: MemoryEstimate | None) -> None:
-        """Prediction is about to start; the largest case and what it takes, where file headers tell."""
+        """Called before prediction starts, with the largest case and its memory, if file headers give them."""
 
     def on_kept(self, num_cases: int, total: int) -> None:
-        """So many cases stay as they are, by the same model from the same images; the others are predicted."""
+        """Called with the number of cases that are kept from the same model and images; the others are predicted."""
 
     def on_windows(self, case_id: str, done: int, total: int) -> None:
-        """So many of a case's windows were run."""
+        """Called with the number of a case's windows that were run."""
 
     def on_case(self, done: int, total: int, case_id: str, error: Exception | None) -> None:
-        """A case was written, or ended with an error; the next one may be in the network already."""
+        """Called when a case was written or has failed; the next one may already be in the network."""
 
     def on_quality(self, case_id: str, quality: CaseQuality) -> None:
-        """A case was predicted, and this can be said of it without a reference; `on_case` follows."""
+        """Called when a case was predicted, with its quality without a reference; `on_case` follows."""
 
     def on_left_over(self, file: Path, reason: str) -> None:
-        """A file of an earlier prediction stays in the folder for the results, and does not belong to this one."""
+        """Called for a file of an earlier prediction that is kept in the folder but does not belong to this one."""
 
 
 def build_prediction(
@@ -90,13 +90,13 @@ def build_prediction(
     with_probabilities: bool = False,
     device: torch.device,
 ) -> Prediction:
-    """Paint a case's label map tile by tile, and every class's probability where these are asked for.
+    """Build the prediction of a case tile by tile: its label map, and the probability of each class if requested.
 
-    The label map is the same with and without them, and is that of the greatest probability (the first of equals; of
-    independent channels and of regions, of those above 0.5).
+    The label map does not depend on whether they are requested. It has the class with the greatest probability (the
+    first of equals); for independent channels and for regions, those above 0.5.
 
-    The tiles hold its logits, or its probabilities, on the grid of its first preprocessed case; in layers along
-    ``axis`` where this is resampled.
+    The tiles contain its logits or probabilities on the grid of its first preprocessed case; in layers along ``axis``
+    if this is resampled.
     """
     preprocessed = case.cases[0]
     if preprocessor.paints_in_parts:
@@ -137,7 +137,7 @@ def _put_together(tiles: Iterable[Tile], size: Shape) -> Tensor:
 
 
 class NoPreprocessing(Preprocessor):
-    """Leaves cases of runs without a plan as they are, and their results."""
+    """Leaves cases of runs without a plan, and their results, unchanged."""
 
     paints: tuple[int, ...] = ()
     paints_in_parts = True

@@ -37,38 +37,38 @@ CHECKPOINTS = {"best": BEST, "latest": LATEST}
 
 
 class Predictor(NetworkPredictor):
-    """Predicts with a trained experiment, by the same preprocessing and inference as its validation.
+    """Predicts with a trained experiment, with the same preprocessing and inference as in its validation.
 
-    Everything comes from the folder. Only the network of a trainer of your own must be given, as ``network`` or by
-    overriding ``build_network``: its class is never imported by a name that stands in a file.
+    Everything is read from the folder. Only the network of a custom trainer must be given, as ``network`` or by
+    overriding ``build_network``: its class is never imported by a name in a file.
 
     Args:
         experiment: The experiment folder.
-        network: The network to load the weights into, for trainers that belong to no bundle.
-        padding: The padding module, for trainers that padded with one of their own.
-        inferer: How whole images are run through the network, any of MONAI's; None for the one that validation used.
+        network: The network to load the weights into, for trainers without a bundle.
+        padding: The padding module, for trainers with a custom one.
+        inferer: The inference on whole images, any inferer of MONAI; None for that of the validation.
         checkpoint: ``best``, ``latest``, or the name of a weight file in the folder.
-        device: Where to predict.
-        mirror: Average over the mirror images along the plan's ``mirror_axes``, or along the axes given.
+        device: The device for prediction.
+        mirror: Average over the mirror images along the plan's ``mirror_axes``, or along the given axes.
         largest_component: Keep only the largest connected part of each class.
-        memory: Bytes that a case may take above what the process holds before; None for as many as it needs. What does
-            not fit is kept in temporary files, and a case for which that is not enough is refused.
-        channels: Which channels of the files or images are the run's, in its order: ``(1, 2)`` takes files that end in
-            ``_0001`` and ``_0002``. None for 0, 1, 2 and so on; anything else that is found is refused. Empty where
-            numbers at the ends of names belong to the names of the cases.
-        trust: Build any callable that the experiment's pipelines name, instead of known transforms only.
+        memory: Bytes that a case may use in addition to the process's memory before; None for no limit. Data that do
+            not fit are kept in temporary files; if that is not enough, the case is refused.
+        channels: The channels of the files or images to use, in the run's order: ``(1, 2)`` takes files that end in
+            ``_0001`` and ``_0002``. None for 0, 1, 2 and so on; any other channels are refused. Empty if numbers at the
+            ends of names belong to the names of the cases.
+        trust: Build any callable that the experiment's pipelines name, instead of only known transforms.
 
     Attributes:
         description: The contents of ``experiment.json``.
-        plan: The plan that the data were prepared by; None without one.
-        num_classes: Classes, background included, 1 for one logit; None if the trainer did not say.
+        plan: The plan of the preprocessing; None without one.
+        num_classes: The number of classes with background, 1 for one logit; None if the trainer did not set it.
         model: The network with the chosen weights.
-        weights_file: Their file.
+        weights_file: The file of the weights.
 
     Raises:
-        ExperimentError: If the folder is no experiment, or weights and network do not fit.
-        SettingsError: If ``mirror`` names no axes of the image, or there is no plan to name them; or if ``memory`` is
-            no number of bytes, or ``channels`` are not as many as the run's.
+        ExperimentError: If the folder is not an experiment, or weights and network do not match.
+        SettingsError: If ``mirror`` contains no axes of the image, or needs a plan that is missing; or if ``memory`` is
+            not a number of bytes, or the number of ``channels`` is not that of the run.
     """
 
     def __init__(
@@ -126,10 +126,10 @@ class Predictor(NetworkPredictor):
             )
 
     def build_network(self, example_shape: Shape) -> nn.Module:
-        """Build the network that the weights belong to; by default the bundle does.
+        """Build the network for the weights; by default the bundle's.
 
         Args:
-            example_shape: ``(C, *spatial)`` of the example that the trainer built its network for.
+            example_shape: ``(C, *spatial)`` of the example for which the trainer built its network.
         """
         bundle = self.description.bundle
         if bundle is None:
@@ -142,7 +142,7 @@ class Predictor(NetworkPredictor):
             return find_bundle(bundle).build_network(**arguments)
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # each network has its own for arguments that do not fit
+        except Exception as error:  # networks raise different errors for wrong arguments
             first = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ExperimentError(
                 f"{self._folder / DESCRIPTION}: bundle {bundle!r} cannot build a network of network.arguments ({first})"
@@ -159,7 +159,7 @@ class Predictor(NetworkPredictor):
             ) from error
 
     def network_arguments(self) -> dict[str, Any]:
-        """Return what the trainer's ``network_arguments`` returned, from ``experiment.json``."""
+        """Return the result of the trainer's ``network_arguments``, from ``experiment.json``."""
         arguments = self.description.network.arguments
         if arguments is None:
             raise ExperimentError(f"{self._folder}: experiment.json holds no arguments to build the network from")
@@ -206,7 +206,7 @@ class Predictor(NetworkPredictor):
 
 
 def _refuse_models_from_elsewhere(folder: Path) -> None:
-    """Raise ExperimentError if a folder holds a model that is none of candy_monai's, with what opens it."""
+    """Raise ExperimentError if a folder holds a model of another tool, with the way to open it."""
     if (folder / DESCRIPTION).is_file():
         return
     kinds = {
@@ -231,12 +231,12 @@ def experiment_predictor(
     device: Device = "cpu",
     **options: Any,
 ) -> Predictor:
-    """Return the predictor of an experiment: its bundle's where it belongs to one, else a plain `Predictor`.
+    """Return the predictor of an experiment: that of its bundle if it has one, else a plain `Predictor`.
 
     Arguments are those of `Predictor`.
 
     Raises:
-        ExperimentError: If the folder is no experiment, or its network cannot be built again.
+        ExperimentError: If the folder is not an experiment, or its network cannot be rebuilt.
     """
     predictor: type[object] = Predictor
     if (bundle := read_description(experiment).bundle) is not None:

@@ -1,8 +1,8 @@
-"""How good a prediction probably is, without a reference: an estimate of its Dice, and what is unusual about its image.
+"""Estimate the Dice of a prediction without a reference, and report unusual features of its image.
 
-The estimate comes from the precision and recall that a label map has by its own probabilities (`ExpectedOverlap`), and
-from how usual the sizes of its classes are, by a function that rises with all three and was fitted to the validation
-cases of the run, which its training has not seen. Where these are too few to fit it to, nothing is estimated.
+The estimate is a function of the precision and recall expected from the label map's own probabilities
+(`ExpectedOverlap`) and of how usual the sizes of its classes are. It increases with all three and is fitted to the
+validation cases of the run, which are not used for training. With too few of these, there is no estimate.
 """
 
 from __future__ import annotations
@@ -36,38 +36,38 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 FAILED_SHARE = 0.7
-"""A prediction below this share of the median Dice is one that failed."""
+"""A prediction whose Dice is below this share of the median has failed."""
 
 FEWEST_CASES = 5
-"""A function of four numbers that was fitted to fewer cases says nothing of others."""
+"""The fewest cases from which a function of four parameters is fitted to be used for others."""
 
 Signs = tuple[float, float, float]
 """Expected precision, expected recall and usual size of a prediction, 0 to 1."""
 
 _CLOSEST = 1e-3
-"""A share this close to 0 or 1 is taken to be that far away from it, where the logarithm is finite."""
+"""Shares are clipped to this distance from 0 and 1, so that their logarithms are finite."""
 _UNFITTED = (0.0, 1.0, 0.0, 0.0)
-"""Offset and slopes without any case: the estimate is the Dice to be expected if the probabilities are right."""
+"""Offset and slopes without any case: the estimate is the expected Dice if the probabilities are calibrated."""
 _LEAST_SLOPE = 0.02
 _PRIOR = 0.01
-"""How strongly a fit is drawn to these, in squared residuals."""
+"""The weight of the penalty for deviations from the unfitted values, in squared residuals."""
 _MOST_FOLDS = 10
 _FEWEST_FOR_RANKS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseQuality:
-    """What can be said of a prediction without a reference.
+    """The quality of a prediction, estimated without a reference.
 
     Attributes:
-        estimated_dice: The estimate of the mean Dice over the classes that the prediction or its reference holds; of a
-            prediction without any, what it is if the reference holds one. None where fewer than `FEWEST_CASES`
-            validation cases were scored, or the network's output holds NaN.
-        expected_precision: The mean probability of the voxels that were marked.
-        expected_recall: The share of all probability that lies in the voxels that were marked.
-        usual_size: How near the classes' sizes are to those of the training cases; see `TypicalInputs.usual_size`.
+        estimated_dice: The estimate of the mean Dice over the classes in the prediction or its reference; for an empty
+            prediction, the value if the reference contains a class. None if fewer than `FEWEST_CASES` validation cases
+            were scored, or the network's output contains NaN.
+        expected_precision: The mean probability of the labelled voxels.
+        expected_recall: The share of the total probability that lies in the labelled voxels.
+        usual_size: How close the classes' sizes are to those of the training cases; see `TypicalInputs.usual_size`.
         typical_error: The mean distance of such estimates from the true Dice of validation cases; None if unknown.
-        warnings: Why to look at this prediction, a sentence each.
+        warnings: Reasons to review this prediction, one sentence each.
     """
 
     estimated_dice: float | None
@@ -79,11 +79,11 @@ class CaseQuality:
 
     @property
     def signs(self) -> Signs:
-        """What the estimate is made of."""
+        """The values from which the estimate is computed."""
         return self.expected_precision, self.expected_recall, self.usual_size
 
     def to_dict(self) -> dict[str, object]:
-        """Return plain values that JSON stores; without an estimate the warnings alone."""
+        """Return plain values for JSON; only the warnings if there is no estimate."""
         if self.estimated_dice is None:
             return {"estimated_dice": None, "warnings": self.warnings}
         return asdict(self)
@@ -95,14 +95,14 @@ class Calibration:
 
     Attributes:
         offset: Added to the log-odds of the estimate.
-        dice_slope: What the log-odds of the expected Dice, the harmonic mean of both, are multiplied by.
-        precision_slope: The same of the expected precision: far from a class, a network that is hardly trained gives it
-            much probability, which lowers the recall alone.
-        size_slope: What the logarithm of the usual size is multiplied by.
-        num_cases: The validation cases that it was fitted to.
-        typical_error: The mean distance of the estimate from the true Dice, of cases that the fit had not seen; None
-            for fewer than two.
-        rank_correlation: Spearman's, of these estimates and the true Dice; None where it is undefined.
+        dice_slope: The coefficient of the log-odds of the expected Dice, the harmonic mean of both.
+        precision_slope: The coefficient of the log-odds of the expected precision: a barely trained network assigns
+            high probability far from a class, which lowers only the recall.
+        size_slope: The coefficient of the logarithm of the usual size.
+        num_cases: The number of validation cases in the fit.
+        typical_error: The mean distance of the estimate from the true Dice, for cases left out of the fit; None for
+            fewer than two cases.
+        rank_correlation: Spearman's correlation of these estimates and the true Dice; None if undefined.
         median_dice: The median of the true Dice; None without any.
     """
 
@@ -117,7 +117,7 @@ class Calibration:
 
     @property
     def is_enough(self) -> bool:
-        """Whether it was fitted to so many cases that it says something of others."""
+        """Whether the number of cases in the fit is large enough for estimates of other cases."""
         return self.num_cases >= FEWEST_CASES
 
     @classmethod
@@ -154,14 +154,14 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class QualityModel:
-    """What the quality of predictions is judged by: the way to the estimate, and what the training images are like."""
+    """The data for judging the quality of predictions: the calibration, and the ranges of the training images."""
 
     calibration: Calibration
     inputs: TypicalInputs
 
     @classmethod
     def load(cls, experiment: Path, weights: Path) -> QualityModel | None:
-        """Read it from an experiment's folder; None where there is none, or only one of other weights.
+        """Read the model from an experiment's folder; None if there is none, or only one for other weights.
 
         Raises:
             ExperimentError: If the file cannot be read.
@@ -186,7 +186,7 @@ class QualityModel:
             ) from error
 
     def save(self, experiment: Path, weights: Path) -> None:
-        """Write it into an experiment's folder; the arguments are those of `load`."""
+        """Write the model into an experiment's folder; the arguments are those of `load`."""
         content = {
             "format": FORMAT,
             "weights_sha256": digest_of_file(weights),
@@ -199,15 +199,15 @@ class QualityModel:
 def judge(
     overlap: ExpectedOverlap, labels: MetaTensor, models: Sequence[QualityModel], images: Sequence[Tensor]
 ) -> CaseQuality:
-    """Return what can be said of a prediction without a reference.
+    """Return the estimated quality of a prediction without a reference.
 
     Args:
-        overlap: Of the whole case.
+        overlap: That of the whole case.
         labels: The label map ``(1, *spatial)`` on the grid of its file.
-        models: Those of the experiments that predicted together, at least one. The estimate is the mean of theirs, as
-            far as they were fitted to `FEWEST_CASES` or more; an image is unlike the training set if it is unlike that
-            of each.
-        images: The preprocessed image ``(C, *spatial)`` of each.
+        models: Those of the experiments that predicted together, at least one. The estimate is the mean of theirs, for
+            those that were fitted to at least `FEWEST_CASES`; an image is reported as unusual if it is so for each of
+            them.
+        images: The preprocessed image ``(C, *spatial)`` for each.
     """
     geometry = None if labels.meta.get(HAS_NO_GRID) else geometry_of(labels)
     sizes = [model.inputs.usual_size(labels.as_tensor(), geometry) for model in models]
@@ -265,7 +265,7 @@ def _estimates(features: NDArray[np.float64], parameters: NDArray[np.float64]) -
 
 
 def _fitted(features: NDArray[np.float64], dice: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return offset and slopes by least squares of the Dice, drawn to those without any case."""
+    """Return offset and slopes from a least-squares fit of the Dice, regularised towards those without any case."""
     from scipy.optimize import least_squares
 
     def residuals(parameters: NDArray[np.float64]) -> NDArray[np.float64]:

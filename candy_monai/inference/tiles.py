@@ -1,7 +1,7 @@
-"""Overlapping windows over an image, and the tiles that their faces cut it into.
+"""Overlapping windows over an image, and the tiles between the faces of the windows.
 
-Windows lie where MONAI's sliding-window inference puts them, and are blended with its importance maps. Each is made of
-whole tiles, whose sums of scores wait in one buffer from the first window over a tile to the last.
+The positions and the importance maps of windows are those of MONAI's sliding-window inference. A window consists of
+whole tiles, whose sums of scores are kept in one buffer from the first window over a tile to the last.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from candy_monai.aliases import Shape
 from candy_monai.errors import SettingsError
 
 Slices = tuple[slice, ...]
-"""A box of an image, one slice a spatial axis."""
+"""A box of an image, one slice per spatial axis."""
 
 TileIndex = tuple[int, ...]
-"""A tile's number along each spatial axis."""
+"""The index of a tile along each spatial axis."""
 
 
 @dataclass(frozen=True)
 class SWMetadata:
-    """What a trainer's windowed methods are told about the windows that they get some of.
+    """Information for a trainer's windowed methods about the windows that they receive in batches.
 
     Attributes:
         kernel: The window's shape.
-        stride: Steps between neighbouring windows; the last window of an axis ends with the image and may be nearer.
-        ndim: Spatial axes.
-        batch_size: Images that the windows come from.
+        stride: Steps between neighbouring windows; the last window of an axis ends with the image and may be closer.
+        ndim: The number of spatial axes.
+        batch_size: The number of images that the windows are from.
         out_size: The images' spatial size, without padding.
-        n: Windows of one image.
+        n: The number of windows per image.
     """
 
     kernel: tuple[int, int] | tuple[int, int, int]
@@ -57,10 +57,10 @@ class SWMetadata:
 class WindowGrid:
     """The windows over images of one size. Images smaller than the window are centred in padding.
 
-    A window is named by a number: those of the first image come first, then those of the second.
+    Windows are numbered: those of the first image come first, then those of the second.
 
     ``size`` is the images' spatial size and ``window`` the window's shape; the others are those of MONAI's
-    ``SlidingWindowInferer``. A window or an overlap that cannot be used is a SettingsError.
+    ``SlidingWindowInferer``. An invalid window or overlap raises a SettingsError.
     """
 
     size: Shape
@@ -77,12 +77,12 @@ class WindowGrid:
             raise SettingsError(f"a window of shape {self.window} does not fit images of spatial size {self.size}")
 
     def __len__(self) -> int:
-        """Return the windows of one image."""
+        """Return the number of windows of one image."""
         return len(self.slices)
 
     @cached_property
     def padded_size(self) -> Shape:
-        """The spatial size after padding: nowhere smaller than the window."""
+        """The spatial size after padding: at least the window's on each axis."""
         return tuple(max(extent, side) for extent, side in zip(self.size, self.window, strict=True))
 
     @cached_property
@@ -96,12 +96,12 @@ class WindowGrid:
 
     @cached_property
     def slices(self) -> tuple[Slices, ...]:
-        """Where each window of one image lies in the padded image."""
+        """The position of each window of one image in the padded image."""
         return tuple(dense_patch_slices(self.padded_size, self.window, self.stride))
 
     @cached_property
     def axes(self) -> list[int]:
-        """The axes, the slowest first: the one that is longest for its window, along which tiles end soonest."""
+        """The axes, slowest first: the longest relative to the window, along which tiles are completed soonest."""
         return sorted(range(len(self.size)), key=lambda a: self.padded_size[a] / self.window[a], reverse=True)
 
     @cached_property
@@ -114,7 +114,7 @@ class WindowGrid:
         """Describe the windows of a batch of images."""
         window, stride, size = (
             cast(tuple[int, int, int], shape) for shape in (self.window, self.stride, self.size)
-        )  # or two of them: `check_window` has seen to that
+        )  # or two of them, as checked by `check_window`
         ndim: Literal[2, 3] = 2 if len(window) == 2 else 3
         return SWMetadata(kernel=window, stride=stride, ndim=ndim, batch_size=batch_size, out_size=size, n=len(self))
 
@@ -126,9 +126,9 @@ class WindowGrid:
         return weights
 
     def padded(self, images: Tensor, *, fill: float | None = None) -> Tensor:
-        """Return images or labels ``(B, C, *size)`` as ``(B, C, *padded_size)``, uncopied where nothing is missing.
+        """Return images or labels ``(B, C, *size)`` as ``(B, C, *padded_size)``, uncopied if no padding is needed.
 
-        With ``fill`` new voxels have that value, else they are padded as the grid says.
+        With ``fill`` new voxels have that value, else they are padded by the mode of the grid.
         """
         if self.padded_size == self.size:
             return images
@@ -138,13 +138,13 @@ class WindowGrid:
         return F.pad(images, widths, value=self.cval if fill is None else fill)
 
     def restored(self, padded: Tensor) -> Tensor:
-        """Cut the padding off again: a view ``(B, C, *size)``."""
+        """Return a view ``(B, C, *size)`` without the padding."""
         for axis, (extent, (before, _)) in enumerate(zip(self.size, self.margins, strict=True), start=2):
             padded = padded.narrow(axis, before, extent)
         return padded
 
     def cut(self, padded: Tensor, numbers: Sequence[int]) -> Tensor:
-        """Return copies ``(len(numbers), C, *window)`` of windows of what `padded` returned."""
+        """Return copies ``(len(numbers), C, *window)`` of windows of the result of `padded`."""
         windows = padded.new_empty((len(numbers), padded.shape[1], *self.window))
         for window, place in zip(windows, self.places(numbers), strict=True):
             window.copy_(padded[place])
@@ -158,7 +158,7 @@ class WindowGrid:
 
 
 class WindowBlender:
-    """Blends what a network made of the windows of a batch into whole images, weighted less towards a window's edge."""
+    """Blends predictions for the windows of a batch into whole images, with lower weights towards a window's edge."""
 
     def __init__(self, grid: WindowGrid, *, batch_size: int) -> None:
         self._grid = grid
@@ -167,7 +167,7 @@ class WindowBlender:
         self._weights: Tensor | None = None
 
     def add(self, predictions: Tensor, numbers: Sequence[int]) -> None:
-        """Add the predictions ``(len(numbers), K, *window)`` of some windows; each window is to be added once."""
+        """Add the predictions ``(len(numbers), K, *window)`` of some windows; each window must be added once."""
         expected = (len(numbers), *self._grid.window)
         if (len(predictions), *predictions.shape[2:]) != expected:
             raise ValueError(
@@ -181,7 +181,7 @@ class WindowBlender:
             self._sum[place].addcmul_(prediction, self._weights)
 
     def result(self) -> Tensor:
-        """Return the weighted means ``(B, K, *size)``. To be called once, after all windows were added."""
+        """Return the weighted means ``(B, K, *size)``. To be called once, after all windows have been added."""
         if self._sum is None or self._weights is None:
             raise ValueError("no window was added, so there is nothing to blend")
         total = self._sum.new_zeros(self._grid.padded_size)
@@ -191,19 +191,19 @@ class WindowBlender:
 
 
 class TileLayout:
-    """The tiles of a grid of windows, where they wait in a buffer, and an order of the windows in which few have to.
+    """The tiles of a grid of windows, their places in a buffer, and an order of the windows that keeps it small.
 
     Args:
         grid: The windows.
-        in_layers: Whether tiles are wanted layer by layer across the slowest axis, by a consumer that keeps what is
-            finished until a layer is complete.
+        in_layers: Whether tiles are processed layer by layer across the slowest axis, by a consumer that keeps
+            completed tiles until their layer is complete.
 
     Attributes:
-        num_windows: How many windows cover each tile.
-        order: All windows, in the order in which they are to be run.
-        offsets: Where each tile begins in the buffer, in voxels. Its place is another's as soon as the window is run
-            that comes after the last over the tile; in layers, after the last over its layer.
-        num_voxels: The voxels of the buffer.
+        num_windows: The number of windows that cover each tile.
+        order: All windows, in the order in which they should be run.
+        offsets: The start of each tile in the buffer, in voxels. Its place is reused as soon as the window after the
+            last one over the tile is run; in layers, after the last one over its layer.
+        num_voxels: The size of the buffer in voxels.
     """
 
     def __init__(self, grid: WindowGrid, *, in_layers: bool = False) -> None:
@@ -216,7 +216,7 @@ class TileLayout:
         self._covered = [
             {start: range(edges.index(start), edges.index(start + side)) for start in of_axis}
             for of_axis, edges, side in zip(starts, self._edges, grid.window, strict=True)
-        ]  # axis -> start of a window -> the stretches between edges that it covers
+        ]  # axis -> start of a window -> the intervals between edges that it covers
         self.num_windows = Counter(tile for window in grid.slices for tile, _ in self.tiles(window))
         orders = [sorted(grid.slices, key=self._starts)]
         if not in_layers:
@@ -225,7 +225,7 @@ class TileLayout:
         self.order, self.offsets, self.num_voxels = min(plans, key=lambda plan: plan[2])
 
     def tiles(self, window: Slices) -> Iterator[tuple[TileIndex, Slices]]:
-        """Yield the tiles that a window covers, each with its place inside the window."""
+        """Yield the tiles that a window covers, each with its position inside the window."""
         by_axis = (
             [(n, slice(edges[n] - side.start, edges[n + 1] - side.start)) for n in covered[side.start]]
             for side, edges, covered in zip(window, self._edges, self._covered, strict=True)
@@ -234,11 +234,11 @@ class TileLayout:
             yield tuple(n for n, _ in combination), tuple(inside for _, inside in combination)
 
     def place(self, tile: TileIndex) -> Slices:
-        """Return where a tile lies in the padded image."""
+        """Return the position of a tile in the padded image."""
         return tuple(slice(edges[n], edges[n + 1]) for edges, n in zip(self._edges, tile, strict=True))
 
     def weights(self, tile: TileIndex, importance: Tensor) -> Tensor:
-        """Return the sum of the weights that the windows over a tile have there."""
+        """Return the sum over the windows of their weights in a tile."""
         place = self.place(tile)
         starts = (
             [start for start, covered in of_axis.items() if n in covered]
@@ -253,7 +253,7 @@ class TileLayout:
         return [window[axis].start for axis in self._axes]
 
     def _last_layers_together(self, order: list[Slices]) -> list[Slices]:
-        """Return an order that runs the last layer, which mostly overlaps the one before, side by side with that."""
+        """Return an order that interleaves the last layer with the one before, which it mostly overlaps."""
         last = self._starts(order[-1])[0]
         before = max((start for start in self._covered[self._axes[0]] if start < last), default=last)
 
@@ -264,7 +264,7 @@ class TileLayout:
         return sorted(order, key=key)
 
     def _allocated(self, order: list[Slices]) -> tuple[dict[TileIndex, int], int]:
-        """Return where each tile begins in a buffer if windows come in this order, and how long that is."""
+        """Return the start of each tile in a buffer for windows in this order, and the length of the buffer."""
         slowest, memory, offsets = self._axes[0], _FreeList(), dict[TileIndex, int]()
         in_layer = math.prod(len(edges) - 1 for axis, edges in enumerate(self._edges) if axis != slowest)
         left = self.num_windows.copy()
@@ -286,14 +286,14 @@ class TileLayout:
 
 
 class _FreeList:
-    """Memory that is taken in pieces, each from the smallest gap that holds it, and grows where none does."""
+    """Allocator of pieces of memory, each from the smallest sufficient gap; grows if there is none."""
 
     def __init__(self) -> None:
         self.length = 0
-        self._gaps: list[tuple[int, int]] = []  # begin and end of each, in order; no two touch
+        self._gaps: list[tuple[int, int]] = []  # begin and end of each, in order; no two are adjacent
 
     def take(self, size: int) -> int:
-        """Return where a piece of this size begins."""
+        """Return the start of a piece of this size."""
         fitting = [(end - begin, begin) for begin, end in self._gaps if end - begin >= size]
         if fitting:
             width, begin = min(fitting)
@@ -306,7 +306,7 @@ class _FreeList:
         return begin
 
     def give_back(self, begin: int, size: int) -> None:
-        """Return a piece to the gaps."""
+        """Free a piece and add it to the gaps."""
         end = begin + size
         after = bisect(self._gaps, (begin, end))
         if after < len(self._gaps) and self._gaps[after][0] == end:
@@ -319,7 +319,7 @@ class _FreeList:
 def batches_of_windows(count: int, batch_size: int) -> Iterator[range]:
     """Divide window numbers into as few batches as possible of at most ``batch_size``, as even as possible.
 
-    Even batches spare batch normalisation a last batch of one window.
+    Even batches avoid a last batch of one window, which batch normalisation cannot use well.
     """
     num_batches = math.ceil(count / batch_size)
     edges = [index * count // num_batches for index in range(num_batches + 1)]
@@ -327,7 +327,7 @@ def batches_of_windows(count: int, batch_size: int) -> Iterator[range]:
 
 
 def check_window(window: Sequence[int], *, overlap: float | Sequence[float], batch_size: int = 1) -> None:
-    """Raise SettingsError if a window has not 2 or 3 positive sides, or overlap or batch size cannot be used."""
+    """Raise SettingsError if a window does not have 2 or 3 positive sides, or overlap or batch size is invalid."""
     sides: tuple[object, ...] = tuple(window) if isinstance(window, Iterable) else (window,)
     if len(sides) not in (2, 3) or not all(isinstance(side, Integral) and int(side) >= 1 for side in sides):
         given = sides if isinstance(window, Iterable) else window
@@ -338,7 +338,7 @@ def check_window(window: Sequence[int], *, overlap: float | Sequence[float], bat
 
 
 def check_overlap(overlap: float | Sequence[float], *, num_dims: int | None = None) -> None:
-    """Raise SettingsError if an overlap is not in 0 to below 1, or there is not one for each axis."""
+    """Raise SettingsError if an overlap is not in 0 to below 1, or their number is not that of the axes."""
     of_axes = tuple(overlap) if isinstance(overlap, Sequence) else (overlap,)
     if any(not 0 <= share < 1 for share in of_axes):
         raise SettingsError(f"the windows' overlap must be at least 0 and below 1, got {overlap}")

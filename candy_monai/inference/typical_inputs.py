@@ -1,4 +1,4 @@
-"""What the cases of a training set are like, and in what another image or its prediction is unlike all of them."""
+"""Ranges of properties of a training set's cases, and the properties in which another image is outside them."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ if TYPE_CHECKING:
     from candy_monai.data.inspection.fingerprint import CaseFingerprint
 
 Range = tuple[float, float]
-"""The least and the greatest value in the training set."""
+"""The minimum and the maximum in the training set."""
 
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
-"""Of a channel's intensities after preprocessing."""
+"""Quantiles of a channel's intensities after preprocessing."""
 
 _VOXELS_ALONG_AN_AXIS = 48
-"""About so many planes along each axis are looked at."""
+"""The approximate number of planes along each axis that are sampled."""
 _SPACING_FACTOR, _SIZE_FACTOR, _CLASS_FACTOR = 1.25, 1.5, 1.5
-"""How far beyond the training set's range a spacing, an image's size or a class's size is still like it; a class's size
-as far as the range is wide, if that is more: lesions differ so much that few cases do not show their whole range."""
+"""The factor by which a spacing, image size or class size may lie outside the training set's range. A class's size may
+also lie outside by the width of the range, if that is more: few cases do not show the whole range of lesion sizes."""
 _LEAST_MARGIN = 0.1
-"""The same of intensities, as a share of a channel's range; the spread of the training cases if that is more."""
+"""The same for intensities, as a share of a channel's range; or the spread of the training cases if larger."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassSize:
-    """How large a class or region is in the training cases that have it.
+    """The size of a class or region in the training cases that contain it.
 
     Attributes:
         ids: Its ids in a label map.
-        low: The least size: ml, or in pictures the share of all pixels.
+        low: The minimum: in ml, or for pictures as a share of all pixels.
         median: The median.
-        high: The greatest.
+        high: The maximum.
     """
 
     ids: tuple[int, ...]
@@ -54,14 +54,14 @@ class ClassSize:
 
 @dataclass(frozen=True, kw_only=True)
 class TypicalInputs:
-    """The ranges that the cases of a training set lie in.
+    """The ranges of properties of the cases of a training set.
 
     Attributes:
-        spacing_mm: Of the files' spacing, from the finest axis to the coarsest; empty for pictures.
-        shape: Of the voxels along each axis after preprocessing.
-        intensities: Of each channel, by name, the ranges of its `QUANTILES` after preprocessing.
-        has_empty_cases: Whether a training case without any labelled voxel is among them.
-        classes: Of each class or region, by name, its size; those that no case has are left out.
+        spacing_mm: Ranges of the files' spacing, from the finest axis to the coarsest; empty for pictures.
+        shape: Ranges of the number of voxels along each axis after preprocessing.
+        intensities: For each channel, by name, the ranges of its `QUANTILES` after preprocessing.
+        has_empty_cases: Whether there is a training case without any labelled voxel.
+        classes: The size of each class or region, by name; those that no case contains are left out.
     """
 
     spacing_mm: tuple[Range, ...]
@@ -82,7 +82,7 @@ class TypicalInputs:
     ) -> TypicalInputs:
         """Compute the ranges of preprocessed training images ``(C, *spatial)``, one by one, and of their files.
 
-        ``classes`` are the name and the ids of each foreground class or region.
+        ``classes`` contains the name and the ids of each foreground class or region.
         """
         looked_at = [(image.shape[1:], _quantiles(image)) for image in images]
         by_channel = np.array([found for _, found in looked_at]).swapaxes(0, 1)
@@ -101,19 +101,19 @@ class TypicalInputs:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TypicalInputs:
-        """Build it from the result of `to_dict`, also after a round trip through JSON."""
+        """Build an instance from the result of `to_dict`, also after a round trip through JSON."""
         plain: dict[str, Any] = {name: frozen(value) for name, value in values.items()}
         plain["classes"] = {name: ClassSize(**size) for name, size in plain["classes"].items()}
         return cls(**plain)
 
     def to_dict(self) -> dict[str, object]:
-        """Return plain values that JSON stores."""
+        """Return plain values for JSON."""
         return asdict(self)
 
     def differences(self, image: NDArray[np.floating], geometry: Geometry | None) -> list[str]:
-        """Return in what a preprocessed image ``(C, *spatial)`` is unlike all training images, a sentence each.
+        """Return the differences of a preprocessed image ``(C, *spatial)`` from all training images, a sentence each.
 
-        Without the grid of its file it has no place in space.
+        ``geometry`` is the grid of its file, None if it has no position in space.
         """
         found = []
         spacing = [] if geometry is None or geometry.is_picture else sorted(geometry.spacing_mm)
@@ -143,15 +143,15 @@ class TypicalInputs:
         return found
 
     def usual_size(self, labels: Tensor, geometry: Geometry | None) -> tuple[float, list[str]]:
-        """Return how usual the sizes of the classes in a label map are, and a sentence for each that is not.
+        """Return how usual the sizes of the classes in a label map are, and a sentence for each unusual one.
 
         Args:
             labels: Ids ``(1, *spatial)``.
-            geometry: Their grid; None where they have no place in space.
+            geometry: Their grid; None if they have no position in space.
 
         Returns:
-            The mean over the classes that it holds of the smaller of the size and the training set's median, as a share
-            of the larger one: 0 to 1, and 0 where it holds none.
+            The mean over the classes in it of the ratio of the smaller to the larger of the size and the training set's
+            median: 0 to 1, and 0 without any class.
         """
         is_in_space = geometry is not None and not geometry.is_picture
         if bool(self.spacing_mm) != is_in_space:
@@ -189,7 +189,7 @@ def _quantiles(image: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def _ranges(values: Sequence[Sequence[float]] | NDArray[np.floating]) -> tuple[Range, ...]:
-    """Return the range of each column; what has fewer axes than the others is left out."""
+    """Return the range of each column; entries with fewer axes than the others are left out."""
     most = max(len(row) for row in values)
     columns = zip(*(row for row in values if len(row) == most), strict=True)
     return tuple((float(min(column)), float(max(column))) for column in columns)
