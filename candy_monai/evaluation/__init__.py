@@ -1,5 +1,5 @@
-"""Predictions against references.
+"""Evaluate predictions against references.
 
-Two folders of label maps (or arrays) enter; they are paired by case, brought onto one grid and measured, and a table of
-scores for each case and class leaves, in memory and as JSON.
+The inputs are two folders of label maps (or arrays), which are paired by case and resampled to one grid; the output is
+a table of scores for each case and class, in memory and as JSON.
 """

@@ -1,6 +1,6 @@
-"""The metrics of one class that an evaluation can measure, each declared once.
+"""Declarations of the metrics of one class for evaluations.
 
-Imports nothing heavy: the command line's ``--help`` lists them.
+Imports no heavy packages, since ``--help`` lists the metrics.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from candy_monai.errors import BadInputError, did_you_mean
 
 @dataclass(frozen=True, kw_only=True)
 class ClassCounts:
-    """The voxels of one class in one case, ``common`` those in both maps, and all that count, of any class.
+    """The voxel counts of one class in one case: ``common`` in both maps, and all valid voxels of any class.
 
-    ``voxel_ml`` is the volume of one; NaN in a picture, or where neither map lies in space.
+    ``voxel_ml`` is the volume of a voxel; NaN in a picture, or if neither map has a position in space.
     """
 
     common: int
@@ -33,13 +33,13 @@ class ClassMetric:
 
     Attributes:
         summary_name: Its name in nnU-Net's summary.
-        kind: What it is computed from: voxel ``counts``, ``surfaces`` (`surface_metrics`) or ``lesions``
+        kind: The data for its computation: voxel ``counts``, ``surfaces`` (`surface_metrics`) or ``lesions``
             (`lesion_metrics`).
-        from_counts: Computes it from the numbers of voxels; NaN where it is not defined. None for another kind.
-        better: Whether the best value is the highest, the lowest, or neither, as of a volume.
-        definition: What it is, with what is undefined (NaN) or infinite.
-        unit: Of its values; empty for a number between 0 and 1.
-        is_signed: Whether there are negative values.
+        from_counts: Computes it from the voxel counts; NaN where it is undefined. None for another kind.
+        better: Whether the best value is the highest, the lowest, or neither, as for a volume.
+        definition: Its definition, with the cases in which it is undefined (NaN) or infinite.
+        unit: The unit of its values; empty for a number between 0 and 1.
+        is_signed: Whether values can be negative.
     """
 
     summary_name: str
@@ -52,14 +52,14 @@ class ClassMetric:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The least and the largest value that there can be."""
+        """The smallest and the largest possible value."""
         if not self.unit:
             return 0.0, 1.0
         return (-math.inf if self.is_signed else 0.0), math.inf
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether the best value is the lowest, as of a distance."""
+        """Whether the best value is the lowest, as for a distance."""
         return self.better == "lower"
 
 
@@ -198,7 +198,7 @@ CLASS_METRICS = {
         definition="mean Dice of the matched lesions (panoptica's sq_dsc); NaN where none is matched",
     ),
 }
-"""Name to metric, in the order of tables."""
+"""The metrics by name, in the order of tables."""
 
 METRIC_GROUPS = {
     "overlap": ("dice", "iou", "precision", "recall", "specificity"),
@@ -207,14 +207,14 @@ METRIC_GROUPS = {
     "lesions": tuple(name for name, metric in CLASS_METRICS.items() if metric.kind == "lesions"),
     "all": tuple(CLASS_METRICS),
 }
-"""Names that stand for several metrics."""
+"""Names of groups of metrics."""
 
 
 def metrics_named(names: Iterable[str]) -> tuple[str, ...]:
-    """Return metrics by their names and those of groups, each once.
+    """Return the metrics for names of metrics and groups, without duplicates.
 
     Raises:
-        BadInputError: If there is no such metric or group.
+        BadInputError: If there is no metric or group of a name.
     """
     found: list[str] = []
     for name in names:
@@ -231,7 +231,7 @@ def metrics_named(names: Iterable[str]) -> tuple[str, ...]:
 def definitions_of(
     names: Iterable[str], *, tolerance: str, lesions: str, subvoxels: bool = False, ignore_label: int | None = None
 ) -> dict[str, str]:
-    """Return what an evaluation's numbers are: its metrics by their names in the summary, and its policies."""
+    """Return the definitions in an evaluation: of its metrics by their names in the summary, and of its policies."""
     metrics = {name: CLASS_METRICS[name] for name in names}
     kinds = {metric.kind for metric in metrics.values()}
     texts = {metric.summary_name: metric.definition for metric in metrics.values()}

@@ -1,6 +1,6 @@
-"""Choose thresholds of regions and steps of postprocessing by what they do to predictions of cases with references.
+"""Choose thresholds of regions and postprocessing steps from their effect on predictions of cases with references.
 
-Each is tried on all cases, and kept where it helps the class that it is for and harms no other.
+Each is tried on all cases, and kept if it improves its class and makes no other class worse.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ from candy_monai.evaluation.scored_classes import ScoredClass
 from candy_monai.metrics.overlap import is_any_of
 
 LEAST_GAIN = 1e-4
-"""Of the mean Dice: what is below the last place that is shown is no gain."""
+"""The smallest gain of the mean Dice that counts: the precision at which the mean Dice is shown."""
 
 SHARES_OF_A_COMPONENT = (0.01, 0.05, 0.2)
 """The sizes below which components are removed, as shares of the median component of the references."""
 
-_THRESHOLD = 0.5  # what a region's probability must exceed where nothing is chosen
+_THRESHOLD = 0.5  # the default threshold of a region's probability
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What one step does to the predictions.
+    """The effect of one step on the predictions.
 
     Attributes:
-        step: The step in words.
-        target: The class that it is for; None for the foreground.
+        step: A description of the step.
+        target: The class that it is applied to; None for the foreground.
         before: Mean Dice of the class, or of the foreground, over the cases.
         after: The same with the step.
-        better: Cases whose Dice it raises.
-        worse: Cases whose Dice it lowers.
+        better: The number of cases whose Dice increases.
+        worse: The number of cases whose Dice decreases.
         kept: Whether it is kept.
-        reason: Why, or why not.
+        reason: Why it is kept, or why not.
     """
 
     step: str
@@ -66,16 +66,16 @@ class Trial:
     reason: str
 
     def to_dict(self) -> dict[str, object]:
-        """Return it as plain values."""
+        """Return the trial as plain values."""
         return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Offer:
-    """Something that may be done to each label map.
+    """A possible change of each label map.
 
-    ``make`` takes a case's id and its current label map to another one; ``entries`` and ``thresholds`` are what that is
-    of a chain.
+    ``make`` maps a case's id and its current label map to another one; ``entries`` and ``thresholds`` define the same
+    change for a pipeline.
     """
 
     step: str
@@ -87,22 +87,22 @@ class _Offer:
 
 @dataclass(kw_only=True)
 class Cleaner:
-    """Tries steps on predictions one after the other, each on what those before it made.
+    """Tries steps on predictions one after the other, each on the results of the steps before.
 
     Args:
         case_ids: The cases.
-        labels: Returns a case's predicted label map ``(1, *spatial)`` with its affine, made with these thresholds of
-            regions where they are not empty.
+        labels: Returns a case's predicted label map ``(1, *spatial)`` with its affine, made with the given thresholds
+            of regions unless they are empty.
         reference: Returns a case's reference, on the same grid.
         evaluator: Measures ``dice``.
-        classes: What is scored.
+        classes: The classes that are scored.
         exclusive: Whether each voxel belongs to one class.
-        jobs: Cases at once.
+        jobs: The number of cases processed at the same time.
 
     Attributes:
-        thresholds: Of the regions; empty for those that the label maps were made with.
-        steps: What is kept.
-        trials: What was tried and changed anything.
+        thresholds: The thresholds of the regions; empty for those that the label maps were made with.
+        steps: The steps that are kept.
+        trials: The steps that were tried and changed a label map.
     """
 
     case_ids: Sequence[str]
@@ -121,7 +121,7 @@ class Cleaner:
 
     @property
     def result(self) -> EvalResult:
-        """The scores of all cases by what is chosen until now."""
+        """The scores of all cases with the steps and thresholds chosen so far."""
         return self._scored
 
     def _scored_anew(self) -> EvalResult:
@@ -175,7 +175,7 @@ class Cleaner:
         return _Offer(step=step, target=target, make=lambda _, labels: _applied(pipeline, labels), entries=(entry,))
 
     def _keep(self, offers: Sequence[_Offer]) -> None:
-        """Add steps; where several do not help together as each did alone, only the first."""
+        """Add steps; if several together make a class worse, add only the first."""
         if not offers:
             return
         before, earlier = self._scored, list(self.steps)
@@ -193,7 +193,7 @@ class Cleaner:
             ]
 
     def _tried(self, offers: Iterable[_Offer]) -> list[_Offer]:
-        """Return the best offer of each class, the best first, and note what each offer does to all cases."""
+        """Return the best offer of each class, the best first, and record the effect of each offer on all cases."""
         tried = list(offers)
         tasks = (partial(self._offered, tried, case) for case in self._scored.cases)
         of_cases = list(in_order(tasks, self.jobs))
@@ -221,7 +221,7 @@ class Cleaner:
         return plain_tensor(self.labels(case_id, thresholds))
 
     def _offered(self, offers: Sequence[_Offer], case: EvalCase) -> list[EvalCase | None]:
-        """Return the scores of a case with each offer; None where that changes nothing."""
+        """Return the scores of a case with each offer; None where it does not change the label map."""
         labels, reference = self._current(case.case_id), self.reference(case.case_id)
         found: list[EvalCase | None] = []
         for offer in offers:
@@ -231,11 +231,11 @@ class Cleaner:
         return found
 
     def _score(self, case_id: str, labels: Tensor, reference: Tensor) -> EvalResult:
-        # Without its affine: it was brought onto the reference's grid when it was predicted.
+        # Without its affine, since the prediction is already on the reference's grid.
         return self.evaluator.evaluate({case_id: plain_tensor(labels)}, {case_id: reference})
 
     def _median_components(self, classes: Sequence[ScoredClass]) -> dict[int, float | None]:
-        """Return the median size of the references' components of each class; None where it has none."""
+        """Return the median size of the references' components of each class; None if there are none."""
         found = list(in_order((partial(self._components, classes, case_id) for case_id in self.case_ids), self.jobs))
         pooled = {each.index: [size for of_case in found for size in of_case[each.index]] for each in classes}
         return {index: float(np.median(sizes)) if sizes else None for index, sizes in pooled.items()}
@@ -254,8 +254,8 @@ class Cleaner:
 
 
 def _applied(postprocessing: Pipeline, labels: MetaTensor) -> Tensor:
-    """Return a label map after postprocessing, as prediction makes it."""
-    # A copy: MONAI's FillHoles writes into its input.
+    """Return a label map after postprocessing, as in prediction."""
+    # A copy, since MONAI's FillHoles writes into its input.
     data = {PREDICTION: _placed(plain_tensor(labels).clone(), labels)}
     return label_map_by(postprocessing, data, tuple(labels.shape[1:])).to(labels.dtype)
 
@@ -265,7 +265,7 @@ def _placed(values: Tensor, like: MetaTensor) -> MetaTensor:
 
 
 def _judged(offer: _Offer, before: EvalResult, after: EvalResult) -> Trial:
-    """Return whether to keep a step: its class rises in the mean and in most cases that change, and none falls."""
+    """Return whether to keep a step: its class improves in the mean and in most changed cases, and none gets worse."""
     index = None if offer.target is None else offer.target.index
     scores = _mean(before, index), _mean(after, index)
     pairs = [(_of_case(old, index), _of_case(new, index)) for old, new in zip(before, after, strict=True)]
@@ -297,13 +297,13 @@ def _mean(result: EvalResult, index: int | None) -> float:
 
 
 def _of_case(case: EvalCase, index: int | None) -> float:
-    """Return the Dice of a case; of a class in neither map it is 1, since there is nothing wrong."""
+    """Return the Dice of a case; 1 for a class in neither map, which is correct."""
     chosen = [metrics["dice"] for each, metrics in case.classes.items() if index in (None, each) and each != 0]
     return sum(1.0 if math.isnan(dice) else dice for dice in chosen) / len(chosen)
 
 
 def _falls(before: EvalResult, after: EvalResult) -> list[str]:
-    """Return the classes whose mean Dice falls."""
+    """Return the classes whose mean Dice decreases."""
     return [
         after.class_names.get(index, str(index))
         for index, means in before.class_means.items()

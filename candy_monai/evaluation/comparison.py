@@ -26,7 +26,7 @@ from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.metrics.interval import CONFIDENCE
 
 Compared: TypeAlias = PathLike | EvalResult
-"""Scores of one method: what `read_scores` reads, or the result of an evaluation."""
+"""Scores of one method: a source for `read_scores`, or the result of an evaluation."""
 
 _Floats = npt.NDArray[np.float64]
 
@@ -55,19 +55,19 @@ def compare_evaluations(
     """Compare methods that were evaluated on the same cases.
 
     Args:
-        evaluations: Two or more: summaries of ours or nnU-Net's, folders with a ``summary.json``, experiments with a
-            ``validation.json``, cross-validations, or results of `Evaluator`; by name, or named by their paths.
-        metrics: By which, as for `Evaluator`; None for all that every one has and of which higher or lower is better.
-        common: Compare the cases that all have, and name the others in ``left_out``; by default these are an error.
-        groups: What belongs to one patient, as for folds: an expression, a table or a mapping. A patient's cases are
-            averaged and count once.
-        method: Of the intervals: Student's ``t`` or the ``bootstrap``.
-        confidence: Of the intervals.
+        evaluations: At least two: summaries of candy_monai or nnU-Net, folders with a ``summary.json``, experiments
+            with a ``validation.json``, cross-validations, or results of `Evaluator`; by name, or named by their paths.
+        metrics: The metrics, as for `Evaluator`; None for all that are in every evaluation and have a best direction.
+        common: Compare the cases that all have, and list the others in ``left_out``; by default these are an error.
+        groups: Which cases belong to one patient, as for folds: an expression, a table or a mapping. A patient's cases
+            are averaged and count once.
+        method: The method for the intervals: Student's ``t`` or the ``bootstrap``.
+        confidence: The confidence level of the intervals.
 
     Raises:
         BadInputError: If there are fewer than two, one cannot be read, or they differ in cases, classes, references or
-            in what a metric means.
-        SettingsError: If the method or the confidence is none.
+            definitions of metrics.
+        SettingsError: If the method or the confidence is invalid.
     """
     check_method(method, confidence)
     names, scores = _named(evaluations)
@@ -149,7 +149,7 @@ def _named(evaluations: Sequence[Compared] | Mapping[str, Compared]) -> tuple[tu
 
 
 def _names_of(files: Sequence[Path]) -> tuple[str, ...]:
-    """Return the shortest ends of paths that tell them apart; ``summary.json`` goes by its folder, if it can."""
+    """Return the shortest ends of paths that distinguish them; for ``summary.json`` that of its folder, if possible."""
     folders = [file.parent if file.name in (SUMMARY, VALIDATION_SCORES) else file for file in files]
     paths = folders if len(set(folders)) == len(folders) else files
     shown = [path.with_suffix("") if path.suffix == ".json" else path for path in paths]
@@ -199,7 +199,7 @@ def _shared_classes(names: Sequence[str], scores: Sequence[Scores]) -> tuple[str
 
 
 def _check_references(names: Sequence[str], scores: Sequence[Scores], case_ids: Sequence[str]) -> None:
-    """Refuse evaluations against other references, which the voxels of a class in them tell."""
+    """Raise if the references differ, by the number of voxels of a class in them."""
     for case_id in case_ids:
         known = [(name, each.voxels.get(case_id, {})) for name, each in zip(names, scores, strict=True)]
         for (first, counts), (second, others) in itertools.combinations(known, 2):
@@ -229,7 +229,7 @@ def _shared_metrics(names: Sequence[str], scores: Sequence[Scores], metrics: Seq
 
 
 def _agreed(scores: Sequence[Scores], metrics: Sequence[str], *, names: Sequence[str] | None = None) -> dict[str, str]:
-    """Return what the evaluations say of their metrics; refuse those in which one means another thing."""
+    """Return the definitions of the metrics in the evaluations; raise if one has several definitions."""
     kinds = {CLASS_METRICS[name].kind for name in metrics}
     keys = [*metrics, "ignored"]
     keys += ["surfaces", "distances"] if "surfaces" in kinds else []
@@ -239,7 +239,7 @@ def _agreed(scores: Sequence[Scores], metrics: Sequence[str], *, names: Sequence
     for place, each in enumerate(scores):
         name = str(place + 1) if names is None else names[place]
         if not each.definitions:
-            continue  # of nnU-Net, or of an earlier version
+            continue  # from nnU-Net, or an earlier version
         for key in keys:
             text = each.definitions.get(key, "none")
             if found.setdefault(key, text) != text:
@@ -252,7 +252,7 @@ def _agreed(scores: Sequence[Scores], metrics: Sequence[str], *, names: Sequence
 
 
 def _cube(scores: Sequence[Scores], metric: str, case_ids: Sequence[str], classes: Sequence[str]) -> _Floats:
-    """Return the values ``(methods, cases, classes)``; NaN where there is none."""
+    """Return the values ``(methods, cases, classes)``; NaN where a value is missing."""
     return np.array(
         [
             [[each.cases[c].get(index, {}).get(metric, math.nan) for index in classes] for c in case_ids]
@@ -268,7 +268,7 @@ def _by_unit(cube: _Floats, case_ids: Sequence[str], units: Sequence[Sequence[st
 
 
 def _mean_of_known(values: _Floats, *, axis: int) -> _Floats:
-    """Return the mean of what is not NaN; NaN of nothing."""
+    """Return the mean of the values other than NaN; NaN if there are none."""
     is_known = ~np.isnan(values)
     count = is_known.sum(axis)
     total = np.where(is_known, values, 0.0).sum(axis)
@@ -298,7 +298,7 @@ def _compared(
     method: Method,
     confidence: float,
 ) -> MetricComparison:
-    """Compare values ``(methods, cases)``, which lack the same cases, of methods with these mean ranks."""
+    """Compare values ``(methods, cases)`` of methods with these mean ranks; the same cases are missing for all."""
     known = values[:, ~np.isnan(values).any(0)]
     facts = CLASS_METRICS[metric]
     methods = tuple(
@@ -339,13 +339,13 @@ def _compared(
 
 
 def _wilcoxon(first: _Floats, second: _Floats) -> float:
-    """Return the p-value of the signed-rank test; 1 where no pair differs, NaN without pairs."""
+    """Return the p-value of the signed-rank test; 1 if no pair differs, NaN without pairs."""
     from scipy.stats import wilcoxon
 
     if not first.size:
         return math.nan
     with np.errstate(invalid="ignore"):
-        differences = np.where(first == second, 0.0, first - second)  # infinite ones are equal, too
+        differences = np.where(first == second, 0.0, first - second)  # also 0 for two infinite values
     if not differences.any():
         return 1.0
     finite = np.abs(differences[np.isfinite(differences)])
@@ -354,7 +354,7 @@ def _wilcoxon(first: _Floats, second: _Floats) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number by Holm's step-down method; NaN stays NaN and does not count.
+    """Return p-values after Holm's step-down correction for their number; NaN is kept and not counted.
 
     Source: S. Holm, A simple sequentially rejective multiple test procedure, 1979.
     """
@@ -368,7 +368,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _corrected(compared: Sequence[MetricComparison]) -> list[MetricComparison]:
-    """Return comparisons whose p-values are corrected for all of their pairs together."""
+    """Return comparisons with p-values corrected jointly for all of their pairs."""
     corrected = iter(holm([d.p_value for each in compared for d in each.differences]))
     return [
         replace(each, differences=tuple(replace(d, p_corrected=next(corrected)) for d in each.differences))

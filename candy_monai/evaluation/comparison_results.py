@@ -1,4 +1,4 @@
-"""What a comparison of methods found: by metric and by class, as records, as a table and as JSON."""
+"""The results of a comparison of methods: by metric and by class, as records, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from candy_monai.plotting.charts.comparisons import ComparedMetric
 
 _FEWEST_PAIRS = 6
-"""Of five pairs the most extreme signs have a probability of 1/16, which is above 5 %."""
+"""With five pairs the smallest two-sided p-value is 1/16, which is above 5 %."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodScore:
-    """One method by one metric.
+    """The values of one method for one metric.
 
     Attributes:
         name: The method.
-        statistics: Of its values over the cases.
-        mean_rank: Over cases and classes, 1 is best; NaN where no case has a value of every method.
-        values: Those of the cases (groups) that have one of every method, in the same order for all methods.
+        statistics: Statistics of its values over the cases.
+        mean_rank: The mean rank over cases and classes, 1 is best; NaN if no case has a value of every method.
+        values: The values of the cases (groups) that have one of every method, in the same order for all methods.
     """
 
     name: str
@@ -44,18 +44,18 @@ class MethodScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Two methods by one metric, case by case.
+    """Paired differences of two methods for one metric.
 
     Attributes:
-        first: The method from whose values the other's are taken.
-        second: The other.
-        statistics: Of the differences, of the pairs that are both finite.
-        infinite: Pairs of which one or both are infinite.
-        first_better: Cases in which the first is better.
-        equal: Cases in which they are equal.
-        second_better: Cases in which the second is better.
-        p_value: Of the Wilcoxon signed-rank test, two-sided; 1 where no pair differs.
-        p_corrected: The same, corrected by Holm.
+        first: The method that the other one is subtracted from.
+        second: The other method.
+        statistics: Statistics of the differences, for pairs of finite values.
+        infinite: The number of pairs with one or two infinite values.
+        first_better: The number of cases in which the first is better.
+        equal: The number of cases in which they are equal.
+        second_better: The number of cases in which the second is better.
+        p_value: The p-value of the two-sided Wilcoxon signed-rank test; 1 if no pair differs.
+        p_corrected: The p-value corrected by Holm's method.
     """
 
     first: str
@@ -71,15 +71,15 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricComparison:
-    """The methods by one metric.
+    """The comparison of the methods by one metric.
 
     Attributes:
         metric: Its name.
         class_index: The class; None for the mean over the classes.
-        num_cases: Cases (groups) with a value of every method.
-        undefined: Cases of a class of which some method has a value and another has none: left out for all.
-        methods: In the order in which they were given.
-        differences: Of every pair.
+        num_cases: The number of cases (groups) with a value of every method.
+        undefined: The number of cases with values of a class from only some of the methods: left out for all.
+        methods: The scores of the methods, in the order in which they were given.
+        differences: The differences of every pair.
     """
 
     metric: str
@@ -90,7 +90,7 @@ class MetricComparison:
     differences: tuple[Difference, ...]
 
     def to_dict(self) -> dict[str, object]:
-        """Return it as JSON can hold it."""
+        """Return the comparison as plain values for JSON."""
         return {
             "metric": self.metric,
             "class": self.class_index,
@@ -119,22 +119,22 @@ class MetricComparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Methods on the same cases.
+    """A comparison of methods on the same cases.
 
     Attributes:
         names: The methods.
-        sources: What each was read from.
+        sources: The source of each.
         case_ids: The cases that were compared.
-        num_units: What pairs are of: cases, or groups of them.
-        has_groups: Whether these are groups.
-        metrics: By each metric, over the classes.
-        by_class: By each metric and class.
+        num_units: The number of paired units: cases, or groups of them.
+        has_groups: Whether the units are groups.
+        metrics: The comparison by each metric, over the classes.
+        by_class: The comparison by each metric and class.
         ranking: The methods with the mean of their mean ranks over the metrics, best first; those without a rank last.
         class_names: Class to name.
-        left_out: Cases that not all have.
-        method: Of the intervals.
-        confidence: Of the intervals.
-        definitions: What the numbers are.
+        left_out: Cases that are missing in some of the evaluations.
+        method: The method for the intervals.
+        confidence: The confidence level of the intervals.
+        definitions: The definitions of the metrics.
     """
 
     names: tuple[str, ...]
@@ -152,7 +152,7 @@ class Comparison:
     definitions: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
-        """Return it as JSON can hold it: None for NaN, the text ``inf`` for infinity."""
+        """Return the comparison for JSON: None for NaN, the text ``inf`` for infinity."""
         return {
             "methods": dict(zip(self.names, self.sources, strict=True)),
             "num_cases": len(self.case_ids),
@@ -168,15 +168,15 @@ class Comparison:
         }
 
     def save(self, path: PathLike) -> None:
-        """Write `to_dict` as JSON; folders are created."""
+        """Write `to_dict` as JSON; missing folders are created."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         atomic_write_json(Path(path), self.to_dict())
 
     def figure(self, *, classes: bool = False) -> Figure:
-        """Draw the values of each method as boxes, and the paired differences with the intervals of their means.
+        """Draw box plots of the values of each method, and the paired differences with the intervals of their means.
 
         Args:
-            classes: Whether each class has its charts, too.
+            classes: Whether to also draw charts for each class.
         """
         from candy_monai.plotting.charts.comparisons import comparison_figure
 
@@ -184,7 +184,7 @@ class Comparison:
         return comparison_figure([self._chart_of(each) for each in shown])
 
     def save_figure(self, path: PathLike, *, classes: bool = False) -> None:
-        """Write `figure` as PNG; folders are created."""
+        """Write `figure` as PNG; missing folders are created."""
         from candy_monai.plotting.canvas.figures import save_figure
 
         save_figure(self.figure(classes=classes), path)
@@ -193,7 +193,7 @@ class Comparison:
         """Return the comparison as text.
 
         Args:
-            classes: Whether each class has its tables, too.
+            classes: Whether to also include tables for each class.
         """
         unit = "groups" if self.has_groups else "cases"
         lines: list[str] = []
@@ -209,7 +209,7 @@ class Comparison:
         return "\n".join(lines)
 
     def notes(self) -> list[str]:
-        """Return what the table does not show: what was left out, and what cannot be concluded."""
+        """Return notes that the table does not show: what was left out, and what cannot be concluded."""
         lines = []
         for each in self.metrics:
             if each.undefined:
@@ -253,7 +253,7 @@ class Comparison:
         )
 
     def _title_of(self, each: MetricComparison) -> str:
-        """Return the metric, its unit and direction, and what it is of."""
+        """Return the metric, its unit and direction, and the class."""
         of = "mean over the classes"
         if each.class_index is not None:
             of = f"class {each.class_index} {self.class_names.get(each.class_index, '')}".rstrip()

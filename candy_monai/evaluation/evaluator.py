@@ -1,4 +1,4 @@
-"""Compare predictions with references, wherever they are, one case in memory at a time."""
+"""Compare predictions with references from any source, with one case in memory at a time."""
 
 from __future__ import annotations
 
@@ -29,32 +29,31 @@ _DEFAULT_TOLERANCE_MM = 1.0
 
 
 class Evaluator:
-    """Measures how good predictions are, case by case and class by class.
+    """Evaluates predictions case by case and class by class.
 
-    A class in neither prediction nor reference has no value (NaN), and means leave it out; one that only one of them
-    contains scores 0, or infinity where the metric is a distance. Specificity, volumes and the number of false
-    positives are defined without the class, and ratios without anything to be a share of are NaN. Distances use the
-    spacing of the reference's affine.
+    A class in neither prediction nor reference has no value (NaN) and is left out of means; a class in only one of them
+    scores 0, or infinity if the metric is a distance. Specificity, volumes and the number of false positives are
+    defined without the class; ratios with a denominator of 0 are NaN. Distances use the spacing of the reference's
+    affine.
 
     Args:
-        metrics: What to measure: ``dice``, ``iou``, ``precision``, ``recall``, ``specificity`` (the group
-            ``overlap``); ``hd95``, ``hd100``, ``assd``, ``masd``, ``surface_dice`` (``surfaces``); ``volume_ml``,
+        metrics: The metrics: ``dice``, ``iou``, ``precision``, ``recall``, ``specificity`` (the group ``overlap``);
+            ``hd95``, ``hd100``, ``assd``, ``masd``, ``surface_dice`` (``surfaces``); ``volume_ml``,
             ``reference_volume_ml``, ``volume_difference_ml``, ``volume_error_ml`` (``volumes``); ``lesion_f1``,
             ``lesion_recall``, ``lesion_precision``, ``lesion_false_positives``, ``lesion_dice``,
-            ``lesion_matched_dice`` (``lesions``); ``all``; or functions of the user's own, by their ``__name__`` or in
-            a mapping from name to function. By default ``dice`` and ``iou``. What each is, the result's
-            ``definitions`` say.
-        num_classes: Classes, background included; ids from there on are refused. ``None`` takes the ids of
-            ``class_names``, without these the ids that occur in any case, 1 where none does, or in
-            `predict_and_evaluate` what the predictor says.
+            ``lesion_matched_dice`` (``lesions``); ``all``; or custom functions, by their ``__name__`` or in a mapping
+            from name to function. By default ``dice`` and ``iou``. The result's ``definitions`` define each of them.
+        num_classes: The number of classes with background; ids above are refused. ``None`` uses the ids of
+            ``class_names``, or else the ids that occur in any case, 1 where none does, or in `predict_and_evaluate` the
+            predictor's number.
         class_names: Names by id, or in order from the background; ids without a name are refused.
-        ignore_label: Voxels with this id in the reference count for nothing; the user's own metrics see them.
-        include_background: Whether class 0 is measured, too; it takes no part in means over classes.
-        regions: Unions of ids to measure instead of single ids, each under its place, counted from 1; by name, or
-            without names. `None` takes the predictor's in `predict_and_evaluate`.
-        tolerance_mm: For ``surface_dice``, of all classes or by the id or name of a class, 1 for the others. Regions go
-            by their name or place.
-        lesions: What a lesion is and when it is found, a `LesionRule` or its text (``panoptica``, ``brats``).
+        ignore_label: Voxels with this id in the reference are ignored, except by custom metrics.
+        include_background: Whether class 0 is measured, too; it is not included in means over classes.
+        regions: Unions of ids to measure instead of single ids, numbered from 1; by name, or without names. `None` uses
+            the predictor's in `predict_and_evaluate`.
+        tolerance_mm: The tolerance of ``surface_dice``, for all classes or by the id or name of a class, 1 for the
+            others. Regions are given by their name or number.
+        lesions: The rule that defines and matches lesions, a `LesionRule` or its text (``panoptica``, ``brats``).
         subvoxels: Whether surfaces consist of elements between voxels, weighted by their areas, as in DeepMind's
             ``surface-distance``, instead of the outermost voxels, as in MONAI.
 
@@ -118,24 +117,24 @@ class Evaluator:
     ) -> EvalResult:
         """Compare predicted label ids with references.
 
-        Folders, mappings and datasets are matched by name, and so are lists of files that have names in common;
-        anything else by position. Nothing is measured before all files were found to match in name and grid. A
-        prediction whose axes run another way is turned to its reference. Of a folder of predictions, the probabilities
-        that ``predict --probabilities`` wrote are no cases, nor are files of other formats that match no reference.
+        Folders, mappings and datasets are matched by name, and so are lists of files with names in common; other inputs
+        by position. Names and grids of all files are checked before any case is measured. A prediction with other axis
+        directions is reoriented to its reference. In a folder of predictions, files of other formats that match no
+        reference are not cases, nor are probabilities from ``predict --probabilities``.
 
         Args:
             predictions: A folder, a file, a tensor ``(1, *spatial)`` or ``(B, 1, *spatial)``, a nibabel image, a list
-                or a mapping from case id of files, nibabel images or tensors ``(1, *spatial)``, or a dataset of label
-                maps alone.
+                or a mapping from case id of files, nibabel images or tensors ``(1, *spatial)``, or a dataset with only
+                label maps.
             references: The same.
-            common: Compare the cases that both have, and name the others in the result's ``left_out``; by default a
+            common: Compare the cases that both have, and list the others in the result's ``left_out``; by default a
                 case that only one of them has is an error.
-            jobs: Cases measured at once, each in a thread and no more in memory; metrics of your own have to bear
-                that. None for one a processor, fewer where memory is short.
-            on_case: Told each case's id when it is done.
+            jobs: The number of cases in memory that are measured in parallel, in threads; custom metrics must support
+                that. None for one per processor, fewer if memory is short.
+            on_case: Called with each case's id when it is finished.
 
         Raises:
-            BadInputError: If there is nothing to compare, or something does not match; every such name is listed.
+            BadInputError: If there is nothing to compare, or names do not match; every such name is listed.
         """
         if jobs is not None and jobs < 1:
             raise BadInputError(f"jobs must be at least 1, got {jobs}")
@@ -182,12 +181,12 @@ class Evaluator:
 
         Args:
             images: A folder or a file, where ``{case}_{CCCC}`` files belong together; a list, or a mapping from case
-                id, of files, of lists of channel files, or of tensors ``(C, *spatial)``; or a dataset of images alone.
+                id, of files, of lists of channel files, or of tensors ``(C, *spatial)``; or a dataset with only images.
             references: As for `evaluate`.
-            predictor: Predicts; says how many classes there are and which label is ignored, where this was not said.
+            predictor: The predictor, which also provides the number of classes and the ignored label if not given.
             common: As for `evaluate`.
-            on_case: Told each case's id when it is done.
-            on_prediction: Given each case's id and prediction, before it is measured.
+            on_case: Called with each case's id when it is finished.
+            on_prediction: Called with each case's id and prediction, before it is measured.
 
         Raises:
             BadInputError: As for `evaluate`.
@@ -235,7 +234,7 @@ def _evaluated(
         try:
             placed = case.on_one_grid()
             if problems:
-                measure.checked(placed)  # to name all of them; there will be nothing to measure
+                measure.checked(placed)  # to report all errors; no more cases are measured
                 return case.case_id, None, None
             return case.case_id, measure(placed), None
         except UnknownIdsError as error:
@@ -255,7 +254,7 @@ def _evaluated(
 
 
 def _with_classes(case: EvalCase, classes: Sequence[int], absent: ClassCounts, measure: Measure) -> EvalCase:
-    """Return a case with an entry for every class of the evaluation, also for those that it does not have."""
+    """Return a case with an entry for every class of the evaluation, including those that it does not contain."""
     if not set(classes) - case.classes.keys():
         return case
     values, counts = measure.of_absent(absent), confusion(absent)
@@ -296,7 +295,7 @@ def _as_region(ids: Sequence[int] | int) -> tuple[int, ...]:
 
 
 def _by_index(tolerances: Mapping[int | str, float], class_names: Mapping[int, str]) -> dict[int, float]:
-    """Return tolerances by class id or place of a region, where some were given by name."""
+    """Return tolerances by class id or region number, if some were given by name."""
     by_name = {name: index for index, name in class_names.items()}
     found: dict[int, float] = {}
     for key, tolerance in tolerances.items():
@@ -309,7 +308,7 @@ def _by_index(tolerances: Mapping[int | str, float], class_names: Mapping[int, s
 
 
 def _completed(measure: Measure, predictor: NetworkPredictor) -> tuple[Measure, dict[int, str]]:
-    """Return a measure with what a predictor says where the user did not, and its names of classes or regions."""
+    """Return a measure completed with the predictor's values, and its names of classes or regions."""
     plan, regions = predictor.plan, measure.regions
     planned = () if plan is None else plan.regions
     if plan is not None and measure.ignore_label is None:
@@ -319,7 +318,7 @@ def _completed(measure: Measure, predictor: NetworkPredictor) -> tuple[Measure, 
         measure = replace(measure, regions=regions)
     if measure.label_ids is None and predictor.num_classes is not None:
         known = set(range(max(2, predictor.num_classes)))
-        if planned:  # then there are as many channels as regions, and not as ids
+        if planned:  # then the number of channels is that of the regions, not of the ids
             known = {0, *(label_id for region in planned for label_id in (*region.ids, region.paints))}
         measure = replace(measure, label_ids=tuple(sorted(known)))
     if regions is None:
@@ -330,7 +329,7 @@ def _completed(measure: Measure, predictor: NetworkPredictor) -> tuple[Measure, 
 
 
 def _sorted_out(metrics: Sequence[str | Metric | Mapping[str, Metric]]) -> tuple[tuple[str, ...], dict[str, Metric]]:
-    """Divide what was asked for into names of ours and functions by name."""
+    """Separate requested metrics into names of ours and functions by name."""
     names: list[str] = []
     own: dict[str, Metric] = {}
     for metric in metrics:

@@ -1,6 +1,6 @@
-"""Where every prediction of a case contradicts its label: regions of the label map to look at, ranked.
+"""Find and rank regions of label maps where every prediction of a case contradicts its label.
 
-Only predictions of models that were not trained on the case say anything about its label.
+Only predictions of models that were not trained on the case are informative about its label.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class LabelIssue:
 
     Attributes:
         case_id: The case.
-        label_id: What the label says.
-        predicted_id: What is predicted instead.
-        voxels: The region's size.
-        volume: The same in ml, in pixels for pictures.
+        label_id: The id in the label.
+        predicted_id: The predicted id.
+        voxels: The region's size in voxels.
+        volume: The region's size in ml, in pixels for pictures.
         doubt: The mean doubt of its voxels, 0 to 1.
-        score: What it is ranked by; see `DEFINITIONS`.
+        score: The value for the ranking; see `DEFINITIONS`.
         place: The voxel farthest from the region's border, in the axes of the file.
-        box: The box around it, one slice a spatial axis.
+        box: The box around it, one slice per spatial axis.
     """
 
     case_id: str
@@ -61,7 +61,7 @@ class LabelIssue:
     box: tuple[slice, ...]
 
     def to_dict(self) -> dict[str, object]:
-        """Return plain values that JSON stores."""
+        """Return plain values for JSON."""
         return {
             "case": self.case_id,
             "label": self.label_id,
@@ -76,13 +76,13 @@ class LabelIssue:
 
 
 class Contradictions:
-    """Gathers where every prediction of one case contradicts its label.
+    """Accumulates the voxels of one case where every prediction contradicts the label.
 
     Args:
         label: Ids ``(*spatial)``.
-        regions: The ids of each channel of the probabilities where these are overlapping regions; empty where classes
-            exclude each other.
-        ignore_label: Voxels with this id in the label are left alone.
+        regions: The ids of each channel of the probabilities if these are overlapping regions; empty if classes exclude
+            each other.
+        ignore_label: Voxels with this id in the label are ignored.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Contradictions:
         torch.minimum(self._doubt, 1 - self._probability_of_label(probabilities.float()), out=self._doubt)
 
     def issues(self, case_id: str, *, spacing_mm: Sequence[float] | None = None) -> list[LabelIssue]:
-        """Return the regions, that of the highest score first; without a spacing in pixels."""
+        """Return the regions by decreasing score; without a spacing in pixels."""
         if self._predicted is None or not bool(self._contradicted.any()):
             return []
         spacing = tuple(spacing_mm or (1.0,) * self._label.ndim)
@@ -133,7 +133,7 @@ class Contradictions:
         return sorted(found, key=lambda issue: -issue.score)
 
     def mask_of(self, issue: LabelIssue) -> NDArray[np.bool_]:
-        """Return where a region of these is, ``(*spatial)``."""
+        """Return the mask ``(*spatial)`` of one of these regions."""
         from scipy import ndimage
 
         assert self._predicted is not None
@@ -147,7 +147,7 @@ class Contradictions:
         return mask
 
     def _components(self) -> Iterator[tuple[int, int, tuple[slice, ...], NDArray[np.bool_]]]:
-        """Yield the ids of each connected region, its box and its mask within that."""
+        """Yield the ids of each connected region, its box and its mask within the box."""
         from scipy import ndimage
 
         assert self._predicted is not None
@@ -181,14 +181,14 @@ class Contradictions:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelIssues:
-    """What was found in the labels of a dataset.
+    """The label issues of a dataset.
 
     Attributes:
-        issues: Of all cases, the highest score first.
-        num_cases: Cases that were looked at.
-        left_out: Cases that every model was trained on, about which nothing can be said.
+        issues: The issues of all cases, by decreasing score.
+        num_cases: The number of cases that were checked.
+        left_out: Cases in the training sets of all models, which cannot be checked.
         class_names: Names by id.
-        unit: Of volumes and scores: ``ml``, or ``pixels``.
+        unit: The unit of volumes and scores: ``ml``, or ``pixels``.
     """
 
     issues: tuple[LabelIssue, ...]
@@ -199,14 +199,14 @@ class LabelIssues:
 
     @property
     def cases(self) -> dict[str, float]:
-        """The sum of the scores of each case that has any, the highest first."""
+        """The sum of the scores of each case with issues, in decreasing order."""
         scores: dict[str, float] = {}
         for issue in self.issues:
             scores[issue.case_id] = scores.get(issue.case_id, 0.0) + issue.score
         return dict(sorted(scores.items(), key=lambda entry: -entry[1]))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON stores."""
+        """Return plain values for JSON."""
         return {
             "num_cases": self.num_cases,
             "left_out": list(self.left_out),
@@ -218,16 +218,16 @@ class LabelIssues:
         }
 
     def save(self, path: PathLike) -> None:
-        """Write `to_dict` as JSON; folders are created."""
+        """Write `to_dict` as JSON; missing folders are created."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         atomic_write_json(Path(path), self.to_dict())
 
     def name_of(self, label_id: int) -> str:
-        """Return the name of a class, or its id where it has none."""
+        """Return the name of a class, or its id if it has none."""
         return self.class_names.get(label_id, str(label_id))
 
     def table(self, most: int = 20) -> str:
-        """Return the regions of the highest scores as text, a line each."""
+        """Return the regions with the highest scores as text, one per line."""
         digits = 3 if self.unit == "ml" else 0
         rows = [["case", "label", "predicted", "place", self.unit, "doubt", "score"]]
         rows += [
@@ -253,7 +253,7 @@ class LabelIssues:
 def _distances(mask: NDArray[np.bool_], spacing: Sequence[float], whole: Sequence[int]) -> NDArray[np.float64]:
     """Return each voxel's distance to the nearest one outside a region, given within its box.
 
-    An axis along which the whole label map has one voxel has no outside.
+    An axis along which the whole label map has a single voxel is ignored.
     """
     from scipy import ndimage
 

@@ -1,4 +1,4 @@
-"""Measure one case: a prediction against its reference, by metrics of classes and of the user's own."""
+"""Measure one case, a prediction against its reference, with metrics of classes and custom metrics."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _Counted = tuple[int, tuple[int, ...], tuple[int, int, int]]
 """The number of a class or region, its ids, and the voxels in both maps, in the prediction and in the reference."""
 
 Metric = Callable[[Tensor, Tensor], Tensor | float]
-"""Takes a prediction and its reference, as they were given or loaded, to one number for the case."""
+"""Maps a prediction and its reference, as they were given or loaded, to one number for the case."""
 
 
 class UnknownIdsError(BadInputError):
-    """A label map holds ids that are of no class."""
+    """Raised if a label map contains ids that belong to no class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedCase:
-    """A prediction ``(1, *spatial)``, its reference, and the files that they came from."""
+    """A prediction ``(1, *spatial)``, its reference, and the files that they were read from."""
 
     case_id: str
     prediction: Tensor
@@ -45,14 +45,14 @@ class ComparedCase:
     files: tuple[str | None, str | None] = (None, None)
 
     def spacing_mm(self) -> tuple[float, ...]:
-        """Return the spacing of the reference, else of the prediction; 1 mm where neither lies in space."""
+        """Return the spacing of the reference, else of the prediction; 1 mm if neither has a position in space."""
         for tensor in (self.reference, self.prediction):
             if _is_placed(tensor):
                 return geometry_of(tensor).spacing_mm
         return (1.0,) * (self.reference.ndim - 1)
 
     def voxel_ml(self) -> float:
-        """Return the volume of a voxel; NaN in a picture, and where neither map lies in space."""
+        """Return the volume of a voxel; NaN in a picture, and if neither map has a position in space."""
         for tensor in (self.reference, self.prediction):
             if _is_placed(tensor):
                 volume = geometry_of(tensor).voxel_ml
@@ -60,14 +60,14 @@ class ComparedCase:
         return math.nan
 
     def named(self, which: str) -> str:
-        """Return what to call the prediction or the reference in a message: its file, if it has one, and its case."""
+        """Return the name of the prediction or the reference for messages: its file, if it has one, and its case."""
         file = self.files[which == "reference"]
         return f"{self.case_id}: the {which}" + ("" if file is None else f" {file}")
 
     def on_one_grid(self) -> ComparedCase:
-        """Return the case with its prediction on the grid of the reference; refuse grids that cover other places.
+        """Return the case with its prediction on the grid of the reference; raise if the grids are incompatible.
 
-        Tensors without a grid are taken as given.
+        Tensors without a grid are returned unchanged.
         """
         prediction, reference = self.prediction, self.reference
         if not (_is_placed(prediction) and _is_placed(reference)) or {prediction.ndim, reference.ndim} - {3, 4}:
@@ -80,9 +80,9 @@ class ComparedCase:
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """What to measure of a case: metrics of classes by ``names`` and the user's ``own``; the rest as for `Evaluator`.
+    """The metrics for a case: those of classes by ``names``, and custom ones, ``own``; the rest as for `Evaluator`.
 
-    The background is among ``label_ids``; others are refused. None is for those that occur.
+    The background is among ``label_ids``; other ids are refused. None uses the ids that occur.
     """
 
     names: tuple[str, ...]
@@ -97,11 +97,11 @@ class Measure:
     subvoxels: bool = False
 
     def __call__(self, case: ComparedCase) -> tuple[EvalCase, ClassCounts]:
-        """Return what was measured of a case, for the classes that it has, and the counts of a class that it lacks.
+        """Return the values of a case for the classes that it contains, and the counts of a class that it lacks.
 
         Raises:
-            BadInputError: If it is no pair of label maps on one grid, one holds an id that is of no class, or a metric
-                of the user's returns no number.
+            BadInputError: If the maps are not label maps on the same grid, an id belongs to no class, or a custom
+                metric does not return a number.
         """
         classes: dict[int, dict[str, float]] = {}
         counts: dict[int, dict[str, int]] = {}
@@ -166,7 +166,7 @@ class Measure:
         return {name: values[name] for name in self.names}
 
     def of_absent(self, counts: ClassCounts) -> dict[str, float]:
-        """Return the metrics of a class that a case has in neither map: what is defined without it, else NaN."""
+        """Return the metrics of a class that is in neither map of a case; NaN for those undefined without it."""
         empty = torch.zeros((1, 1), dtype=torch.bool)
         return self._values_of(counts, (empty, empty), (1.0, 1.0), None)
 
@@ -192,7 +192,7 @@ class Measure:
             yield place, ids, (int((predicted & referenced).sum()), int(predicted.sum()), int(referenced.sum()))
 
     def checked(self, case: ComparedCase) -> tuple[Tensor, Tensor]:
-        """Return prediction and reference as int64 on one device; refuse all but maps of known ids on one grid."""
+        """Return prediction and reference as int64 on one device; raise unless ids are known and grids the same."""
         maps: list[Tensor] = []
         problems: list[str] = []
         known = None if self.label_ids is None else {*self.label_ids}

@@ -1,4 +1,4 @@
-"""Pair predictions with references by name or position, and check by their headers that both lie on one grid."""
+"""Pair predictions with references by name or position, and check by their headers that both are on the same grid."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Pair:
 
     @property
     def files(self) -> tuple[str | None, str | None]:
-        """The file of each, if it is one."""
+        """The file of each, if it was read from one."""
         first, second = (e.get_filename() if isinstance(e, SpatialImage) else e for e in (self.first, self.second))
         return str(first) if is_path(first) else None, str(second) if is_path(second) else None
 
@@ -51,9 +51,9 @@ class Pairing:
     """The cases to compare.
 
     Attributes:
-        pairs: One for each case, whose tensors are taken from datasets when their turn comes.
+        pairs: One for each case; tensors of datasets are loaded only when needed.
         left_out: Ids that only one of the sources has.
-        passed_over: Files of the first source that are no cases.
+        passed_over: Files of the first source that are not cases.
     """
 
     pairs: Iterator[Pair]
@@ -62,18 +62,18 @@ class Pairing:
 
 
 def pair_up(first: Source, second: Source, *, names: tuple[str, str], common: bool = False) -> Pairing:
-    """Pair two sources by name where both have names (folders, mappings, datasets; lists of files that share any).
+    """Pair two sources by name if both have names (folders, mappings, datasets; lists of files with common names).
 
-    Anything else is paired by position.
+    Other sources are paired by position.
 
     Args:
         first: Predictions, or images.
         second: References.
-        names: What each is called in messages.
-        common: Leave out what only one of them has, where they are paired by name.
+        names: The name of each in messages.
+        common: Leave out cases that only one of them has, if they are paired by name.
 
     Raises:
-        BadInputError: If there is nothing, the names or the numbers do not match, or two files lie on different grids.
+        BadInputError: If there are no cases, names or numbers do not match, or two files are on different grids.
     """
     one, other = _Side.of(first), _Side.of(second)
     one, passed_over = one.without_strays(other)
@@ -114,7 +114,7 @@ def pair_up(first: Source, second: Source, *, names: tuple[str, str], common: bo
 
 
 def loaded(entry: OneCase) -> Tensor:
-    """Return the tensor of a label map, from its file where it is one."""
+    """Return the tensor of a label map, read from its file if it is one."""
     if isinstance(entry, SpatialImage):
         entry = scan_of_nibabel(entry).tensor()
     elif is_path(entry):
@@ -127,9 +127,9 @@ def loaded(entry: OneCase) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class _Side:
-    """One source: its entries and their ids; whether these are names to match by, or at least no mere numbers.
+    """One source: its entries and their ids; whether these are names to match by, or at least not mere numbers.
 
-    ``other_files`` are those of a folder that are no images; None where the source is no folder.
+    ``other_files`` are those of a folder that are not images; None if the source is not a folder.
     """
 
     entries: Sequence[OneCase] | CaseDataset[Tensor]
@@ -172,11 +172,11 @@ class _Side:
 
     @property
     def keys(self) -> list[str]:
-        """The ids as they are compared: with accents in one form."""
+        """The ids for comparison, with accents in one Unicode form."""
         return [composed(case_id) for case_id in self.case_ids]
 
     def only(self, keys: Set[str]) -> _Side:
-        """Return the side with some of its cases."""
+        """Return the side with only some of its cases."""
         chosen = [index for index, key in enumerate(self.keys) if key in keys]
         ids = [self.case_ids[index] for index in chosen]
         if isinstance(self.entries, CaseDataset):
@@ -184,10 +184,10 @@ class _Side:
         return replace(self, entries=[self.entries[index] for index in chosen], case_ids=ids)
 
     def without_strays(self, partner: _Side) -> tuple[_Side, tuple[str, ...]]:
-        """Return a folder's side without files that are no cases, and the names of those that nobody expects.
+        """Return a folder's side without files that are not cases, and the names of the unexpected ones.
 
-        Probabilities that stand beside their label map are left out without a word. An image without a partner that is
-        of another format than all those that have one was put there by somebody, such as a picture to look at.
+        Probabilities beside their label map are left out and not reported. An image without a partner is unexpected if
+        it has another format than all images with a partner, such as a screenshot.
         """
         if self.other_files is None:
             return self, ()
@@ -202,14 +202,14 @@ class _Side:
 
 
 def _unread(folder: Path, read: Sequence[Path]) -> tuple[str, ...]:
-    """Return the names of a folder's files that are neither images nor what predictions are written with."""
+    """Return the names of a folder's files that are neither images nor usually written with predictions."""
     others = (path for path in set(folder.iterdir()) - set(read) if path.suffix not in _BESIDE_PREDICTIONS)
     names = {path.name for path in others if path.is_file() and not path.name.startswith(".")}
     return tuple(sorted(names - {STATISTICS}))
 
 
 def _check_same_ids(one: _Side, other: _Side, where: str, names: tuple[str, str]) -> None:
-    """Refuse ids that do not pair up; where some do, the last line says how many and what to do."""
+    """Raise if ids do not match; if some do, the last line says how many and what to do."""
     try:
         check_same_ids(one.case_ids, other.case_ids, where, names=names)
     except DatasetError as error:
@@ -230,7 +230,7 @@ def _check_grids(one: _Side, other: _Side, partners: Sequence[int], where: str, 
     for index, partner in enumerate(partners):
         first, second = one.entries[index], other.entries[partner]
         if isinstance(first, list | tuple):
-            first = first[0]  # the channels of a case lie on one grid
+            first = first[0]  # the channels of a case are on the same grid
         if not is_path(first) or not is_path(second):
             continue
         try:

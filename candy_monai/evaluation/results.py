@@ -1,4 +1,4 @@
-"""What an evaluation found: values of each case and class, their means, and how they are written."""
+"""The results of an evaluation: values of each case and class, their means, and their output."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from candy_monai.metrics.interval import CONFIDENCE, mean_of_known, number_as_te
 
 @dataclass(frozen=True, kw_only=True)
 class EvalCase:
-    """What was measured of one case.
+    """The values of one case.
 
     Attributes:
         case_id: The case.
-        classes: Class id to the metrics of the class; NaN where the class is in neither prediction nor reference.
-        counts: Class id to voxels by nnU-Net's names: ``TP``, ``FP``, ``FN``, ``TN``, ``n_pred``, ``n_ref``.
-        values: The user's own metrics, which are of the whole case.
-        prediction_file: Where the prediction was read from, if it was.
-        reference_file: Where the reference was read from, if it was.
+        classes: The metrics of each class by id; NaN if the class is in neither prediction nor reference.
+        counts: Voxel counts of each class by id, as in nnU-Net: ``TP``, ``FP``, ``FN``, ``TN``, ``n_pred``, ``n_ref``.
+        values: Custom metrics, which are of the whole case.
+        prediction_file: The file of the prediction, if it was read from one.
+        reference_file: The file of the reference, if it was read from one.
     """
 
     case_id: str
@@ -43,21 +43,21 @@ class EvalCase:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Each metric: of classes the mean over those that are there, and the user's own."""
+        """The metrics: those of classes as the mean over the classes that are present, and custom ones."""
         known = [name for name in CLASS_METRICS if any(name in of_class for of_class in self.classes.values())]
         return {name: mean_of_known(c[name] for c in self.classes.values()) for name in known} | dict(self.values)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalResult(Sequence[EvalCase]):
-    """The cases of an evaluation, in order, and what they say together.
+    """The cases of an evaluation, in order, and their means and statistics.
 
     Attributes:
         cases: The cases; all have the same classes and metrics.
-        class_names: Names of classes, or of regions by their places, as far as there are any.
-        definitions: What was measured, in words: each metric by its name in the summary, and what holds for several.
-        left_out: Cases that only the predictions or only the references have, where the common ones were asked for.
-        passed_over: Files among the predictions that are no prediction of any case.
+        class_names: Names of classes by id, or of regions by number, if there are any.
+        definitions: The definition of each metric by its name in the summary, and of policies for several metrics.
+        left_out: Cases that only the predictions or only the references have, if the common ones were requested.
+        passed_over: Files among the predictions that are not predictions of any case.
     """
 
     cases: tuple[EvalCase, ...]
@@ -91,7 +91,7 @@ class EvalResult(Sequence[EvalCase]):
 
     @property
     def class_means(self) -> dict[int, dict[str, float]]:
-        """Class id to the mean of each of its metrics over the cases that have it."""
+        """The mean of each metric over the cases that contain a class, by class id."""
         return _means_by_class([case.classes for case in self.cases])
 
     @property
@@ -116,12 +116,12 @@ class EvalResult(Sequence[EvalCase]):
 
     @property
     def undefined(self) -> dict[str, int]:
-        """How many values of a class and case each metric lacks: of classes in neither map, and ratios of nothing."""
+        """The number of undefined values per metric: of classes in neither map, and ratios with a denominator of 0."""
         return self._counted(math.isnan)
 
     @property
     def infinite(self) -> dict[str, int]:
-        """How many values of a class and case are infinite: distances of a class that one of the maps lacks."""
+        """The number of infinite values of each metric: distances of a class that is in only one of the maps."""
         return self._counted(math.isinf)
 
     def statistics(
@@ -130,15 +130,15 @@ class EvalResult(Sequence[EvalCase]):
         """Return mean with its interval, median, spread and counts of each metric of each class, and over the classes.
 
         Args:
-            method: Of the intervals: Student's ``t``, or the ``bootstrap`` over cases.
-            confidence: Share of such intervals that hold the true mean.
+            method: The method for the intervals: Student's ``t``, or the ``bootstrap`` over cases.
+            confidence: The confidence level of the intervals.
 
         Returns:
             By class, then by metric; under ``None`` those of the mean over the foreground classes: mean and interval
             are those of `mean_metrics`, the others are of the cases' own means.
 
         Raises:
-            SettingsError: If there is no such method, or the confidence is out of range.
+            SettingsError: If the method is unknown, or the confidence is out of range.
         """
         if (method, confidence) not in self._statistics:
             self._statistics[method, confidence] = self._computed_statistics(method, confidence)
@@ -167,9 +167,9 @@ class EvalResult(Sequence[EvalCase]):
         return found | ({None: overall} if overall else {})
 
     def rows(self) -> list[dict[str, object]]:
-        """Return a row a case and class: case, class, its name, each metric, and the voxels by nnU-Net's names.
+        """Return a row per case and class: case, class, its name, each metric, and voxel counts with nnU-Net's names.
 
-        The user's own metrics have a row for each case, whose class is None.
+        Custom metrics have a row for each case, whose class is None.
         """
         rows: list[dict[str, object]] = []
         for case in self.cases:
@@ -181,7 +181,7 @@ class EvalResult(Sequence[EvalCase]):
         return rows
 
     def save_csv(self, path: PathLike) -> None:
-        """Write `rows` as CSV: empty for NaN, ``inf`` for infinity; folders are created."""
+        """Write `rows` as CSV: empty for NaN, ``inf`` for infinity; missing folders are created."""
         rows = self.rows()
         text = io.StringIO()
         columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -202,12 +202,12 @@ class EvalResult(Sequence[EvalCase]):
         return {name: [of_class[name] for of_class in classes] for name in next(iter(classes), {})}
 
     def _classes_with(self, voxels: str) -> list[str]:
-        """Return the foreground classes that any case has voxels of, predicted (``n_pred``) or not (``n_ref``)."""
+        """Return the foreground classes present in any case, in predictions (``n_pred``) or references (``n_ref``)."""
         counts = (entry for case in self.cases for entry in case.counts.items())
         return [str(index) for index in sorted({index for index, count in counts if index and count[voxels]})]
 
     def notes(self) -> list[str]:
-        """Return what the means do not show: how many values are infinite or undefined, and what was left out."""
+        """Return notes on the means: how many values are infinite or undefined, and what was left out."""
         lines = []
         for name in self._values():
             present = [
@@ -242,10 +242,10 @@ class EvalResult(Sequence[EvalCase]):
         return lines
 
     def min_n(self, metric: str, n: int) -> tuple[EvalCase, ...]:
-        """Return the ``n`` cases with the lowest values, lowest first; each case once, those without a value never.
+        """Return the ``n`` cases with the lowest values, lowest first, each at most once; undefined values are skipped.
 
         Raises:
-            BadInputError: If that metric was not measured.
+            BadInputError: If the metric was not measured.
         """
         return self._ranked(metric, 1)[:n]
 
@@ -257,7 +257,7 @@ class EvalResult(Sequence[EvalCase]):
         """Return the case with the lowest value.
 
         Raises:
-            BadInputError: If that metric was not measured, or no case has a value.
+            BadInputError: If the metric was not measured, or no case has a value.
         """
         return self._first(metric, 1)
 
@@ -268,13 +268,13 @@ class EvalResult(Sequence[EvalCase]):
     def to_dict(self, *, method: Method = "t", confidence: float = CONFIDENCE) -> dict[str, object]:
         """Return nnU-Net's summary: ``foreground_mean``, ``mean`` by class and ``metric_per_case``.
 
-        Values of nothing are None, infinite ones the text ``inf``, since JSON has neither. The user's own metrics are
-        under ``values`` of each case, and their means under ``mean_values``. Beside nnU-Net's entries there are
+        Undefined values are None and infinite ones the text ``inf``, since JSON has neither. Custom metrics are under
+        ``values`` of each case, and their means under ``mean_values``. In addition to nnU-Net's entries there are
         ``definitions``, and ``statistics`` with the intervals of the means.
 
         Args:
-            method: Of the intervals, as for `statistics`.
-            confidence: Of the intervals.
+            method: The method for the intervals, as for `statistics`.
+            confidence: The confidence level of the intervals.
         """
         together = [
             {index: {**case.classes[index], **case.counts[index]} for index in case.classes} for case in self.cases
@@ -309,7 +309,7 @@ class EvalResult(Sequence[EvalCase]):
         return summary
 
     def save(self, path: PathLike, *, method: Method = "t", confidence: float = CONFIDENCE) -> None:
-        """Write the summary of `to_dict`, whose arguments are these, as JSON; folders are created."""
+        """Write the summary of `to_dict`, which has the same arguments, as JSON; missing folders are created."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         summary = self.to_dict(method=method, confidence=confidence)
         atomic_write_json(Path(path), summary)
@@ -321,12 +321,12 @@ class EvalResult(Sequence[EvalCase]):
         intervals: Method | None = None,
         confidence: float = CONFIDENCE,
     ) -> str:
-        """Return the means as a table of text, a line for each class.
+        """Return the means as a text table, with a line for each class.
 
         Args:
             class_names: Class id to name; by default those of the evaluation.
-            intervals: The method of the means' intervals, which stand beside them; None for no intervals.
-            confidence: Of the intervals.
+            intervals: The method for the means' intervals, shown beside them; None for no intervals.
+            confidence: The confidence level of the intervals.
         """
         names = self.class_names if class_names is None else class_names
         overall = self.mean_metrics
@@ -373,7 +373,7 @@ class EvalResult(Sequence[EvalCase]):
 def interval(
     result: EvalResult, metric: str = "dice", *, method: Method = "t", confidence: float = CONFIDENCE
 ) -> tuple[float, float] | None:
-    """Return the confidence interval of a metric's mean over the foreground classes' means; None where there is none.
+    """Return the confidence interval of a metric's mean over the foreground classes' means; None if undefined.
 
     See `interval_over_classes`.
     """
@@ -395,7 +395,7 @@ def _foreground_mean(means: Mapping[int, Mapping[str, float]]) -> dict[str, floa
 
 
 def _summarized(metrics: Mapping[str, float]) -> dict[str, float | str | None]:
-    """Return values under nnU-Net's names, as JSON can hold them."""
+    """Return values under nnU-Net's names, as plain values for JSON."""
     names = {name: metric.summary_name for name, metric in CLASS_METRICS.items()}
     return {
         names.get(name, name): value if isinstance(value, int) else as_json_number(value)
@@ -408,12 +408,12 @@ def _described(statistics: Mapping[str, Statistics]) -> dict[str, object]:
 
 
 def in_brackets(interval: tuple[float, float] | None) -> str:
-    """Return an interval as the tables of evaluations show it beside its mean."""
+    """Return an interval in the format of the tables of evaluations."""
     return "[-]" if interval is None else f"[{interval[0]:.4f}, {interval[1]:.4f}]"
 
 
 def aligned_rows(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows of text as lines, the first column on the left and the others on the right."""
+    """Return rows of text as lines, with the first column left-aligned and the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()  # names on the left

@@ -1,4 +1,4 @@
-"""What a dataset says of its label maps, as an evaluator."""
+"""Build the evaluator for the label maps of a dataset."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class ScoredClass:
 def dataset_evaluator(
     description: DatasetDescription | None, *metrics: str, ignore_label: int | None = None, **options: Any
 ) -> Evaluator:
-    """Return the evaluator of a dataset's label maps, by its classes or regions and its ignore label.
+    """Return the evaluator of a dataset's label maps, with its classes or regions and its ignore label.
 
-    Of label maps without a description nothing is known; metrics and options are those of `Evaluator`.
+    Without a description no classes are known; metrics and options are those of `Evaluator`.
     """
     if description is None:
         return Evaluator(*metrics, ignore_label=ignore_label, **options)
@@ -38,14 +38,14 @@ def dataset_evaluator(
 
 
 def scored_regions(description: DatasetDescription) -> dict[str, tuple[int, ...]] | None:
-    """Return the ids of each region by its name; None where classes exclude each other."""
+    """Return the ids of each region by its name; None if classes exclude each other."""
     if not description.has_regions:
         return None
     return {name: ids_of_label(ids) for name, ids in description.labels.items() if ids != 0}
 
 
 def scored_classes(description: DatasetDescription) -> list[ScoredClass]:
-    """Return the foreground classes or the regions, numbered as an evaluation of the dataset numbers them."""
+    """Return the foreground classes or the regions, numbered as in an evaluation of the dataset."""
     regions = scored_regions(description)
     if regions is not None:
         places = enumerate(regions.items(), start=1)
@@ -59,8 +59,8 @@ def scored_classes(description: DatasetDescription) -> list[ScoredClass]:
 
 
 def _names_by_id(description: DatasetDescription) -> dict[int, str]:
-    """Return a name for every id that a label map may hold; ids that only regions hold go by these."""
+    """Return a name for every id that a label map may contain; ids that are only in regions are named after these."""
     names = {label_id: str(label_id) for label_id in description.label_ids}
-    if description.ignore_label is not None:  # known, and a class like any other where another id is ignored
+    if description.ignore_label is not None:  # known, and an ordinary class if another id is ignored
         names[description.ignore_label] = "ignore"
     return names | {index: name for name, index in description.labels.items() if isinstance(index, int)}

@@ -1,4 +1,4 @@
-"""What the values of a metric say together: mean with its interval, median, and how many are no numbers."""
+"""Statistics of the values of a metric: mean with its interval, median, and counts of undefined values."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ Method = Literal["t", "bootstrap"]
 _RESAMPLES = 9999
 _SEED = 0
 _NOISE = 1e-12
-"""Of the size of the values: what rounding alone makes of equal ones."""
+"""Relative to the size of the values: the differences of equal values due to rounding."""
 _AT_ONCE = 2_000_000
-"""Values that the bootstrap holds at once."""
+"""The number of values that the bootstrap holds in memory at once."""
 
 _Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """The values of one metric over cases.
+    """Statistics of the values of one metric over cases.
 
     Attributes:
-        num_cases: Cases whose value is defined, infinite ones among them; of the mean over classes, cases that have a
-            value of any.
-        undefined: Cases without a value.
-        infinite: Cases whose value is infinite.
-        mean: Over the cases where it is defined; infinite where one value is, NaN of nothing.
-        interval: The confidence interval of the mean; None where there is none: of fewer than two cases, where all have
-            the same value, or where the mean is infinite.
-        std: The sample's standard deviation; NaN of fewer than two cases, and where a value is infinite.
-        median: With linear interpolation between the two in the middle; infinite values are the largest.
-        low: The least value.
-        high: The largest value.
+        num_cases: The number of cases with a defined value, including infinite ones; for the mean over classes, of
+            cases with a value of any class.
+        undefined: The number of cases without a value.
+        infinite: The number of cases with an infinite value.
+        mean: The mean over the defined values; infinite if one value is, NaN without values.
+        interval: The confidence interval of the mean; None if undefined: for fewer than two cases, if all have the same
+            value, or if the mean is infinite.
+        std: The sample standard deviation; NaN for fewer than two cases, and if a value is infinite.
+        median: The median, the mean of the two middle values for an even number; infinite values are the largest.
+        low: The minimum.
+        high: The maximum.
     """
 
     num_cases: int
@@ -56,7 +56,7 @@ class Statistics:
     high: float
 
     def to_dict(self) -> dict[str, object]:
-        """Return it as JSON can hold it: None for NaN, the text ``inf`` for infinity."""
+        """Return the statistics for JSON: None for NaN, the text ``inf`` for infinity."""
         entries = {
             name: as_json_number(value) if isinstance(value, float) else value for name, value in vars(self).items()
         }
@@ -64,7 +64,7 @@ class Statistics:
 
 
 def as_json_number(value: float) -> float | str | None:
-    """Return a number as JSON can hold it: None for NaN, ``inf`` or ``-inf`` as text."""
+    """Return a number for JSON: None for NaN, ``inf`` or ``-inf`` as text."""
     return None if math.isnan(value) else float(value) if math.isfinite(value) else str(float(value))
 
 
@@ -78,14 +78,14 @@ def statistics_of(
     """Return the statistics of one metric of one class.
 
     Args:
-        values: One a case; NaN where it is not defined.
-        method: Of the interval: Student's ``t``, or the bias-corrected and accelerated ``bootstrap`` over cases (of
-            9999 samples that are the same for the same values).
-        confidence: Share of such intervals that hold the true mean, between 0 and 1.
-        bounds: The least and the largest value that there can be; the interval is cut there.
+        values: One value per case; NaN where it is undefined.
+        method: The method for the interval: Student's ``t``, or the bias-corrected and accelerated ``bootstrap`` over
+            cases (with 9999 samples that are the same for the same values).
+        confidence: The confidence level of the interval, between 0 and 1.
+        bounds: The smallest and the largest possible value; the interval is clipped to them.
 
     Raises:
-        SettingsError: If there is no such method, or the confidence is out of range.
+        SettingsError: If the method is unknown, or the confidence is out of range.
     """
     check_method(method, confidence)
     given = np.asarray(values, dtype=np.float64)
@@ -106,7 +106,7 @@ def statistics_of(
         mean=float(known.mean()) if known.size else math.nan,
         interval=interval,
         std=float(known.std(ddof=1)) if is_finite else math.nan,
-        median=statistics.median(known.tolist()) if known.size else math.nan,  # of NumPy's two infinite ones make NaN
+        median=statistics.median(known.tolist()) if known.size else math.nan,  # for two infinities NumPy's is NaN
         low=float(known.min()) if known.size else math.nan,
         high=float(known.max()) if known.size else math.nan,
     )
@@ -121,20 +121,20 @@ def interval_over_classes(
 ) -> tuple[float, float] | None:
     """Return the confidence interval of the mean over classes of their means over cases.
 
-    A case that lacks a class counts for the means of the others alone, as in the mean itself. A class that few cases
-    have makes the interval wider: its mean rests on these alone, and so do the degrees of freedom where it is what the
-    mean is uncertain of (Welch and Satterthwaite). With a class in two or three cases alone, a 95 % interval holds the
+    A case without a class contributes only to the means of the others, as in the mean itself. A class in few cases
+    widens the interval: its mean is based on these alone, and so are the degrees of freedom if it contributes most of
+    the uncertainty (Welch and Satterthwaite). With a class in only two or three cases, a 95 % interval contains the
     true mean in about 88 to 93 % of all samples; with more cases of each class in 95 %.
 
     Args:
-        values: ``(cases, classes)``; NaN where a case lacks a class.
+        values: ``(cases, classes)``; NaN if a case lacks a class.
         method: Student's ``t`` over cases, or the ``bootstrap``, which draws cases with all of their classes.
-        confidence: Share of such intervals that hold the true mean.
-        bounds: The least and the largest value that there can be; the interval is cut there.
+        confidence: The confidence level of the interval.
+        bounds: The smallest and the largest possible value; the interval is clipped to them.
 
     Returns:
-        Its ends; None where the cases do not show a spread: there are fewer than two, a class is in one alone, or all
-        score the same.
+        The ends of the interval; None if the spread cannot be estimated: with fewer than two cases, a class in only one
+        case, or equal scores of all cases.
     """
     given = np.asarray(values, dtype=np.float64)
     if not given.size:
@@ -147,14 +147,14 @@ def interval_over_classes(
     if method == "bootstrap":
         shown = np.where(is_known, given, np.nan)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a sample may lack a class, which then does not count
+            warnings.simplefilter("ignore")  # a sample may lack a class, which is then left out
 
             def mean_of_means(rows: npt.NDArray[np.int64]) -> _Floats:
                 return np.asarray(np.nanmean(np.nanmean(shown[rows], axis=-2), axis=-1))
 
             return bootstrapped(mean_of_means, len(given), len(counts), confidence, bounds)
     means = np.where(is_known, given, 0.0).sum(0) / counts
-    # What each case adds to the mean of the classes' means; their spread is that of the mean itself.
+    # The contribution of each case to the mean of the classes' means; their spread is that of the mean itself.
     influence = np.where(is_known, given - means, 0.0) / np.sqrt(counts * (counts - 1.0)) / len(means)
     variance, by_class = float((influence.sum(1) ** 2).sum()), (influence**2).sum(0)
     if not variance > (_NOISE * np.abs(means).max()) ** 2:
@@ -165,10 +165,10 @@ def interval_over_classes(
 
 
 def check_method(method: str, confidence: float) -> None:
-    """Refuse what is no method of intervals, or no confidence.
+    """Check that a method of intervals is known and a confidence level is valid.
 
     Raises:
-        SettingsError: If it is none.
+        SettingsError: If one is not.
     """
     if method not in get_args(Method):
         raise SettingsError(f"the method of intervals must be one of {', '.join(get_args(Method))}, got {method!r}")
@@ -183,15 +183,15 @@ def bootstrapped(
     confidence: float,
     bounds: tuple[float, float],
 ) -> tuple[float, float] | None:
-    """Return the BCa bootstrap interval of a statistic of cases, by SciPy; None where it is not defined.
+    """Return the BCa bootstrap interval of a statistic of cases, computed by SciPy; None if undefined.
 
-    ``statistic`` takes numbers of cases ``(..., n)`` to the statistic ``(...)`` of each sample; the number of classes,
-    of which each case has a value, bounds the samples that are held at once.
+    ``statistic`` maps indices of cases ``(..., n)`` to the statistic ``(...)`` of each sample; the number of classes,
+    each with a value per case, limits the samples that are held at once.
     """
     from scipy import stats
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of samples that are all alike, whose interval is NaN and then None
+        warnings.simplefilter("ignore")  # for samples that are all equal, whose interval is NaN and then None
         found = stats.bootstrap(
             (np.arange(num_cases),),
             lambda rows, axis: statistic(np.moveaxis(rows.astype(np.int64), axis, -1)),
@@ -205,7 +205,7 @@ def bootstrapped(
 
 
 def within(bounds: tuple[float, float], low: float, high: float) -> tuple[float, float] | None:
-    """Return an interval cut at the bounds; None if an end is no number."""
+    """Return an interval clipped to the bounds; None if an end is NaN."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return None
     return max(bounds[0], float(low)), min(bounds[1], float(high))

@@ -1,4 +1,4 @@
-"""Read what evaluations have found: our summaries and nnU-Net's, and experiments' validations, which it also writes."""
+"""Read the results of evaluations: summaries of candy_monai and nnU-Net, and validations, which are written here."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Scores:
     """The scores of one method.
 
     Attributes:
-        source: What they were read from, for messages.
-        cases: Case id to class to the values by metric (names as for `Evaluator`); classes as nnU-Net's summary names
-            them. NaN where there is no value.
-        voxels: Case id to class to the voxels of the reference, where the summary says.
+        source: Where they were read from, for messages.
+        cases: Case id to class to the values by metric (names as for `Evaluator`); classes are named as in nnU-Net's
+            summary. NaN where a value is missing.
+        voxels: Case id to class to the voxels of the reference, if the summary contains them.
         class_names: Class to name.
-        definitions: What the metrics are, by metric; empty where the summary does not say.
+        definitions: The definitions of the metrics, by metric; empty if the summary does not contain them.
     """
 
     source: str
@@ -44,7 +44,7 @@ class Scores:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The metrics of classes that it has, in the order of tables, the background's aside."""
+        """The metrics of its classes, in the order of tables, without those of the background."""
         found = {name for case in self.cases.values() for i, metrics in case.items() if i != "0" for name in metrics}
         return tuple(name for name in CLASS_METRICS if name in found)
 
@@ -56,7 +56,7 @@ class Scores:
 
 
 def summary_in(folder: Path) -> Path | None:
-    """Return the file whose scores stand for a folder; None for the folder of a cross-validation, or another."""
+    """Return the file with the scores of a folder; None for the folder of a cross-validation, or another folder."""
     return next((folder / name for name in (SUMMARY, VALIDATION_SCORES) if (folder / name).is_file()), None)
 
 
@@ -65,11 +65,11 @@ def read_scores(source: PathLike) -> Scores:
 
     Args:
         source: A summary that ``candy-monai evaluate --summary`` or nnU-Net wrote, a folder with a ``summary.json``, an
-            experiment with a ``validation.json``, or the folder of a cross-validation, whose folds' cases are taken
+            experiment with a ``validation.json``, or the folder of a cross-validation, for the cases of all folds
             together.
 
     Raises:
-        BadInputError: If it is none of these, cannot be read, or names a case twice.
+        BadInputError: If it is none of these, cannot be read, or contains a case twice.
     """
     path = Path(source)
     if path.is_file():
@@ -88,7 +88,7 @@ def read_scores(source: PathLike) -> Scores:
 
 
 def save_validation(experiment: Path, result: EvalResult, *, num_validation_cases: int) -> None:
-    """Write how well an experiment's best weights do on its validation cases, or on as many as were scored."""
+    """Write the scores of an experiment's best weights on its validation cases, or on those that were scored."""
     summary = {
         "num_cases": len(result),
         "num_validation_cases": num_validation_cases,
@@ -99,10 +99,10 @@ def save_validation(experiment: Path, result: EvalResult, *, num_validation_case
 
 
 def scores_of(summary: Mapping[str, Any], *, source: str) -> Scores:
-    """Return the scores of a summary, as `EvalResult.to_dict` returns it or nnU-Net wrote it.
+    """Return the scores of a summary, as returned by `EvalResult.to_dict` or written by nnU-Net.
 
     Raises:
-        BadInputError: If it is no such summary, names a case twice, or holds what a metric cannot be.
+        BadInputError: If it is not such a summary, contains a case twice, or has impossible values of a metric.
     """
     return _scores_of(summary_of(summary, source=source), source)
 
@@ -130,7 +130,7 @@ def _check_bounds(values: Mapping[str, float], where: str) -> None:
 
 
 def _renamed(by_metric: Mapping[str, T]) -> dict[str, T]:
-    """Return what is said of metrics under the names that `Evaluator` has for them."""
+    """Return values by metric, with the metrics' names in `Evaluator`."""
     return {_NAMES.get(name, name): value for name, value in by_metric.items()}
 
 
@@ -155,7 +155,7 @@ def _scores_of_folds(path: Path, folds: Mapping[int, Path | None]) -> Scores:
 
 
 def _agreed(folds: Sequence[Scores]) -> dict[str, str]:
-    """Return what the metrics of folds mean; refuse folds in which one means another thing."""
+    """Return the definitions of the metrics of folds; raise if one has several definitions."""
     merged: dict[str, str] = {}
     for scores in folds:
         for name, text in scores.definitions.items():
