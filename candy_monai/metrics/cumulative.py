@@ -1,4 +1,4 @@
-"""Dice and IoU as one of MONAI's metrics: gathered batch by batch, over all processes, and averaged in the end."""
+"""Dice and IoU as a metric of MONAI: accumulated over batches and processes, and averaged at the end."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class OverlapMetric(CumulativeIterationMetric):
-    """Gather the Dice or IoU of each class and case, as MONAI's ``DiceMetric`` does, with nnU-Net's absent classes.
+    """Accumulate the Dice or IoU of each class and case, as MONAI's ``DiceMetric`` does, with nnU-Net's absent classes.
 
-    A class that a case has in neither prediction nor reference has no score and is left out of every mean; one that
-    only one of them has scores 0. (``DiceMetric`` leaves out what the reference lacks, whatever was predicted.)
+    A class in neither prediction nor reference of a case has no score and is left out of every mean; a class in only
+    one of them scores 0. (``DiceMetric`` leaves out classes absent from the reference, whatever was predicted.)
 
     Args:
-        num_classes: Background included; 1 for a binary task, ids 0 and 1.
+        num_classes: The number with background; 1 for a binary task, ids 0 and 1.
         measure: ``"dice"`` or ``"iou"``.
         include_background: Whether class 0 is scored.
-        ignore_index: Voxels with this id in the reference count for nothing.
-        reduction: What `aggregate` averages over, in MONAI's words: ``"mean"`` over the classes of each case and then
-            the cases, ``"mean_batch"`` over the cases, ``"mean_channel"`` over the classes, or ``"none"``.
+        ignore_index: Voxels with this id in the reference are ignored.
+        reduction: The axes that `aggregate` averages over, as in MONAI: ``"mean"`` over the classes of each case and
+            then the cases, ``"mean_batch"`` over the cases, ``"mean_channel"`` over the classes, or ``"none"``.
 
     Raises:
-        SettingsError: If an argument is none of these.
+        SettingsError: If an argument is invalid.
 
     Example:
         >>> metric = OverlapMetric(num_classes=3)
@@ -70,7 +70,7 @@ class OverlapMetric(CumulativeIterationMetric):
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **_: object) -> Tensor:
         """Return the scores ``(B, classes)`` of a batch.
 
-        Both are ids ``(B, 1, *spatial)``, or logits, probabilities or a one-hot code ``(B, num_classes, *spatial)``.
+        Both are ids ``(B, 1, *spatial)``, or logits, probabilities or one-hot encoded ``(B, num_classes, *spatial)``.
         """
         if y is None:
             raise ValueError("a reference is needed beside the prediction")
@@ -86,13 +86,13 @@ class OverlapMetric(CumulativeIterationMetric):
 
     @override
     def aggregate(self, reduction: Reduction | None = None) -> Tensor:
-        """Return the mean over everything gathered since the last `reset`; NaN where there is nothing to measure.
+        """Return the mean over all values since the last `reset`; NaN where there is nothing to measure.
 
         Args:
-            reduction: Another than that of the metric.
+            reduction: Replaces the reduction of the metric.
 
         Raises:
-            ValueError: If nothing was gathered.
+            ValueError: If there are no values.
         """
         scores = self.get_buffer()
         if not isinstance(scores, Tensor):

@@ -1,4 +1,4 @@
-"""Means over a few cases, and how far they can be off: a confidence interval instead of the bare standard error."""
+"""Means over few cases with their uncertainty: a confidence interval instead of only the standard error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ CONFIDENCE = 0.95
 
 
 def mean_of_known(values: Iterable[float]) -> float:
-    """Return the mean of what is not NaN; NaN of nothing."""
+    """Return the mean of the values other than NaN; NaN if there are none."""
     known = [value for value in values if not math.isnan(value)]
     return math.fsum(known) / len(known) if known else math.nan
 
@@ -17,13 +17,13 @@ def mean_of_known(values: Iterable[float]) -> float:
 def half_width(standard_error: float, num_cases: float, *, confidence: float = CONFIDENCE) -> float:
     """Return half the width of the confidence interval of a mean, by Student's t; NaN for fewer than two cases.
 
-    Of 5 cases it is 2.8 standard errors, of 40 it is 2.0. The interval is of the mean over further cases of the same
-    kind; how another run with another seed would score, it does not say.
+    For 5 cases it is 2.8 standard errors, for 40 it is 2.0. The interval is of the mean over further cases of the same
+    kind; it does not cover the variation between runs with different seeds.
 
     Args:
-        standard_error: Of the mean.
-        num_cases: What it is the mean of; the degrees of freedom and one, of a mean that has fewer.
-        confidence: Share of such intervals that hold the true mean, between 0 and 1.
+        standard_error: The standard error of the mean.
+        num_cases: The number of cases in the mean; the degrees of freedom plus one for a mean with fewer of them.
+        confidence: The confidence level, between 0 and 1.
     """
     if num_cases < 2 or not math.isfinite(standard_error):
         return math.nan
@@ -33,10 +33,10 @@ def half_width(standard_error: float, num_cases: float, *, confidence: float = C
 
 
 def number_as_text(value: float, digits: int = 4) -> str:
-    """Return a number as tables show it; a dash for NaN."""
+    """Return a number in the format of tables; a dash for NaN."""
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def interval_as_text(ends: Sequence[float] | None) -> str:
-    """Return the ends of an interval as tables show them, such as ``0.8123 to 0.9012``; a dash for None."""
+    """Return the ends of an interval in the format of tables, such as ``0.8123 to 0.9012``; a dash for None."""
     return "-" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"

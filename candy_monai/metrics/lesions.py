@@ -1,10 +1,10 @@
-"""Lesion-wise metrics: the connected components of a predicted and a reference class, matched with each other.
+"""Lesion-wise metrics, from matched connected components of a predicted and a reference class.
 
-Two rules of matching are in use, and their numbers cannot be compared:
+Two rules of matching are in use, whose values are not comparable:
 
-- ``iou``, as panoptica's ``NaiveThresholdMatching``: pairs of components whose intersection over union reaches a
-  threshold, the best first, each component in one pair at most.
-- ``dilation``, as the BraTS challenges since 2023: components of the reference that a dilation joins are one lesion;
+- ``iou``, as in panoptica's ``NaiveThresholdMatching``: pairs of components whose intersection over union reaches a
+  threshold, the best first, with each component in at most one pair.
+- ``dilation``, as in the BraTS challenges since 2023: components of the reference that a dilation joins are one lesion;
   it is found if any predicted component touches its dilation, and is then compared with all of these together.
 """
 
@@ -31,9 +31,9 @@ LESION_METRICS = (
     "lesion_dice",
     "lesion_matched_dice",
 )
-"""Detection by lesions: F1, recall and precision of the matched ones, and the number of predicted ones without a
-partner; the sum of the matched lesions' Dice over all of the reference and the false positives, as in BraTS; and the
-mean of the matched lesions' Dice, panoptica's ``sq_dsc``."""
+"""Detection of lesions: F1, recall and precision of the matched ones, and the number of predicted ones without a match;
+the sum of the matched lesions' Dice over the number of reference lesions and false positives, as in BraTS; and the mean
+of the matched lesions' Dice, panoptica's ``sq_dsc``."""
 
 Matching = Literal["iou", "dilation"]
 Connectivity = Literal["full", "faces"]
@@ -44,19 +44,19 @@ _Labels = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, kw_only=True)
 class LesionRule:
-    """What a lesion is, and when it is found.
+    """The definition of a lesion, and of its detection.
 
     Attributes:
         matching: ``iou`` or ``dilation``, see the module.
-        iou: The least intersection over union of a pair, for ``iou``.
-        dilation: By how many voxels the reference is dilated, for ``dilation``; across faces and edges, as in BraTS.
-        connectivity: ``full``: voxels that share a face, an edge or a corner are of one component (26 neighbours, 8 in
-            a picture). ``faces``: those that share a face (6, or 4).
-        least_mm3: Lesions of the reference up to this volume count for nothing, found or not, nor does what was
-            predicted there; in mm3, in a picture mm2.
+        iou: The minimum intersection over union of a pair, for ``iou``.
+        dilation: The reference's dilation in voxels, for ``dilation``; across faces and edges, as in BraTS.
+        connectivity: ``full``: voxels that share a face, an edge or a corner are connected (26 neighbours, 8 in a
+            picture). ``faces``: those that share a face (6, or 4).
+        least_mm3: Lesions of the reference up to this volume are ignored, together with the predictions there; in mm3,
+            in a picture mm2.
 
     Raises:
-        SettingsError: If a value is none of these or out of range.
+        SettingsError: If a value is unknown or out of range.
     """
 
     matching: Matching = "iou"
@@ -88,7 +88,7 @@ class LesionRule:
         ``dilation=3``, ``least_mm3=50`` (metastases have ``dilation=1,least_mm3=2``).
 
         Raises:
-            SettingsError: If it is no such text.
+            SettingsError: If the text is invalid.
         """
         presets: dict[str, dict[str, object]] = {
             "panoptica": {},
@@ -120,7 +120,7 @@ class LesionRule:
                 values[name] = kinds[name](value)
             except ValueError:
                 raise SettingsError(f"lesions: {name} must be a number, got {value!r}") from None
-        rule = cls(**values)  # type: ignore[arg-type]  # each was made of its field's type
+        rule = cls(**values)  # type: ignore[arg-type]  # each was converted to its field's type
         idle = "iou" if rule.matching == "dilation" else "dilation"
         if idle in given:
             other = "brats" if idle == "dilation" else "panoptica"
@@ -150,22 +150,22 @@ def lesion_metrics(
     rule: LesionRule | None = None,
     spacing_mm: Sequence[float] | None = None,
 ) -> dict[str, float]:
-    """Measure how one class of one case was found, lesion by lesion.
+    """Compute the lesion-wise metrics of one class of one case.
 
     Args:
-        prediction: Mask ``(*spatial)``, on any device; components are found on the CPU.
+        prediction: Mask ``(*spatial)``, on any device; components are computed on the CPU.
         reference: Mask of the same shape.
         names: Which of `LESION_METRICS`.
-        rule: What a lesion is and when it is found; None for panoptica's.
+        rule: The rule that defines and matches lesions; None for panoptica's.
         spacing_mm: Distance of voxels along each axis, for the rule's ``least_mm3``; None for 1.
 
     Returns:
-        Name to value; NaN where a ratio has nothing to be of: recall without a lesion in the reference, precision
-        without a predicted one, a Dice of matched lesions without a match, and all but the false positives where
-        neither map has one.
+        Name to value; NaN where a ratio is undefined: recall without a lesion in the reference, precision without a
+        predicted one, the Dice of matched lesions without a match, and all but the false positives if both maps have
+        none.
 
     Raises:
-        BadInputError: If the masks differ in shape or hold fractions, or there is not a positive spacing for each axis.
+        BadInputError: If the masks differ in shape or are not binary, or there is not a positive spacing for each axis.
     """
     check_masks(prediction, reference, spacing_mm)
     rule = LesionRule() if rule is None else rule
@@ -192,7 +192,7 @@ def lesion_metrics(
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """The Dice of each lesion of the reference that was found, how many there are, and the false positives."""
+    """The Dice of each lesion of the reference that was found, the number of lesions, and of false positives."""
 
     dice: tuple[float, ...]
     num_reference: int
@@ -221,7 +221,7 @@ def _matched_by_dilation(prediction: _Mask, reference: _Mask, rule: LesionRule, 
     from scipy import ndimage
 
     predicted = _components(prediction, rule)
-    # Faces and edges, corners aside: generate_binary_structure(3, 2), as BraTS has it.
+    # Faces and edges, without corners: generate_binary_structure(3, 2), as in BraTS.
     structure = ndimage.generate_binary_structure(reference.ndim, min(2, reference.ndim))
     dilated = ndimage.binary_dilation(reference, structure, iterations=rule.dilation)
     joined = _components(dilated, rule)
@@ -244,7 +244,7 @@ def _matched_by_dilation(prediction: _Mask, reference: _Mask, rule: LesionRule, 
 def _counted(
     dice: dict[int, float], sizes: npt.NDArray[np.int64], *, num_false: int, rule: LesionRule, voxel_mm3: float
 ) -> _Found:
-    """Return the lesions without those that are too small, of those that were found and of all."""
+    """Return the result without lesions that are too small, among those that were found and among all."""
     large = {lesion for lesion in range(1, len(sizes)) if sizes[lesion] * voxel_mm3 > rule.least_mm3}
     return _Found(
         dice=tuple(value for lesion, value in dice.items() if lesion in large),
@@ -265,7 +265,7 @@ def _sizes(labels: _Labels) -> npt.NDArray[np.int64]:
 
 
 def _overlaps(one: _Labels, other: _Labels) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the pairs ``(n, 2)`` of components that have voxels in common, and how many."""
+    """Return the pairs ``(n, 2)`` of components with common voxels, and the number of these."""
     both = (one > 0) & (other > 0)
     width = int(other.max(initial=0)) + 1
     keys, counts = np.unique(one[both].astype(np.int64) * width + other[both], return_counts=True)

@@ -1,8 +1,8 @@
 """Dice and IoU of label ids, from voxel counts.
 
-What is given for label ids and is none (probabilities, ids from ``num_classes`` on) is refused: left out it would make
-a number that looks right. On a GPU this reads four numbers back; ``check_ids=False`` reads none. What happens to absent
-classes is stated in the package's docstring.
+Invalid label ids (probabilities, ids from ``num_classes`` on) are refused: ignoring them would give a wrong but
+plausible number. On a GPU this check transfers four numbers to the CPU; ``check_ids=False`` avoids this. The policy for
+absent classes is in the package's docstring.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from candy_monai.errors import BadInputError
 from candy_monai.label_ids import highest_id, widened
 
 _IGNORED = 2
-_COUNTED_AT_ONCE = 2**23  # bounds the 64-bit copies of the ids to about 64 MB each
+_COUNTED_AT_ONCE = 2**23  # limits the 64-bit copies of the ids to about 64 MB each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +35,17 @@ class OverlapCounts:
 
     @property
     def dice(self) -> Tensor:
-        """The Dice of each class, float32; NaN where it is in neither."""
+        """The Dice of each class, float32; NaN if the class is in neither."""
         return 2 * self.common / (self.predicted + self.referenced)
 
     @property
     def iou(self) -> Tensor:
-        """The intersection over union of each class, float32; NaN where it is in neither."""
+        """The intersection over union of each class, float32; NaN if the class is in neither."""
         return self.common / (self.predicted + self.referenced - self.common)
 
 
 class Counting(TypedDict, total=False):
-    """What counts and what is a case: the options of `dice_per_class`, for the functions that pass them on."""
+    """The options of `dice_per_class` for classes, voxels and cases, for functions that pass them on."""
 
     include_background: bool
     ignore_index: int | None
@@ -68,19 +68,19 @@ def dice_per_class(
     Args:
         prediction: Ids ``(1, *spatial)`` of one case or ``(B, 1, *spatial)`` of several; any number type.
         reference: Ids of the same shape.
-        num_classes: Background included; 1 means a binary task, ids 0 and 1.
+        num_classes: The number with background; 1 means a binary task, ids 0 and 1.
         include_background: Whether class 0 is among the results.
-        ignore_index: Voxels with this id in the reference count for nothing.
-        batched: Whether the first axis is cases. By default four axes are a batch of 2-D cases where the second has
-            length 1, else one 3-D case; say it for volumes that may be one slice thick.
-        check_ids: Whether the values are looked at. Without, nothing is read back from the device, and values that are
-            no ids of the classes match nothing.
+        ignore_index: Voxels with this id in the reference are ignored.
+        batched: Whether the first axis is cases. By default four axes are a batch of 2-D cases if the second has length
+            1, else one 3-D case; set this for volumes that may be one slice thick.
+        check_ids: Whether to check the values. Otherwise nothing is transferred from the device, and values that are
+            not ids of the classes match nothing.
 
     Returns:
-        ``(classes,)`` for one case, ``(B, classes)`` for a batch, float32; NaN where the class is in neither.
+        ``(classes,)`` for one case, ``(B, classes)`` for a batch, float32; NaN if the class is in neither.
 
     Raises:
-        ValueError: If the shapes differ or are not those of label ids, or a value is no id of the classes.
+        ValueError: If the shapes differ or are not those of label ids, or a value is not an id of the classes.
     """
     return count_overlap(
         prediction,
@@ -110,12 +110,12 @@ def dice_per_region(
         prediction: Ids ``(1, *spatial)`` of one case or ``(B, 1, *spatial)`` of several; any number type.
         reference: Ids of the same shape.
         regions: The ids of each region.
-        ignore_index: Voxels with this id in the reference count for nothing.
+        ignore_index: Voxels with this id in the reference are ignored.
         batched: Whether the first axis is cases.
-        check_ids: Whether the values are looked at.
+        check_ids: Whether to check the values.
 
     Returns:
-        ``(regions,)`` for one case, ``(B, regions)`` for a batch, float32; NaN where the region is in neither.
+        ``(regions,)`` for one case, ``(B, regions)`` for a batch, float32; NaN if the region is in neither.
     """
     if check_ids:
         _refuse_other_ids(prediction, reference, None, ignore_index)
@@ -133,7 +133,7 @@ def dice_per_region(
 def iou_per_class(prediction: Tensor, reference: Tensor, num_classes: int, **options: Unpack[Counting]) -> Tensor:
     """Compute the intersection over union of each class and case.
 
-    Arguments (``include_background``, ``ignore_index``, ``batched`` and ``check_ids`` among them), the shape of the
+    Arguments (including ``include_background``, ``ignore_index``, ``batched`` and ``check_ids``), the shape of the
     result and errors are those of `dice_per_class`.
     """
     return count_overlap(prediction, reference, num_classes, **options).iou
@@ -142,22 +142,22 @@ def iou_per_class(prediction: Tensor, reference: Tensor, num_classes: int, **opt
 def mean_dice(prediction: Tensor, reference: Tensor, num_classes: int, **options: Unpack[Counting]) -> Tensor:
     """Compute the mean Dice of each case over the classes that it or its reference contains.
 
-    Arguments (``include_background``, ``ignore_index``, ``batched`` and ``check_ids`` among them) and errors are those
+    Arguments (including ``include_background``, ``ignore_index``, ``batched`` and ``check_ids``) and errors are those
     of `dice_per_class`.
 
     Returns:
-        No dimension for one case, ``(B,)`` for a batch; NaN where there is nothing to measure.
+        A scalar for one case, ``(B,)`` for a batch; NaN where there is nothing to measure.
     """
     return count_overlap(prediction, reference, num_classes, **options).dice.nanmean(-1)
 
 
 def labels_from_logits(logits: Tensor, *, num_classes: int, channel_dim: int = 1) -> Tensor:
-    """Convert logits to label ids: the largest channel, or of a single one whether it is above 0 (probability 1/2).
+    """Convert logits to label ids: the largest channel, or for a single one whether it is above 0 (probability 1/2).
 
     Args:
         logits: ``(B, C, *spatial)``; with ``channel_dim=0`` a single case ``(C, *spatial)``.
-        num_classes: Channels of the logits.
-        channel_dim: Which axis holds the channels.
+        num_classes: The number of channels of the logits.
+        channel_dim: The axis of the channels.
 
     Returns:
         Ids of the same shape with one channel: uint8, or int64 for more than 256 classes.
@@ -205,7 +205,7 @@ def count_overlap(
         valid = None if ignore_index is None else widened(referenced) != ignore_index
         first, second = (_bins(ids, classes, valid) for ids in (predicted, referenced))
         both = torch.where(first == second, first, classes)
-        # Not bincount: on CUDA it reads the largest id back. Whole numbers add up the same in any order.
+        # Not bincount, which on CUDA transfers the largest id. Sums of integers do not depend on the order.
         for total, bins in zip(totals, (both, first, second), strict=True):
             total.scatter_add_(1, bins, one.expand_as(bins))
     scored = totals[..., 0 if include_background else 1 : classes]
@@ -214,7 +214,7 @@ def count_overlap(
 
 
 def _refuse_other_ids(prediction: Tensor, reference: Tensor, num_classes: int | None, ignore_index: int | None) -> None:
-    """Refuse what are no label ids, or, where the number of classes is given, ids that are none of them."""
+    """Raise if values are not label ids, or, if the number of classes is given, not ids of the classes."""
     for what, labels in (("prediction", prediction), ("reference", reference)):
         highest = highest_id(labels, what=f"the {what}", ignore_index=ignore_index)
         if num_classes is not None and highest >= num_classes:
@@ -225,27 +225,27 @@ def _refuse_other_ids(prediction: Tensor, reference: Tensor, num_classes: int | 
 
 
 def is_any_of(labels: Tensor, ids: Sequence[int]) -> Tensor:
-    """Return where labels of any shape are one of some ids, as a plain Boolean tensor.
+    """Return the mask of labels of any shape that are one of some ids, as a plain Boolean tensor.
 
     Unlike ``torch.isin`` with a tensor of ids it copies nothing to the device, so that no training step waits for it.
     """
     plain = labels.as_subclass(Tensor)
     if not plain.is_floating_point() and plain.dtype != torch.bool:
         held = torch.iinfo(plain.dtype)
-        ids = [label_id for label_id in ids if held.min <= label_id <= held.max]  # PyTorch would wrap the others
+        ids = [label_id for label_id in ids if held.min <= label_id <= held.max]  # PyTorch would wrap around other ids
     nowhere = torch.zeros_like(plain, dtype=torch.bool)
     return functools.reduce(torch.Tensor.logical_or_, (torch.eq(plain, label_id) for label_id in ids), nowhere)
 
 
 def _bins(ids: Tensor, classes: int, valid: Tensor | None) -> Tensor:
-    """Return the ids as bins; whatever is no class, or not valid, goes into one bin more, which is never read."""
+    """Return the ids as bins; invalid voxels and ids that are not classes go into an extra bin, which is never read."""
     ids = ids.long()
     counted = (ids >= 0) & (ids < classes)
     return torch.where(counted if valid is None else counted & valid, ids, classes)
 
 
 def is_batch(ids: Tensor) -> bool:
-    """Return whether a tensor holds several cases, ``(B, 1, *spatial)``, or one, ``(1, *spatial)``; else raise."""
+    """Return whether a tensor contains several cases, ``(B, 1, *spatial)``, or one, ``(1, *spatial)``; else raise."""
     shape = tuple(ids.shape)
     if len(shape) in (4, 5) and shape[1] == 1:
         return True

@@ -1,16 +1,16 @@
-"""Distances between the surfaces of a predicted and a reference class, with the library's policy.
+"""Distances between the surfaces of a predicted and a reference class, with the policy for absent classes.
 
-A class in neither has no distance, NaN. One that only one of them contains is infinitely far off, and its surface Dice
-is 0: a class that was missed must not make a mean look better.
+A class in neither has no distance, NaN. For a class in only one of them the distance is infinite, and the surface Dice
+is 0, so that a missed class does not improve a mean.
 
-A voxel of a class is surface where a neighbour across one of its faces is not of the class, and beyond the border of
-the image nothing is of any class: an object that touches the border has surface there. Axes of length 1 are no axes
-here, so a volume of one slice is measured as the flat picture that it is.
+A voxel of a class is on the surface if a face neighbour is not of the class. Outside the image there is no class: an
+object that touches the border has surface there. Axes of length 1 are ignored, so that a volume of one slice is
+measured as a 2-D picture.
 
-All metrics come from one computation of the distances, which MONAI's ``get_surface_distance`` makes; the values are
-those of MONAI's ``compute_hausdorff_distance``, ``compute_average_surface_distance`` and ``compute_surface_dice``, each
-of which computes the distances anew. What MONAI crops and erodes takes more time than the distances, so both are done
-here, on the CPU as there.
+All metrics are computed from the same distances, by MONAI's ``get_surface_distance``; the values are those of MONAI's
+``compute_hausdorff_distance``, ``compute_average_surface_distance`` and ``compute_surface_dice``, each of which
+computes the distances again. MONAI's cropping and erosion take more time than the distances, so both are done here,
+also on the CPU.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from candy_monai.errors import BadInputError
 from candy_monai.label_ids import holds_whole_numbers
 
 SURFACE_METRICS = ("hd95", "hd100", "assd", "masd", "surface_dice")
-"""In the spacing's unit: the larger of both 95th percentiles of the distances from one surface to the other, and their
-maximum (the Hausdorff distance); the mean of all distances of both surfaces, and the mean of both surfaces' means. And
-the share of both surfaces that lies within the tolerance of the other (Nikolov et al., 2018)."""
+"""In the spacing's unit: the larger of the two directed 95th percentiles of the surface distances, and their maximum
+(the Hausdorff distance); the mean of all distances of both surfaces, and the mean of both surfaces' means. And the
+share of both surfaces that is within the tolerance of the other (Nikolov et al., 2018)."""
 
 _SLACK = 1 + 1e-6
-"""MONAI's distances are float32: 0.3 mm are 0.30000001, and still within a tolerance of 0.3 mm."""
+"""MONAI's distances are float32: 0.3 mm is 0.30000001, and still within a tolerance of 0.3 mm."""
 
 _Mask = npt.NDArray[np.bool_]
 _Floats = npt.NDArray[np.float64]
 _Weighted = tuple[_Floats, _Floats]
-"""Distances, and the area that each stands for."""
+"""Distances, and the area of each surface element."""
 
 
 def surface_metrics(
@@ -50,22 +50,22 @@ def surface_metrics(
     tolerance_mm: float = 1.0,
     subvoxels: bool = False,
 ) -> dict[str, float]:
-    """Measure one class of one case.
+    """Compute the surface metrics of one class of one case.
 
     Args:
         prediction: Mask ``(*spatial)``.
         reference: Mask of the same shape.
         names: Which of `SURFACE_METRICS`.
         spacing_mm: Distance of voxels along each axis.
-        tolerance_mm: How far off a surface may be that still counts for the surface Dice.
-        subvoxels: Whether a surface consists of elements between voxels, each with its area for a weight, as in
-            DeepMind's ``surface-distance``, instead of the outermost voxels.
+        tolerance_mm: The largest distance of a surface that is accepted by the surface Dice.
+        subvoxels: Whether a surface consists of elements between voxels, weighted by their areas, as in DeepMind's
+            ``surface-distance``, instead of the outermost voxels.
 
     Returns:
         Name to value.
 
     Raises:
-        BadInputError: If the masks differ in shape or hold fractions, or an option is out of range.
+        BadInputError: If the masks differ in shape or are not binary, or an option is out of range.
     """
     check_masks(prediction, reference, spacing_mm)
     if unknown := [name for name in names if name not in SURFACE_METRICS]:
@@ -98,7 +98,7 @@ def surface_metrics(
 
 
 def check_masks(prediction: Tensor, reference: Tensor, spacing_mm: Sequence[float] | None) -> None:
-    """Check that two tensors are masks on one grid with this spacing, None for none.
+    """Check that two tensors are masks on one grid with this spacing, or None for no spacing.
 
     Raises:
         BadInputError: If they are not.
@@ -117,14 +117,14 @@ def check_masks(prediction: Tensor, reference: Tensor, spacing_mm: Sequence[floa
 
 
 def _distances(prediction: _Mask, reference: _Mask, spacing: Sequence[float]) -> tuple[_Weighted, _Weighted]:
-    """Return how far each surface voxel of the prediction is from the reference's surface, and the other way round."""
+    """Return each prediction surface voxel's distance to the reference's surface, and vice versa."""
     box = bounding_box(prediction | reference)
     assert box is not None
     return _both_ways(_surface(prediction[box]), _surface(reference[box]), spacing)
 
 
 def _subvoxel_distances(prediction: _Mask, reference: _Mask, spacing: Sequence[float]) -> tuple[_Weighted, _Weighted]:
-    """Return the same of the elements of both surfaces, with their areas."""
+    """Return the same distances for the elements of both surfaces, with their areas."""
     from monai.metrics import utils
 
     box = bounding_box(prediction | reference)
@@ -157,7 +157,7 @@ def _weighted_percentile(distances: _Floats, areas: _Floats, percent: float) -> 
 
 
 def _surface(mask: _Mask) -> _Mask:
-    """Return the voxels of a mask that have a neighbour across a face, or the border, outside it."""
+    """Return the voxels of a mask with a face neighbour outside the mask or outside the image."""
     inner = mask.copy()
     for axis in range(mask.ndim):
         inner_along, along = np.moveaxis(inner, axis, 0), np.moveaxis(mask, axis, 0)
@@ -168,7 +168,7 @@ def _surface(mask: _Mask) -> _Mask:
 
 
 def _axes_of_extent(shape: Sequence[int]) -> list[int]:
-    """Return the axes that are longer than 1, and as many others as make two, the fewest of a picture."""
+    """Return the axes longer than 1, and others if these are fewer than two, the minimum for a picture."""
     by_length = sorted(range(len(shape)), key=lambda axis: shape[axis] == 1)
     longer = sum(length > 1 for length in shape)
     return sorted(by_length[: max(2, longer)])
