@@ -1,5 +1,5 @@
-"""Parts around a network: losses, deep supervision, schedules, moving average, padding, slices of volumes.
+"""Components around a network: losses, deep supervision, schedules, moving average, padding, slices of volumes.
 
-Networks, logits ``(B, C, *spatial)`` and labels enter; losses, schedules and modules leave. What MONAI or PyTorch has
-is used from there. Nothing here reads files or trains.
+The inputs are networks, logits ``(B, C, *spatial)`` and labels; the outputs are losses, schedules and modules. Existing
+components of MONAI and PyTorch are used directly. Nothing here reads files or trains.
 """

@@ -1,4 +1,4 @@
-"""One loss over several output resolutions, and the one output that counts among whatever a network returns.
+"""A loss over several output resolutions, and the selection of the main output of a network.
 
 A network may return a tensor, list, tuple, dict, or MONAI DynUNet's stacked heads.
 """
@@ -25,15 +25,15 @@ _MAIN_KEYS = ("out", "logits")
 
 
 class DeepSupervisionLoss(nn.Module):
-    """Apply a criterion to every resolution that a network returns and add the results up.
+    """Apply a criterion to every resolution that a network returns, and return the weighted sum.
 
-    Outputs are taken from the finest to the coarsest, those of one size in the order given. Labels follow by
-    `downsample_labels`, so integer ids, masks and ignore values all work.
+    Outputs are ordered from the finest to the coarsest, those of one size in the order given. Labels are resampled by
+    `downsample_labels`, so that integer ids, masks and ignore values are all supported.
 
     Args:
         criterion: Takes ``(logits, labels)``; returns a tensor, or a tensor and its parts.
-        weights: One for each output, finest first, used as given; a coarse output of weight 0 costs nothing. By default
-            1, 1/2, 1/4 and so on, divided by their sum.
+        weights: One for each output, finest first, used as given; a coarse output of weight 0 is not computed. By
+            default 1, 1/2, 1/4 and so on, divided by their sum.
 
     Raises:
         SettingsError: If a weight is negative or not finite, or all are 0.
@@ -56,15 +56,15 @@ class DeepSupervisionLoss(nn.Module):
 
     @override
     def forward(self, output: NetworkOutput, labels: Tensor) -> tuple[Tensor, Mapping[str, Scalar]]:
-        """Return the weighted sum, and the parts at full resolution.
+        """Return the weighted sum, and the parts of the loss at full resolution.
 
         Args:
-            output: What the network returned: a tensor, a list, tuple or dict of tensors, or stacked heads
-                ``(B, heads, C, *spatial)``. A single output is what the bare criterion would get.
+            output: The network's output: a tensor, a list, tuple or dict of tensors, or stacked heads
+                ``(B, heads, C, *spatial)``. A single output is passed to the criterion unchanged.
             labels: ``(B, 1, *spatial)`` ids or ``(B, C, *spatial)`` masks at full resolution.
 
         Raises:
-            ValueError: If no output has the labels' size, or the number of weights is another than of outputs.
+            ValueError: If no output has the labels' size, or the number of weights is not that of outputs.
         """
         outputs = outputs_as_list(output, labels.ndim - 2)
         if len(outputs) == 1 and self.weights is None:
@@ -93,16 +93,16 @@ class DeepSupervisionLoss(nn.Module):
 
 
 def downsample_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
-    """Resample labels to a lower resolution by picking, on each axis, the voxel nearest to each new voxel's centre.
+    """Resample labels to a lower resolution by taking, on each axis, the voxel nearest to each new voxel's centre.
 
-    A pick invents no id, needs no one-hot copy however many classes there are, and keeps thin structures in proportion
-    where a majority vote would erase them. With an even factor two voxels are equally near; the one closer to the
-    middle of the picture is taken, which makes the result mirror-symmetric: what is centred stays centred. (Always
-    taking the upper one, as ``nearest-exact`` does, shifts everything by half a voxel.)
+    This creates no new ids, needs no one-hot copy for any number of classes, and keeps thin structures in proportion
+    where a majority vote would remove them. With an even factor two voxels are equally near; the one closer to the
+    centre of the image is taken, so that the result is mirror-symmetric and centred objects stay centred. (Always
+    taking the upper one, as ``nearest-exact`` does, shifts the labels by half a voxel.)
 
     Args:
         labels: ``(B, C, *spatial)``, any type.
-        size: The new spatial size, no axis longer than it was.
+        size: The new spatial size, with no axis longer than before.
 
     Raises:
         ValueError: If an axis would become longer, or the number of axes differs.
@@ -117,10 +117,10 @@ def downsample_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _nearest(old: int, new: int, device: torch.device) -> Tensor:
-    # Twice `new` times the centres, so that everything is a whole number: centre = ((2 i + 1) old - new) / (2 new).
+    # Twice `new` times the centres, so that all values are integers: centre = ((2 i + 1) old - new) / (2 new).
     lower_half = torch.arange((new + 1) // 2, device=device)
     doubled = (2 * lower_half + 1) * old - new
-    picked = (doubled + new) // (2 * new)  # rounds a half up, here towards the middle
+    picked = (doubled + new) // (2 * new)  # rounds halves up, here towards the centre
     mirrored = old - 1 - picked.flip(0)
     return torch.cat([picked, mirrored[new % 2 :]])
 
@@ -128,12 +128,12 @@ def _nearest(old: int, new: int, device: torch.device) -> Tensor:
 def outputs_as_list(output: NetworkOutput, num_dims: int) -> list[Tensor]:
     """Return the segmentation outputs of a network, ``(B, C, *spatial)`` with 2 or 3 spatial axes, the finest first.
 
-    Tensors of another number of axes (a scalar loss, a vector of features) are left out. Among outputs of one size the
-    order is kept, in a dict with ``"out"`` or ``"logits"`` first.
+    Tensors with another number of axes (a scalar loss, a feature vector) are left out. Outputs of the same size keep
+    their order, except that in a dict ``"out"`` or ``"logits"`` come first.
 
     Raises:
-        ValueError: If there is no output of that many axes.
-        TypeError: If something in it is neither a tensor nor a collection of them.
+        ValueError: If there is no output with that number of axes.
+        TypeError: If an element is neither a tensor nor a collection of tensors.
     """
     found = _flattened(output, num_dims)
     if not found:
@@ -142,7 +142,7 @@ def outputs_as_list(output: NetworkOutput, num_dims: int) -> list[Tensor]:
 
 
 def main_output(output: NetworkOutput, *, num_dims: int) -> Tensor:
-    """Return the logits at full resolution, the first of `outputs_as_list`, whose errors are the same."""
+    """Return the logits at full resolution, the first of `outputs_as_list`, which raises the same errors."""
     return outputs_as_list(output, num_dims)[0]
 
 

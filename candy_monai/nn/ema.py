@@ -1,4 +1,4 @@
-"""An exponential moving average of a network's weights, updated without waiting for the device."""
+"""An exponential moving average of a network's weights, updated without device synchronisation."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from candy_monai.errors import SettingsError
 class ExponentialMovingAverage(AveragedModel):
     """Average a model's weights: ``average = d * average + (1 - d) * weights`` after every optimizer step.
 
-    ``d = min(decay, (1 + t) / (10 + t))``, where ``t`` counts the updates made so far: 0.1 at the first, so that the
-    random start is soon forgotten. Buffers (BatchNorm's statistics), integer parameters and extra states of modules are
-    copied. Parameters, buffers and modules that the model is given later are averaged from then on. ``t`` is counted in
-    Python, so that an update never waits for the device.
+    ``d = min(decay, (1 + t) / (10 + t))``, where ``t`` is the number of updates so far: 0.1 at the first, so that the
+    random initialisation is soon forgotten. Buffers (BatchNorm's statistics), integer parameters and extra states of
+    modules are copied. Parameters, buffers and modules added to the model later are averaged from then on. ``t`` is
+    counted in Python, so that an update never synchronises with the device.
 
-    The copy is a `torch.optim.swa_utils.AveragedModel`: its weights are ``ema.module``'s, its state loads into the
-    base class and back. Its parameters never require gradients; ``train()`` and ``eval()`` are the caller's.
+    The copy is a `torch.optim.swa_utils.AveragedModel`: its weights are in ``ema.module``, and its state is compatible
+    with the base class. Its parameters never require gradients; ``train()`` and ``eval()`` are left to the caller.
 
-    In half precision the steps of a slow average vanish in rounding: average a float32 model.
+    In half precision the updates of a slow average are lost in rounding: average a float32 model.
 
     Args:
-        model: The model to average; it is copied once and not changed.
-        decay: The share of the average that one update keeps in the long run, 0 to less than 1.
+        model: The model to average; it is copied once and not modified.
+        decay: The share of the average that an update keeps in the long run, from 0 to less than 1.
 
     Raises:
         SettingsError: If ``decay`` is out of range.
@@ -53,15 +53,15 @@ class ExponentialMovingAverage(AveragedModel):
 
     @property
     def num_updates(self) -> int:
-        """How many updates were made, those before a restart included."""
+        """The number of updates, including those before a restart."""
         return self._num_updates
 
     @override
     def update_parameters(self, model: nn.Module) -> None:
-        """Draw the average towards the model's present weights.
+        """Move the average towards the model's current weights.
 
         Args:
-            model: The model that was copied, or the same weights in a wrapper, with its parameters in the same order.
+            model: The model that was copied, or the same weights in a wrapper, with parameters in the same order.
 
         Raises:
             ValueError: If the parameters or buffers are not those of the averaged model.
@@ -81,7 +81,7 @@ class ExponentialMovingAverage(AveragedModel):
         self.n_averaged.fill_(self._num_updates)
 
     def _pairs(self, model: nn.Module) -> tuple[list[_Pair], list[_Pair]]:
-        """Sort the tensors into those to average and those to copy, one pair of lists a type, which foreach wants."""
+        """Group the tensors to average and those to copy by type, as pairs of lists for PyTorch's foreach functions."""
         averaged: defaultdict[object, _Pair] = defaultdict(lambda: ([], []))
         copied: defaultdict[object, _Pair] = defaultdict(lambda: ([], []))
         for what in ("parameters", "buffers"):
@@ -104,11 +104,11 @@ def _num_tensors(network: nn.Module) -> tuple[int, int]:
 
 
 def _take_up(averaged: nn.Module, model: nn.Module) -> None:
-    """Copy to a copy of the model what was attached to the model since; nothing where that is in a wrapper."""
+    """Copy modules and tensors that were added to the model later to its copy, except those in a wrapper."""
     ours = dict(averaged.named_modules())
     for name, theirs in model.named_modules():
         mine = ours.get(name)
-        if mine is None or type(mine) is not type(theirs):  # new ones come with the module that they are in
+        if mine is None or type(mine) is not type(theirs):  # new ones are copied with their module
             continue
         for key, module in theirs.named_children():
             if mine._modules.get(key) is None:
@@ -132,6 +132,6 @@ _Pair = tuple[list[Tensor], list[Tensor]]
 
 
 def _count_from_state(ema: nn.Module, _: Any) -> None:
-    """Read the count once, when a state was loaded; from then on Python counts."""
+    """Read the count once, after a state was loaded; then it is counted in Python."""
     assert isinstance(ema, ExponentialMovingAverage)
     ema._num_updates = int(ema.n_averaged)

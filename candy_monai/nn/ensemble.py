@@ -1,4 +1,4 @@
-"""Several networks as one. Copied into bundles, so that it imports nothing else of ours."""
+"""Several networks as one. Copied into bundles, and thus without imports of other modules of candy_monai."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 
 class Ensemble(nn.Module):
-    """The mean of several networks' probabilities, as logits.
+    """The mean of the probabilities of several networks, as logits.
 
     Args:
         networks: Networks of one task, from images to logits.
-        sigmoid: Whether each channel is a question of its own (one foreground logit, overlapping regions) instead of
-            one of classes that exclude each other.
-        of_logits: Whether the mean is that of the logits themselves.
+        sigmoid: Whether channels are independent (one foreground logit, overlapping regions) instead of mutually
+            exclusive classes.
+        of_logits: Whether to average the logits themselves.
     """
 
     def __init__(self, networks: Sequence[nn.Module], sigmoid: bool = False, of_logits: bool = False) -> None:
@@ -29,7 +29,7 @@ class Ensemble(nn.Module):
         """Return logits ``(B, C, *spatial)`` whose softmax, or sigmoid, is the mean of the networks'."""
         outputs: list[Tensor] = []
         for network in self.networks:
-            outputs.append(network(x).float())  # noqa: PERF401  # TorchScript knows no comprehension over modules
+            outputs.append(network(x).float())  # noqa: PERF401  # TorchScript has no comprehension over modules
         return self.mean(outputs)
 
     def mean(self, outputs: list[Tensor]) -> Tensor:
@@ -37,7 +37,7 @@ class Ensemble(nn.Module):
         logits = torch.stack(outputs)
         if self.of_logits:
             return logits.mean(0)
-        # In logarithms: the logarithm of a probability that rounds to 0 is lost.
+        # In logarithms, since a probability that rounds to 0 has no finite logarithm.
         if self.sigmoid:
             return torch.logsumexp(F.logsigmoid(logits), dim=0) - torch.logsumexp(F.logsigmoid(-logits), dim=0)
         return torch.logsumexp(F.log_softmax(logits, dim=2), dim=0)

@@ -1,13 +1,13 @@
-"""Dice with cross-entropy, from logits, with the parts of the loss reported beside it.
+"""Dice loss with cross-entropy, from logits, with reported parts of the loss.
 
-The Dice part is MONAI's own, the entropy parts are PyTorch's.
+The Dice part is MONAI's, the entropy parts are PyTorch's.
 
 The reported ``soft dice`` follows the library's policy for absent classes: a class that neither the reference nor the
-thresholded prediction contains is left out of the mean; where that leaves nothing to measure it is 1. The loss itself
-keeps MONAI's smoothed form for such a class, so that it stays comparable with ``monai.losses``.
+thresholded prediction contains is left out of the mean; it is 1 if there is nothing to measure. The loss itself uses
+MONAI's smoothed form for such a class, so that it is comparable with ``monai.losses``.
 
-Labels that are none (fractions, ids without a class) are refused on the CPU. On a GPU a training step would have to
-wait for the answer, so there the loss becomes NaN, which ends a run.
+Invalid labels (fractions, ids without a class) raise an error on the CPU. On a GPU this check would block each training
+step, so the loss becomes NaN instead, which ends a run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class _DiceAndEntropy(nn.Module):
-    """What both criteria share: the options, the checks and the Dice part."""
+    """Base class of both criteria: the options, the checks and the Dice part."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class _DiceAndEntropy(nn.Module):
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self._weights = lambda_entropy, lambda_soft_dice
-        # With one channel there is no background channel that could be left out.
+        # With one channel there is no background channel to leave out.
         self._first_scored = 0 if include_background or num_classes == 1 else 1
         self._batch_dice = batch_dice
         self._dice_loss = DiceLoss(
@@ -75,7 +75,7 @@ class _DiceAndEntropy(nn.Module):
             raise ValueError(f"expected labels of shape {' or '.join(map(str, expected))}, {given}")
 
     def _check_ids(self, labels: Tensor) -> None:
-        """Refuse labels on the CPU that are no ids of the classes, or as masks not between 0 and 1."""
+        """Raise for labels on the CPU that are not ids of the classes, or masks that are not between 0 and 1."""
         if labels.device.type != "cpu" or not labels.numel():
             return
         if labels.shape[1] > 1:
@@ -100,8 +100,8 @@ class _DiceAndEntropy(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return the Dice loss and the detached Dice to report; ``target`` is already empty outside ``valid``."""
         if valid is not None:
-            # Not DiceLoss's own ignore_index, which gives the same for ids: in masks it takes every voxel of no class
-            # for an ignored one, and the reported Dice needs this product, too.
+            # Not DiceLoss's own ignore_index, which gives the same for ids: in masks it ignores every voxel without a
+            # class, and the reported Dice needs this product, too.
             probabilities = probabilities * valid
         losses = self._dice_loss(probabilities, target).flatten(1)  # (B or 1, scored classes)
         spatial = list(range(2, target.ndim))
@@ -114,9 +114,9 @@ class _DiceAndEntropy(nn.Module):
         return losses.mean(), torch.where(count > 0, dice / count.clamp(min=1), 1.0)
 
     def _combined(self, entropy: Tensor, dice_loss: Tensor, labels: Tensor) -> Tensor:
-        """Return the weighted sum, which on a GPU is NaN where a label is none: to raise would make the step wait.
+        """Return the weighted sum, which is NaN for an invalid label on a GPU, where raising would block the step.
 
-        One-hot encoding ends the process at an integer that is no class; nothing else notices the others.
+        One-hot encoding aborts the process for an integer that is not a class; others are detected only here.
         """
         loss = self._weights[0] * entropy + self._weights[1] * dice_loss
         if labels.device.type == "cpu" or not (labels.is_floating_point() or self.num_classes == 1):
@@ -131,21 +131,21 @@ class _DiceAndEntropy(nn.Module):
 
 
 class DiceBCELossWithLogits(_DiceAndEntropy):
-    """Soft Dice plus binary cross-entropy, every channel a yes-or-no question of its own.
+    """Soft Dice plus binary cross-entropy, with independent channels.
 
-    For one logit (binary tasks) and for overlapping regions. Computed in float32 whatever the type of the logits.
-    Nothing is read back from a GPU.
+    For one logit (binary tasks) and for overlapping regions. Computed in float32 for logits of any type. Nothing is
+    transferred from a GPU.
 
     Args:
-        num_classes: Channels of the logits. 1 is a single foreground logit; 2 or more are one sigmoid each, the labels
-            either ids, which are then one-hot encoded, or one mask a channel.
+        num_classes: The number of channels of the logits. 1 is a single foreground logit; 2 or more are one sigmoid
+            each, with labels as ids, which are one-hot encoded, or one mask per channel.
         lambda_bce: Weight of the cross-entropy.
         lambda_soft_dice: Weight of the Dice loss.
         smooth: Added to numerator and denominator of the Dice; positive.
-        include_background: Whether channel 0 counts in the Dice, the reported one too. Without effect on one channel.
-        batch_dice: Sum over the batch before dividing, instead of a Dice for each item.
-        ignore_index: Voxels with this label contribute to no part. In masks: voxels where any channel holds this value,
-            which therefore cannot be 0 or 1 there.
+        include_background: Whether the Dice, also the reported one, includes channel 0. No effect with one channel.
+        batch_dice: Sum over the batch before dividing, instead of computing the Dice of each item.
+        ignore_index: Voxels with this label are excluded from all parts. In masks: voxels where any channel has this
+            value, which therefore cannot be 0 or 1.
 
     Raises:
         SettingsError: If an option is out of range.
@@ -178,14 +178,14 @@ class DiceBCELossWithLogits(_DiceAndEntropy):
 
         Args:
             logits: ``(B, C, *spatial)``, any floating type.
-            labels: Ids ``(B, 1, *spatial)``, or masks ``(B, C, *spatial)`` of several channels, whose values may be
-                anything from 0 to 1; any type.
+            labels: Ids ``(B, 1, *spatial)``, or masks ``(B, C, *spatial)`` of several channels, with values from 0 to
+                1; any type.
 
         Returns:
             The loss to differentiate, and ``soft dice`` and ``bce loss`` as detached tensors of zero dimensions.
 
         Raises:
-            ValueError: If the shapes do not fit, or on the CPU a label is no id of the classes.
+            ValueError: If the shapes do not match, or on the CPU a label is not an id of the classes.
         """
         self._check_shapes(logits, labels, masks_allowed=True)
         logits, labels = _plain(logits).float(), _plain(labels)
@@ -209,19 +209,19 @@ class DiceBCELossWithLogits(_DiceAndEntropy):
 
 
 class DiceCELossWithLogits(_DiceAndEntropy):
-    """Soft Dice plus cross-entropy over mutually exclusive classes, the background among them.
+    """Soft Dice plus cross-entropy over mutually exclusive classes, including the background.
 
-    Computed in float32 whatever the type of the logits. For many classes it holds one Boolean one-hot copy of the
-    labels and no floating one.
+    Computed in float32 for logits of any type. For many classes it allocates one Boolean one-hot copy of the labels and
+    no floating-point copy.
 
     Args:
-        num_classes: Channels of the logits, at least 2.
+        num_classes: The number of channels of the logits, at least 2.
         lambda_ce: Weight of the cross-entropy.
         lambda_soft_dice: Weight of the Dice loss.
         smooth: Added to numerator and denominator of the Dice; positive.
-        include_background: Whether class 0 counts in the Dice, the reported one too. It always counts in the entropy.
-        batch_dice: Sum over the batch before dividing, instead of a Dice for each item.
-        ignore_index: Voxels with this label contribute to no part.
+        include_background: Whether the Dice, also the reported one, includes class 0. The entropy always includes it.
+        batch_dice: Sum over the batch before dividing, instead of computing the Dice of each item.
+        ignore_index: Voxels with this label are excluded from all parts.
 
     Raises:
         SettingsError: If an option is out of range, or ``num_classes`` is 1.
@@ -263,7 +263,7 @@ class DiceCELossWithLogits(_DiceAndEntropy):
             The loss to differentiate, and ``soft dice`` and ``ce loss`` as detached tensors of zero dimensions.
 
         Raises:
-            ValueError: If the shapes do not fit, or on the CPU a label is no id of the classes.
+            ValueError: If the shapes do not match, or on the CPU a label is not an id of the classes.
         """
         self._check_shapes(logits, labels, masks_allowed=False)
         logits, labels = _plain(logits).float(), _plain(labels)
@@ -277,9 +277,9 @@ class DiceCELossWithLogits(_DiceAndEntropy):
         entropy = F.cross_entropy(logits, ids.squeeze(1), reduction="mean" if valid is None else "none")
         if valid is not None:
             target.logical_and_(valid)
-            # Not cross_entropy's own ignore_index: its mean over no voxel at all is NaN.
+            # Not cross_entropy's own ignore_index: its mean over no voxels is NaN.
             entropy = (entropy * valid.squeeze(1)).sum() / valid.sum().clamp(min=1)
-        # A class that is the argmax somewhere has at least this probability there.
+        # A class that is the argmax in a voxel has at least this probability there.
         threshold = 1 / self.num_classes
         dice_loss, dice = self._dice_parts(logits.softmax(1), target, valid, threshold=threshold)
         return self._combined(entropy, dice_loss, labels), {"soft dice": dice, "ce loss": entropy.detach()}
@@ -296,30 +296,30 @@ class _LossOnly(nn.Module):
 
 
 def as_loss(criterion: nn.Module) -> nn.Module:
-    """Wrap a criterion that reports its parts as a plain loss: one tensor out, as MONAI and Lightning expect.
+    """Wrap a criterion that reports its parts as a plain loss that returns one tensor, as in MONAI and Lightning.
 
     Args:
-        criterion: Takes ``(logits, labels)``; one that already returns a bare tensor is passed through.
+        criterion: Takes ``(logits, labels)``; one that already returns a bare tensor is unchanged.
     """
     return _LossOnly(criterion)
 
 
 def apply_loss(criterion: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Tensor, Mapping[str, Scalar]]:
-    """Compute a loss, one of PyTorch's own too: these take ids without a channel, or targets of the logits' type.
+    """Compute a loss, including PyTorch's own: these take ids without a channel, or targets of the logits' type.
 
     Args:
         criterion: Returns ``(loss, parts)``, or the loss alone.
         logits: ``(B, C, *spatial)``.
-        labels: ``(B, 1, *spatial)`` ids, or what else the criterion compares logits with.
+        labels: ``(B, 1, *spatial)`` ids, or other targets of the criterion.
 
     Returns:
-        The loss, one number, and its parts by name.
+        The loss as a scalar, and its parts by name.
 
     Raises:
-        ValueError: If the loss is not one number.
+        ValueError: If the loss is not a scalar.
     """
     if isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss):
-        # Floating labels of several channels are probabilities; of one they are ids, as MONAI's LoadImage gives them.
+        # Floating-point labels with several channels are probabilities; with one they are ids from MONAI's LoadImage.
         is_soft = labels.is_floating_point() and logits.shape[1] == 1
         if labels.ndim == logits.ndim and labels.shape[1] == 1 and not is_soft:
             labels = labels[:, 0].long()
@@ -335,7 +335,7 @@ def apply_loss(criterion: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Te
 
 
 def split_loss(result: Tensor | tuple[Tensor, Mapping[str, Scalar]]) -> tuple[Tensor, Mapping[str, Scalar]]:
-    """Return what a criterion returned as a pair of the loss and its parts, which a bare tensor lacks.
+    """Return the result of a criterion as a pair of the loss and its parts, which are empty for a bare tensor.
 
     Raises:
         TypeError: If it is neither a tensor nor such a pair.
@@ -353,5 +353,5 @@ def split_loss(result: Tensor | tuple[Tensor, Mapping[str, Scalar]]) -> tuple[Te
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """Strip MONAI's MetaTensor (or any subclass) off: its bookkeeping costs time at every operation."""
+    """Convert MONAI's MetaTensor (or any subclass) to a plain tensor: its metadata cost time at every operation."""
     return tensor.as_subclass(Tensor)

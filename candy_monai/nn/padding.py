@@ -1,4 +1,4 @@
-"""Padding to multiples of what a network divides by, and the way back, for `Pad2d`, `Pad3d` and a user's own module."""
+"""Padding to multiples of a network's factor, and its inversion, for `Pad2d`, `Pad3d` and custom modules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MODES = ("constant", "reflect", "replicate", "circular")
 
 
 class _PadToMultiple(nn.Module):
-    """Pad the last ``num_dims`` axes to multiples of a factor each."""
+    """Pad the last ``num_dims`` axes to multiples of their factors."""
 
     num_dims: int
 
@@ -38,7 +38,7 @@ class _PadToMultiple(nn.Module):
         self.mode = mode
 
     def widths(self, size: Sequence[int]) -> tuple[tuple[int, int], ...]:
-        """Return how many voxels are added before and after on each axis; an odd one goes to the end.
+        """Return the number of voxels added before and after on each axis; an odd one is added at the end.
 
         Raises:
             ValueError: If ``size`` has another number of axes.
@@ -50,7 +50,7 @@ class _PadToMultiple(nn.Module):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` padded; the very same tensor when its size already fits.
+        """Return ``x`` padded; the same tensor if its size already fits.
 
         Args:
             x: ``(B, C, *spatial)`` or ``(C, *spatial)``, of any number type.
@@ -61,23 +61,23 @@ class _PadToMultiple(nn.Module):
         return self.pad(x, fill=self.value)
 
     def pad(self, x: Tensor, *, fill: float) -> Tensor:
-        """Pad like ``forward``, but with ``fill`` in new voxels where the mode is constant."""
+        """Pad like ``forward``, but with ``fill`` in new voxels if the mode is constant."""
         widths = self.widths(self._spatial(x))
         if not any(before or after for before, after in widths):
             return x
         if self.mode == "constant":
             return F.pad(x, [width for axis in reversed(widths) for width in axis], value=fill)
-        # Not F.pad: it copies no integers, and refuses to reflect axes shorter than the padding.
+        # Not F.pad: it does not support integers, or reflection of axes shorter than the padding.
         for axis, (before, after) in enumerate(widths, start=x.ndim - self.num_dims):
             if before or after:
                 x = x.index_select(axis, _sources(x.shape[axis], before, after, self.mode, x.device))
         return x
 
     def restore(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        """Cut the padding off again.
+        """Remove the padding.
 
         Args:
-            x: What came of a padded tensor: the padded spatial size, any number of channels.
+            x: The result for a padded tensor: the padded spatial size, any number of channels.
             size: The spatial size before padding.
 
         Returns:
@@ -109,13 +109,13 @@ class Pad2d(_PadToMultiple):
     """Pad the last two axes to multiples of a factor, split evenly, the odd voxel at the end.
 
     Args:
-        min_factor: What each axis becomes a multiple of; one number, or one an axis.
+        min_factor: The factor of the new size of each axis; one number, or one per axis.
         value: The value of new voxels with ``mode="constant"``.
-        mode: ``"constant"``, ``"reflect"``, ``"replicate"`` or ``"circular"``. Axes too short to be reflected once are
-            reflected again and again.
+        mode: ``"constant"``, ``"reflect"``, ``"replicate"`` or ``"circular"``. Axes too short for one reflection are
+            reflected repeatedly.
 
     Raises:
-        SettingsError: If an argument is out of range, or a value is given to a mode that copies voxels.
+        SettingsError: If an argument is out of range, or a value is given for a mode that copies voxels.
 
     Example:
         >>> pad = Pad2d(32)
@@ -136,7 +136,7 @@ class Pad3d(_PadToMultiple):
 
 
 def padding_to_dict(padding: nn.Module | None) -> dict[str, object] | None:
-    """Describe a padding module of ours in plain values; ``{"kind": "custom"}`` for a user's own, None for none."""
+    """Describe a padding module in plain values; ``{"kind": "custom"}`` for a custom module, None for none."""
     if padding is None:
         return None
     if type(padding) not in (Pad2d, Pad3d) or not isinstance(padding, _PadToMultiple):
@@ -146,10 +146,10 @@ def padding_to_dict(padding: nn.Module | None) -> dict[str, object] | None:
 
 
 def padding_from_dict(description: Mapping[str, object] | None) -> nn.Module | None:
-    """Build what `padding_to_dict` described.
+    """Build a padding module from the result of `padding_to_dict`.
 
     Raises:
-        SettingsError: If it was a user's own module, or the description is none of ours.
+        SettingsError: If it was a custom module, or the description is invalid.
     """
     if description is None:
         return None
@@ -167,15 +167,14 @@ def padding_from_dict(description: Mapping[str, object] | None) -> nn.Module | N
 
 
 def restore_like(padding: nn.Module, x: Tensor, size: Sequence[int]) -> Tensor:
-    """Undo what a padding module, ours or a user's own, did to the spatial axes.
+    """Undo the effect of a padding module, built-in or custom, on the spatial axes.
 
-    A module with a ``restore(x, size)`` method is asked. Any other is shown a volume whose voxels are numbered, and the
-    place where the numbers come out tells the offsets; this reads values back from the device, so call it once a case
-    and not once a step.
+    The ``restore(x, size)`` method of a module is used if it has one. Otherwise the offsets are found by padding a
+    volume with numbered voxels; this transfers values from the device, so call it once per case and not at every step.
 
     Args:
-        padding: Maps ``(B, C, *spatial)`` to the same with longer axes, its voxels unaltered.
-        x: What came of a padded tensor, ``(B, C, *spatial)`` or ``(C, *spatial)``.
+        padding: Maps ``(B, C, *spatial)`` to the same with longer axes, with unchanged voxels.
+        x: The result for a padded tensor, ``(B, C, *spatial)`` or ``(C, *spatial)``.
         size: The spatial size before padding.
 
     Raises:
@@ -195,18 +194,18 @@ def restore_like(padding: nn.Module, x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def pad_labels(padding: nn.Module, labels: Tensor, fill: int) -> Tensor:
-    """Pad label ids in step with the image.
+    """Pad label ids in the same way as the image.
 
-    Where the module invents a voxel (a constant), the label gets ``fill``. Where it copies one (reflected, replicated),
-    the label is copied from the same place: a mirrored organ called background would teach the network a falsehood.
+    Where the module fills a voxel with a constant, the label is ``fill``. Where it copies one (reflected, replicated),
+    the label is copied from the same place: labelling a mirrored organ as background would be wrong.
 
     Args:
-        padding: The module that pads the image, ours or a user's own.
-        labels: ``(B, C, *spatial)`` ids or masks, of any number type; our own modules also take ``(C, *spatial)``.
-        fill: The id of voxels that the image never had: the background, or the ignore value where there is one.
+        padding: The module that pads the image, built-in or custom.
+        labels: ``(B, C, *spatial)`` ids or masks, of any number type; built-in modules also take ``(C, *spatial)``.
+        fill: The id of voxels outside the image: the background, or the ignore value if there is one.
 
     Raises:
-        ValueError: If the module alters values, so that what it did cannot be repeated on labels.
+        ValueError: If the module changes values, so that its effect cannot be applied to labels.
     """
     labels = holding(labels, fill)
     if isinstance(padding, _PadToMultiple):
@@ -217,7 +216,7 @@ def pad_labels(padding: nn.Module, labels: Tensor, fill: int) -> Tensor:
 
 
 def _sources(length: int, before: int, after: int, mode: str, device: torch.device) -> Tensor:
-    """Number, for every voxel of a padded axis, the voxel that it is a copy of; made on the device, nothing moves."""
+    """Return, for every voxel of a padded axis, the index of its source voxel; computed on the device."""
     places = torch.arange(-before, length + after, device=device)
     if mode == "circular":
         return places % length
@@ -236,9 +235,9 @@ def _crop(x: Tensor, starts: Sequence[int], size: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def _probe(padding: nn.Module, size: Sequence[int], device: torch.device) -> Tensor:
-    """Send numbered voxels through a module: for each voxel that comes out, the number of its source or -1.
+    """Pass numbered voxels through a module: return for each voxel of the output the number of its source, or -1.
 
-    The numbers are halves (0.5, 1.5, ...), which no sensible constant equals, in double precision, which holds them.
+    The numbers are halves (0.5, 1.5, ...), which differ from any usual constant, in double precision.
     """
     count = torch.Size(size).numel()
     numbered = torch.arange(count, dtype=torch.float64, device=device).add_(0.5).reshape(1, 1, *size)
@@ -254,16 +253,16 @@ def _probe(padding: nn.Module, size: Sequence[int], device: torch.device) -> Ten
 
 
 def _offset(padding: nn.Module, sources: Tensor, axis: int, size: Sequence[int]) -> int:
-    """Find where the original voxels begin on one axis of what `_probe` returned."""
+    """Return where the original voxels start on one axis of the result of `_probe`."""
     length, stride = size[axis], torch.Size(size[axis + 1 :]).numel()
     lines = torch.where(sources < 0, -1, sources // stride % length).movedim(axis, -1).flatten(0, -2)
-    fullest = lines[(lines >= 0).sum(1).argmax()].tolist()  # surely one that crosses the original voxels
+    fullest = lines[(lines >= 0).sum(1).argmax()].tolist()  # certainly one that crosses the original voxels
     run = list(range(length))
     total = len(fullest) - length
     starts = [start for start in range(total + 1) if fullest[start : start + length] == run]
     if len(starts) == 1:
         return starts[0]
-    if total // 2 in starts:  # an axis of one voxel that was replicated: every place looks the same
+    if total // 2 in starts:  # an axis of one replicated voxel: all positions are equal
         return total // 2
     raise ValueError(
         f"cannot tell where {type(padding).__name__} put the original voxels of axis {axis} of size {tuple(size)}: it "

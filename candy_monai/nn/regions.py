@@ -1,4 +1,4 @@
-"""Overlapping regions: unions of label ids with an output channel each, as masks to learn from and as ids to write."""
+"""Overlapping regions: unions of label ids with an output channel each, as masks for training and as ids of results."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def region_masks(labels: Tensor, regions: Sequence[Sequence[int]], *, ignore_ind
     Args:
         labels: Ids ``(B, 1, *spatial)``.
         regions: The ids of each region.
-        ignore_index: Voxels with this id keep it in every mask, so that a loss can leave them out.
+        ignore_index: Voxels with this id keep it in every mask, so that a loss can ignore them.
 
     Returns:
-        ``(B, regions, *spatial)`` of the labels' type, or int64 where that cannot hold ``ignore_index``.
+        ``(B, regions, *spatial)`` of the labels' type, or int64 if that cannot hold ``ignore_index``.
     """
     plain = labels.as_subclass(Tensor) if ignore_index is None else holding(labels.as_subclass(Tensor), ignore_index)
     masks = torch.cat([is_any_of(plain, ids) for ids in regions], dim=1)
@@ -32,7 +32,7 @@ def region_masks(labels: Tensor, regions: Sequence[Sequence[int]], *, ignore_ind
 
 
 def paint_regions(logits: Tensor, paints: Sequence[int]) -> Tensor:
-    """Convert logits to label ids: each region paints its id where its probability exceeds 1/2, later ones on top.
+    """Convert logits to label ids: each region sets its id where its probability exceeds 1/2, later ones override.
 
     Args:
         logits: ``(B, regions, *spatial)``.
@@ -54,12 +54,12 @@ def paint_regions(logits: Tensor, paints: Sequence[int]) -> Tensor:
 
 
 class RegionLoss(nn.Module):
-    """Lets a criterion over masks learn from label ids.
+    """Apply a criterion for masks to label ids.
 
     Args:
         criterion: Takes logits and masks ``(B, regions, *spatial)``, such as ``DiceBCELossWithLogits``.
         regions: The ids of each region.
-        ignore_index: The id that the criterion leaves out; the same as its own.
+        ignore_index: The id that the criterion ignores; the same as its own.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Learning-rate schedules that PyTorch lacks: decays whose end can be moved, and a warm-up of any schedule.
+"""Learning-rate schedules that PyTorch lacks: decays with an adjustable end, and a warm-up for any schedule.
 
-How often they are stepped, and over which horizon, is the caller's choice.
+The frequency of steps and the horizon are the caller's choice.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from candy_monai.errors import SettingsError
 class AbsoluteLinearLR(LRScheduler):
     """Set every group's learning rate to ``k * step + b``, never below ``min_lr``.
 
-    Absolute: the optimizer's own learning rates play no part and all groups get the same one.
+    The optimizer's own learning rates are not used, and all groups get the same one.
 
     Args:
-        optimizer: The optimizer to steer.
+        optimizer: The wrapped optimizer.
         k: Slope per step; negative for a decay.
         b: Learning rate at step 0.
-        min_lr: Lower bound, held for ever once it is reached.
-        restart: Instead of staying at the bound, begin again at ``b`` every time the line would fall below it.
-        last_epoch: The number of the last step when resuming by hand, else -1.
+        min_lr: Lower bound, kept once it is reached.
+        restart: Restart at ``b`` whenever the line would fall below the bound, instead of staying there.
+        last_epoch: The number of the last step for resuming manually, else -1.
 
     Raises:
         SettingsError: If a value is not finite, ``min_lr`` is negative, or a line that does not rise starts below it.
@@ -65,15 +65,15 @@ class AbsoluteLinearLR(LRScheduler):
 
     @override
     def get_lr(self) -> list[float | Tensor]:
-        """Compute the learning rate of the present step, the same for every group."""
+        """Compute the learning rate of the current step, the same for every group."""
         step = self.last_epoch
         if self.restart and self.k < 0:
-            # The last step of a cycle may miss the bound by rounding alone: forgive a billionth of a step.
+            # Rounding may make the last step of a cycle miss the bound: allow a billionth of a step.
             step %= math.floor((self.b - self.min_lr) / -self.k + 1e-9) + 1
         return [max(self.k * step + self.b, self.min_lr)] * len(self.optimizer.param_groups)
 
     def end_in(self, num_steps: int) -> None:
-        """Change the slope from here on, so that the line reaches zero after so many more steps.
+        """Change the slope from now on, so that the line reaches zero after the given number of steps.
 
         Args:
             num_steps: At least 1.
@@ -88,13 +88,13 @@ class RelativeLinearLR(LRScheduler):
     """Decay each group's learning rate linearly to ``end_factor`` times its own, and stay there.
 
     Args:
-        optimizer: The optimizer to steer; its groups' learning rates are those of step 0.
+        optimizer: The wrapped optimizer; its groups' learning rates are those of step 0.
         num_steps: Steps until the end, at least 1.
-        end_factor: Share of the learning rate that is left at the end.
-        last_epoch: The number of the last step when resuming by hand, else -1.
+        end_factor: The final share of the learning rate.
+        last_epoch: The number of the last step for resuming manually, else -1.
 
     Raises:
-        SettingsError: If ``num_steps`` is less than 1 or ``end_factor`` does not lie in 0 to 1.
+        SettingsError: If ``num_steps`` is less than 1 or ``end_factor`` is not in 0 to 1.
     """
 
     def __init__(self, optimizer: Optimizer, num_steps: int, *, end_factor: float = 1e-3, last_epoch: int = -1) -> None:
@@ -108,11 +108,11 @@ class RelativeLinearLR(LRScheduler):
 
     @override
     def get_lr(self) -> list[float | Tensor]:
-        """Compute each group's learning rate at the present step."""
+        """Compute each group's learning rate at the current step."""
         return [rate * self._factor() for rate in self.base_lrs]
 
     def end_in(self, num_steps: int) -> None:
-        """Change the slope from here on, as `AbsoluteLinearLR.end_in` does."""
+        """Change the slope from now on, as `AbsoluteLinearLR.end_in` does."""
         _check_steps(num_steps)
         factor = self._factor()
         self.k = -factor / num_steps
@@ -125,19 +125,19 @@ class RelativeLinearLR(LRScheduler):
 class PolyLRScheduler(LRScheduler):
     """Decay by ``(1 - step / max_steps) ** exponent``, each group keeping its ratio to the first.
 
-    The decay of Chen et al., *DeepLab* (2017), with the exponent that nnU-Net uses. Past its horizon it stays at its
-    end value.
+    The decay of Chen et al., *DeepLab* (2017), with the exponent that nnU-Net uses. After its horizon it stays at its
+    final value.
 
     Args:
-        optimizer: The optimizer to steer; the ratios are those of its groups' learning rates when it was made.
+        optimizer: The wrapped optimizer; the ratios are those of its groups' learning rates at construction.
         initial_lr: The first group's learning rate at step 0.
         max_steps: The horizon, at least 1.
         exponent: 1 is a straight line; positive.
-        min_lr: Lower bound of the first group's learning rate, and its end value; not above ``initial_lr``.
-        last_epoch: The number of the last step when resuming by hand, else -1.
+        min_lr: Lower bound of the first group's learning rate, and its final value; not above ``initial_lr``.
+        last_epoch: The number of the last step for resuming manually, else -1.
 
     Raises:
-        SettingsError: If a value is out of range, or the first group's own learning rate is 0, which leaves no ratio.
+        SettingsError: If a value is out of range, or the first group's own learning rate is 0, which allows no ratios.
     """
 
     def __init__(
@@ -169,31 +169,30 @@ class PolyLRScheduler(LRScheduler):
 
     @override
     def get_lr(self) -> list[float | Tensor]:
-        """Compute each group's learning rate at the present step."""
+        """Compute each group's learning rate at the current step."""
         first = max(self.initial_lr * self._left() ** self.exponent, self.min_lr)
         return [first * ratio for ratio in self._ratios]
 
     def end_in(self, num_steps: int) -> None:
-        """Come to the end value after so many more steps; until then the decay goes on from where it is."""
+        """Reach the final value after the given number of steps, continuing the decay from its current value."""
         _check_steps(num_steps)
         self.left_there, self.turned_at = self._left(), self.last_epoch
         self.max_steps = self.last_epoch + num_steps
 
     def _left(self) -> float:
-        """Return the share of the horizon that is left."""
+        """Return the remaining share of the horizon."""
         return self.left_there * _left_between(self.last_epoch, self.turned_at, self.max_steps)
 
 
 class CosineLR(LRScheduler):
     """Decay each group's learning rate to zero along half a cosine, and stay there.
 
-    Like PyTorch's ``CosineAnnealingLR``, which has no end that can be moved when a time limit turns out to hold fewer
-    steps.
+    Like PyTorch's ``CosineAnnealingLR``, whose end cannot be moved if fewer steps fit into a time limit than expected.
 
     Args:
-        optimizer: The optimizer to steer; its groups' learning rates are those of step 0.
+        optimizer: The wrapped optimizer; its groups' learning rates are those of step 0.
         num_steps: Steps until the end, at least 1.
-        last_epoch: The number of the last step when resuming by hand, else -1.
+        last_epoch: The number of the last step for resuming manually, else -1.
 
     Raises:
         SettingsError: If ``num_steps`` is less than 1.
@@ -207,18 +206,18 @@ class CosineLR(LRScheduler):
 
     @override
     def get_lr(self) -> list[float | Tensor]:
-        """Compute each group's learning rate at the present step."""
+        """Compute each group's learning rate at the current step."""
         factor = 0.5 * (1 - math.cos(math.pi * self._left()))
         return [rate * factor for rate in self.base_lrs]
 
     def end_in(self, num_steps: int) -> None:
-        """Come to zero after so many more steps; until then the decay goes on from where it is."""
+        """Reach zero after the given number of steps, continuing the decay from its current value."""
         _check_steps(num_steps)
         self.left_there, self.turned_at = self._left(), self.last_epoch
         self.num_steps = self.last_epoch + num_steps
 
     def _left(self) -> float:
-        """Return the share of the decay that is left."""
+        """Return the remaining share of the decay."""
         return self.left_there * _left_between(self.last_epoch, self.turned_at, self.num_steps)
 
 
@@ -232,15 +231,15 @@ def _check_steps(num_steps: int) -> None:
 
 
 class WarmUpLR(LRScheduler):
-    """Follow another schedule with learning rates that rise from nearly 0 to its own over the first steps.
+    """Follow another schedule, with learning rates that rise from nearly 0 to its own over the first steps.
 
-    In step ``s`` of these, counted from 1, every rate is ``s / num_steps`` times what the schedule says. The schedule
-    itself runs from the first step on and never sees the smaller rates, so that any of PyTorch's works, those that
-    compute a rate from the one before it too. What else it has, such as ``end_in``, is reached through this one.
+    In step ``s`` of these, counted from 1, every rate is ``s / num_steps`` times that of the schedule. The schedule
+    itself runs from the first step on with its own rates, so that any of PyTorch's can be used, including those that
+    compute a rate from the previous one. Its other attributes, such as ``end_in``, are available on this one.
 
     Args:
-        scheduler: The schedule to follow, just built; of one with a warm-up this one takes its place.
-        num_steps: Steps until its own rates hold, at least 1.
+        scheduler: The schedule to follow, just built; if it has a warm-up, this one replaces that.
+        num_steps: The number of steps until its own rates are reached, at least 1.
 
     Raises:
         SettingsError: If ``num_steps`` is less than 1.
@@ -250,7 +249,7 @@ class WarmUpLR(LRScheduler):
     _own_rates: list[float]
 
     def __init__(self, scheduler: LRScheduler, num_steps: int) -> None:
-        # Not LRScheduler's constructor: it would set the rates of the optimizer, which are the schedule's.
+        # Not LRScheduler's constructor, which would set the rates of the optimizer that the schedule has set.
         _check_steps(num_steps)
         if isinstance(scheduler, WarmUpLR):
             scheduler._set(scheduler._own_rates)
@@ -261,7 +260,7 @@ class WarmUpLR(LRScheduler):
         self._scale()
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or "scheduler" not in vars(self):  # as while it is copied
+        if name.startswith("__") or "scheduler" not in vars(self):  # as during copying
             raise AttributeError(name)
         return getattr(self.scheduler, name)
 
@@ -272,7 +271,7 @@ class WarmUpLR(LRScheduler):
         self.count(1)
 
     def step_by(self, step: Callable[[], object]) -> None:
-        """Call what steps the schedule, with its own rates in the optimizer, and scale what it made of them."""
+        """Call a function that steps the schedule, with its own rates in the optimizer, and scale the new rates."""
         self._set(self._own_rates)
         step()
         self._own_rates = self._rates()
@@ -285,7 +284,7 @@ class WarmUpLR(LRScheduler):
 
     @override
     def get_last_lr(self) -> list[float | Tensor]:
-        """Return the rates that the optimizer has now."""
+        """Return the current rates of the optimizer."""
         return [group["lr"] for group in self.optimizer.param_groups]
 
     @override
@@ -314,6 +313,6 @@ class WarmUpLR(LRScheduler):
     def _set(self, rates: list[float]) -> None:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)  # the very tensor, which a captured step reads
+                group["lr"].fill_(rate)  # the same tensor, which a captured step reads
             else:
                 group["lr"] = rate

@@ -14,18 +14,18 @@ from candy_monai.errors import SettingsError
 from candy_monai.nn.padding import Pad2d, Pad3d
 
 SLICES_AT_ONCE = 16
-"""Without gradients a volume's slices are run in groups of so many, whose activations fit into little memory."""
+"""Without gradients a volume's slices are run in groups of this size, to limit the memory of activations."""
 
 
 class Slicewise(nn.Module):
-    """A network for pictures that is applied to each slice of a volume by itself.
+    """A 2-D network that is applied to each slice of a volume independently.
 
-    A step trains on slices of many cases where a 3-D network would see a few blocks, and a 2-D convolution costs less
-    than a 3-D one with a flat kernel (on a CPU half as much in float32, a third in bfloat16).
+    A training step uses slices of many cases where a 3-D network would use a few blocks, and a 2-D convolution costs
+    less than a 3-D one with a flat kernel (on a CPU half as much in float32, a third in bfloat16).
 
     Args:
         network: Takes ``(B, C, H, W)``; returns a tensor whose last axes are ``H, W``, or a list, tuple or dictionary
-            of such.
+            of such tensors.
         axis: The spatial axis across the slices, 0 to 2.
     """
 
@@ -36,14 +36,14 @@ class Slicewise(nn.Module):
 
     @override
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Return what the network makes of each slice of ``(B, C, *spatial)``, as volumes."""
+        """Return the network's results for the slices of ``(B, C, *spatial)``, as volumes."""
         volumes = x.movedim(2 + self.axis, 1)
         slices = volumes.flatten(0, 1)
         groups = (slices,) if torch.is_grad_enabled() else torch.split(slices, SLICES_AT_ONCE)
         return self._as_volumes([self.network(group, *args, **kwargs) for group in groups], volumes.shape[:2])
 
     def _as_volumes(self, groups: Sequence[Any], counts: tuple[int, ...]) -> Any:
-        """Return what was made of each group of slices, as volumes."""
+        """Return the results for groups of slices, as volumes."""
         first = groups[0]
         if isinstance(first, Tensor):
             outputs = first if len(groups) == 1 else torch.cat(tuple(groups))
@@ -55,7 +55,7 @@ class Slicewise(nn.Module):
 
 
 def build_for_slices(build: Callable[[Shape], nn.Module], example_shape: Shape, axis: int | None) -> nn.Module:
-    """Build a network for examples ``(C, *spatial)``, with an axis a 2-D one that is applied to slices across it.
+    """Build a network for examples ``(C, *spatial)``; with an axis, a 2-D network applied to slices across it.
 
     Raises:
         SettingsError: If a network with 3-D convolutions was built for slices.
@@ -78,7 +78,7 @@ def without_axis(shape: Shape, axis: int | None) -> Shape:
 
 
 def padding_of_slices(padding: nn.Module | None, axis: int | None) -> nn.Module | None:
-    """Return a module that pads volumes as a 2-D network's `Pad2d` pads slices across an axis; others as they are."""
+    """Return a module that pads volumes as a 2-D network's `Pad2d` pads slices across an axis; others unchanged."""
     if axis is None or not isinstance(padding, Pad2d):
         return padding
     factor = padding.min_factor
