@@ -1,7 +1,7 @@
-"""MONAI transforms for what MONAI's own do not do right or fast enough; each says what was measured.
+"""MONAI transforms for cases in which MONAI's own are incorrect or too slow; measurements are in their docstrings.
 
-Dictionaries of ``MetaTensor`` enter and leave, as with any transform of MONAI's; those that can be undone have an
-``inverse``. They import only PyTorch, MONAI, NumPy and SciPy, so that a bundle can carry these modules along.
+The inputs and outputs are dictionaries of ``MetaTensor``, as for any MONAI transform; invertible ones have an
+``inverse``. They import only PyTorch, MONAI, NumPy and SciPy, so that a bundle can include these modules.
 """
 
 from candy_monai.transforms.degradation import (

@@ -1,4 +1,4 @@
-"""Random blur, low resolution and gamma, each channel by itself."""
+"""Random blur, low resolution and gamma for each channel independently."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 class _RandByChannel(RandomizableTransform):
-    """A change of each channel by a random strength of its own; ``channel_prob=None`` changes all and draws nothing."""
+    """A change of each channel with its own random strength; ``channel_prob=None`` changes all without drawing."""
 
     def __init__(self, prob: float, strengths: Sequence[float], channel_prob: float | None) -> None:
         super().__init__(prob)
@@ -29,7 +29,7 @@ class _RandByChannel(RandomizableTransform):
         self.drawn: tuple[float | None, ...] = ()
 
     def randomize(self, data: Any) -> None:
-        """Draw whether there is any change and how strong each of ``data`` channels'; None for one that stays."""
+        """Draw whether to apply the change, and its strength for each channel of ``data``; None for no change."""
         super().randomize(None)
         self.drawn = tuple(self._strength() for _ in range(data))
 
@@ -39,11 +39,11 @@ class _RandByChannel(RandomizableTransform):
         return float(self.R.uniform(*self.strengths))
 
     def __call__(self, img: Any, randomize: bool = True) -> Tensor:
-        """Return the image ``(C, *spatial)``, changed or as it was.
+        """Return the image ``(C, *spatial)``, changed or unchanged.
 
         Args:
             img: The image.
-            randomize: Draw anew; else as the last time.
+            randomize: Whether to draw new parameters; else the last ones are used.
         """
         img = convert_to_tensor(img, track_meta=get_track_meta())
         if randomize:
@@ -59,11 +59,11 @@ class _RandByChannel(RandomizableTransform):
 
     @abstractmethod
     def _changed(self, values: Tensor, strength: float) -> Tensor:
-        """Return one channel ``(*spatial)``, changed."""
+        """Return one channel ``(*spatial)`` after the change."""
 
 
 class _RandByChanneld(RandomizableTransform, MapTransform):
-    """Dictionary form of a change by channel: all keys are changed alike."""
+    """Dictionary form of a change by channel, the same for all keys."""
 
     array_form: Callable[..., _RandByChannel]
 
@@ -81,7 +81,7 @@ class _RandByChanneld(RandomizableTransform, MapTransform):
         return self
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the items with those of the keys changed, or as they were."""
+        """Return the items with those of the keys changed or unchanged."""
         d = dict(data)
         self.randomize(None)
         drawn_for = -1
@@ -94,15 +94,15 @@ class _RandByChanneld(RandomizableTransform, MapTransform):
 
 
 class RandBlur(_RandByChannel):
-    """Blur each channel, with a probability of its own, by a Gaussian of random width.
+    """Blur each channel, with its own probability, by a Gaussian of random width.
 
     MONAI's ``RandGaussianSmooth`` takes 113 ms for a patch of 128^3, this one 7: the kernel has few taps, which are
-    added up in place. Beyond the border the outermost voxel is repeated, where MONAI's takes 0, so a constant stays.
+    added in place. The border is replicated and not padded with 0 as in MONAI, so that a constant is unchanged.
 
     Args:
-        prob: Probability of any blur.
+        prob: Probability of applying the transform.
         sigma: Smallest and largest standard deviation in voxels. The kernel reaches three of the largest.
-        channel_prob: Probability of each channel's, when there is any.
+        channel_prob: Probability of each channel, if the transform is applied.
     """
 
     def __init__(self, prob: float = 0.1, *, sigma: Sequence[float] = (0.5, 1.0), channel_prob: float = 1.0) -> None:
@@ -125,29 +125,29 @@ class RandBlur(_RandByChannel):
 
 
 class RandBlurd(_RandByChanneld):
-    """Dictionary form of `RandBlur`: all keys are blurred alike.
+    """Dictionary form of `RandBlur`, with the same blur for all keys.
 
     Args:
         keys: The images.
-        prob: Probability of any blur.
+        prob: Probability of applying the transform.
         allow_missing_keys: Whether a key may be missing.
-        options: All others are those of `RandBlur`.
+        options: Further options of `RandBlur`.
     """
 
     array_form = RandBlur
 
 
 class RandLowResolution(_RandByChannel):
-    """Simulate low resolution of each channel, with one axis spared: sample more coarsely, and interpolate back.
+    """Simulate low resolution of each channel, optionally except along one axis: downsample, and interpolate back.
 
-    MONAI's ``RandSimulateLowResolution``, which this one equals for one channel without the two options, coarsens every
-    channel alike, and every axis: across thick slices that throws half of a volume's few slices away.
+    With one channel and without the two options it is the same as MONAI's ``RandSimulateLowResolution``, which degrades
+    all channels and axes alike; across thick slices that loses half of a volume's few slices.
 
     Args:
-        prob: Probability of any change.
+        prob: Probability of applying the transform.
         zoom_range: Smallest and largest share of the resolution that is kept.
-        fixed_axis: The spatial axis to spare.
-        channel_prob: Probability of each channel's, when there is any.
+        fixed_axis: The spatial axis whose resolution is kept.
+        channel_prob: Probability of each channel, if the transform is applied.
     """
 
     def __init__(
@@ -169,29 +169,29 @@ class RandLowResolution(_RandByChannel):
 
 
 class RandLowResolutiond(_RandByChanneld):
-    """Dictionary form of `RandLowResolution`: all keys are coarsened alike.
+    """Dictionary form of `RandLowResolution`, with the same change for all keys.
 
     Args:
         keys: The images.
-        prob: Probability of any change.
+        prob: Probability of applying the transform.
         allow_missing_keys: Whether a key may be missing.
-        options: All others are those of `RandLowResolution`.
+        options: Further options of `RandLowResolution`.
     """
 
     array_form = RandLowResolution
 
 
 class RandGamma(_RandByChannel):
-    """Bend the intensities of each channel by a random power, and keep its mean and deviation.
+    """Apply a random gamma to the intensities of each channel, and restore its mean and standard deviation.
 
-    MONAI's ``RandAdjustContrast`` with ``retain_stats``, which this one equals for one channel, takes least, greatest,
-    mean and deviation over all channels together and one power for all: where one channel is brighter than another,
-    what happens to the darker one depends on the brighter one.
+    With one channel it is the same as MONAI's ``RandAdjustContrast`` with ``retain_stats``, which computes minimum,
+    maximum, mean and standard deviation over all channels together and uses one power for all: the change of a darker
+    channel then depends on a brighter one.
 
     Args:
-        prob: Probability of any change.
+        prob: Probability of applying the transform.
         gamma: Smallest and largest power.
-        invert_image: Whether to bend the negative instead.
+        invert_image: Whether to transform the negative image instead.
     """
 
     def __init__(self, prob: float = 0.1, *, gamma: Sequence[float] = (0.7, 1.5), invert_image: bool = False) -> None:
@@ -203,13 +203,13 @@ class RandGamma(_RandByChannel):
 
 
 class RandGammad(_RandByChanneld):
-    """Dictionary form of `RandGamma`: all keys are bent alike.
+    """Dictionary form of `RandGamma`, with the same change for all keys.
 
     Args:
         keys: The images.
-        prob: Probability of any change.
+        prob: Probability of applying the transform.
         allow_missing_keys: Whether a key may be missing.
-        options: All others are those of `RandGamma`.
+        options: Further options of `RandGamma`.
     """
 
     array_form = RandGamma
@@ -224,6 +224,6 @@ def _bent(values: Tensor, power: float) -> Tensor:
 
 
 def _mean_and_deviation(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both in two passes, which on a CPU takes a fifth of the time of ``torch.std_mean``."""
+    """Return both from two passes, which takes a fifth of the time of ``torch.std_mean`` on a CPU."""
     mean = values.mean()
     return mean, torch.linalg.vector_norm(values - mean) / math.sqrt(values.numel())

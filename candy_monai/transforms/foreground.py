@@ -1,4 +1,4 @@
-"""MONAI's transforms of the foreground where they fail or are slow: the crop to it, its largest and its small parts."""
+"""Foreground transforms of MONAI, fixed or faster: the crop to it, its largest component and small components."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 
 class CropForegroundIfAny(CropForeground):
-    """MONAI's ``CropForeground``, which keeps an image without foreground whole instead of cropping it to nothing.
+    """MONAI's ``CropForeground``, but an image without foreground is kept instead of cropped to nothing.
 
-    Arguments and results are those of ``CropForeground``; an image of zeros is one that a scanner did write.
+    Arguments and results are those of ``CropForeground``; scanners do produce images of zeros.
     """
 
     def compute_bounding_box(self, img: Tensor) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-        """Return the first voxel of the box and its end."""
+        """Return the start and the end of the box in voxels."""
         start, end = super().compute_bounding_box(img)
         if np.all(end > start):
             return start, end
@@ -52,17 +52,17 @@ class CropForegroundIfAnyd(CropForegroundd):
 
 
 class KeepLargestComponent(KeepLargestConnectedComponent):
-    """MONAI's ``KeepLargestConnectedComponent``, which needs no scikit-image for a map of label ids.
+    """MONAI's ``KeepLargestConnectedComponent``, without scikit-image for a map of label ids.
 
-    The arguments are those of MONAI's, which looks for the parts of each class in the whole map; this one in the
-    class's bounding box. Of equally large parts the first one is kept. One-hot maps and several parts a class are left
-    to MONAI's.
+    The arguments are those of MONAI's, which searches the components of each class in the whole map; this one in the
+    bounding box of the class. Of components of the same size the first one is kept. One-hot maps and several components
+    per class are handled by MONAI's.
     """
 
     def __call__(self, img: Any) -> Any:
-        """Return the map ``(C, *spatial)`` with everything 0 but the largest part of each class; the input stays.
+        """Return the map ``(C, *spatial)`` with only the largest component of each class; the input is not modified.
 
-        With ``independent=False`` the classes together have one largest part.
+        With ``independent=False`` the union of the classes has one largest component.
         """
         is_onehot = len(img) > 1 if self.is_onehot is None else self.is_onehot
         if is_onehot or self.num_components != 1:
@@ -86,19 +86,19 @@ class KeepLargestComponentd(KeepLargestConnectedComponentd):
 
 
 class RemoveSmallComponents(Transform):
-    """Set connected parts of classes in a map of label ids to 0 where they are smaller than a size.
+    """Set connected components of classes in a map of label ids to 0 if they are smaller than a given size.
 
     MONAI's ``RemoveSmallObjects`` does this for masks, and for all classes of a map together
-    (``independent_channels=False``); in a map of several ids it would take each class for one object. This one takes
-    single classes, too, and needs no scikit-image.
+    (``independent_channels=False``); in a map of several ids it would treat each class as one object. This transform
+    also supports single classes, and needs no scikit-image.
 
     Args:
-        min_size: The least size of a part that stays, in voxels.
+        min_size: The minimum size of a component that is kept, in voxels.
         connectivity: As for MONAI's ``KeepLargestConnectedComponent``: None for voxels that share a face, an edge or a
             corner, 1 for a face.
-        by_measure: Whether ``min_size`` is in the units of the spacing instead, such as mm³, where the map has one.
-        applied_labels: The classes whose parts are looked at; None for all.
-        independent: Whether parts are those of each class; else those of the classes together.
+        by_measure: Whether ``min_size`` is in the units of the spacing instead, such as mm³, if the map has one.
+        applied_labels: The classes whose components are checked; None for all.
+        independent: Whether components are those of each class, or of the union of the classes.
     """
 
     def __init__(
@@ -116,11 +116,11 @@ class RemoveSmallComponents(Transform):
         self.independent = independent
 
     def __call__(self, img: Any) -> Tensor:
-        """Return the map ``(1, *spatial)`` without these parts; the input stays."""
+        """Return the map ``(1, *spatial)`` without these components; the input is not modified."""
         kept: Tensor = convert_to_tensor(img, track_meta=get_track_meta()).clone()
         least = self.min_size
         if self.by_measure and isinstance(img, MetaTensor):
-            # Rounding of an affine must not make a part of just this size smaller.
+            # Rounding of an affine must not remove a component of exactly this size.
             least = math.ceil(self.min_size / float(np.prod(img.pixdim.numpy())) - 1e-6)
         for box, parts, _ in _parts_of(kept, self.applied_labels, self.connectivity, together=not self.independent):
             is_small = np.bincount(parts.ravel()) < least
@@ -157,7 +157,7 @@ class RemoveSmallComponentsd(MapTransform):
         self.converter = RemoveSmallComponents(min_size, connectivity, by_measure, applied_labels, independent)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the items with maps without small parts in place of the keys'."""
+        """Return the items with the keys' maps replaced by maps without small components."""
         d = dict(data)
         for key in self.key_iterator(d):
             d[key] = self.converter(d[key])
@@ -167,7 +167,7 @@ class RemoveSmallComponentsd(MapTransform):
 def _parts_of(
     labels: Tensor, classes: Sequence[int] | None, connectivity: int | None, *, together: bool
 ) -> Iterator[tuple[tuple[slice, ...], NDArray[np.integer], int]]:
-    """Yield where each class of a map ``(1, *spatial)`` lies, its parts there, numbered from 1, and their number."""
+    """Yield the box of each class in a map ``(1, *spatial)``, its components, numbered from 1, and their number."""
     ids = labels.cpu().numpy().astype(np.int32)[0]
     touching = scipy.ndimage.generate_binary_structure(ids.ndim, connectivity or ids.ndim)
     if together:

@@ -1,4 +1,4 @@
-"""Normalise channels each by its own scheme, over the voxels that are not blank."""
+"""Normalise each channel by its own scheme, optionally over the foreground."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 
 SCHEMES = ("ct", "zscore", "nonorm", "rescale_to_0_1", "rgb_to_0_1")
-"""The names of all schemes, which are those of nnU-Net's dataset format."""
+"""The names of all schemes, from nnU-Net's dataset format."""
 
 _SMALLEST_SCALE = 1e-8
 
 
 class NormalizeForeground(Transform):
-    """Normalise every channel by a scheme of its own; statistics may be those of the foreground alone.
+    """Normalise each channel by its own scheme, optionally with the statistics of the foreground.
 
-    The foreground is where any channel differs from 0, its holes filled: a dark ventricle within a skull-stripped brain
-    belongs to it. MONAI's ``NormalizeIntensity(nonzero=True)`` takes each channel's own non-zero voxels, which leaves
-    holes out and normalises a channel that is blank somewhere otherwise than its neighbour (a mean difference of 0.26
-    on prostate images, 18 to 45 % of whose box is blank); it has one scheme for all channels, and changes its input.
+    The foreground is where any channel differs from 0, with holes filled: it includes a dark ventricle in a
+    skull-stripped brain. MONAI's ``NormalizeIntensity(nonzero=True)`` uses each channel's own non-zero voxels, which
+    excludes holes and normalises a channel with blank regions differently from the others (a mean difference of 0.26 on
+    prostate images, 18 to 45 % of whose box is blank); it has one scheme for all channels, and modifies its input.
 
     Args:
-        channels: One entry a channel: ``{"scheme": "zscore", "nonzero_only": True}`` for mean 0 and standard deviation
+        channels: An entry per channel: ``{"scheme": "zscore", "nonzero_only": True}`` for mean 0 and standard deviation
             1, over the foreground only with ``nonzero_only``, outside of which the result is 0 (with ``"fill_holes":
-            False`` holes are outside, too, where the first such channel says so); ``{"scheme": "ct",
+            False`` holes are outside, too, if the first such channel sets it); ``{"scheme": "ct",
             "lower": ..., "upper": ..., "mean": ..., "std": ...}`` to clip and standardise by given numbers;
             ``rescale_to_0_1`` for the channel's range; ``rgb_to_0_1`` to divide by 255; ``nonorm``.
 
     Raises:
-        ValueError: If an entry is no mapping, or its scheme is unknown or lacks a number.
+        ValueError: If an entry is not a mapping, or its scheme is unknown or lacks a number.
     """
 
     def __init__(self, channels: Sequence[Mapping[str, Any]]) -> None:
@@ -55,7 +55,7 @@ class NormalizeForeground(Transform):
         self.channels = tuple(dict(channel) for channel in channels)
 
     def __call__(self, img: Any) -> Tensor:
-        """Return a new float32 image ``(C, *spatial)``; the input is left alone.
+        """Return a new float32 image ``(C, *spatial)``; the input is not modified.
 
         Raises:
             ValueError: If the number of channels differs.
@@ -80,7 +80,7 @@ class NormalizeForegroundd(MapTransform):
 
     Args:
         keys: The images.
-        channels: One entry a channel, such as ``{"scheme": "zscore"}``; see `NormalizeForeground`.
+        channels: One entry per channel, such as ``{"scheme": "zscore"}``; see `NormalizeForeground`.
         allow_missing_keys: Whether a key may be missing.
     """
 

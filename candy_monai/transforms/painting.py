@@ -1,7 +1,7 @@
-"""From scores of many classes to label ids, part by part.
+"""Convert scores of many classes to label ids, part by part.
 
-Scores of all classes are held at the size of the label map only where probabilities are asked for: parts come as they
-are final, are resampled class by class and reduced to ids. Logits are resampled before they become probabilities or
+Scores of all classes are held at the size of the label map only if probabilities are requested: parts are resampled
+class by class as they are completed, and reduced to ids. Logits are resampled before the conversion to probabilities or
 ids, so that ids are those of the greatest probability.
 """
 
@@ -25,24 +25,24 @@ from candy_monai.transforms.resampling import linear_taps, nearest_slices, resam
 Shape = tuple[int, ...]
 
 _Part = tuple[tuple[slice, ...], Tensor]
-"""Where scores lie across the layers, and the scores ``(K, planes, *across)``."""
+"""The position of scores across the layers, and the scores ``(K, planes, *across)``."""
 
-_VOXELS_AT_ONCE = 1 << 22  # of the planes that are resampled together: bounds their floats to 16 MB each
-_BLOCK = 1 << 15  # voxels whose best score stays in the processor's cache while the classes are gone through
+_VOXELS_AT_ONCE = 1 << 22  # in planes that are resampled together: limits their floats to 16 MB each
+_BLOCK = 1 << 15  # voxels whose best score fits into the processor's cache in the loop over classes
 _MODES = {1: "linear", 2: "bilinear"}
 
 
 def label_ids(scores: Tensor, *, paints: Sequence[int] = (), threshold: float | Sequence[float] = 0.0) -> Tensor:
-    """Convert scores to ids, block by block: several times as fast as PyTorch's argmax over the first axis.
+    """Convert scores to ids, block by block: several times faster than PyTorch's argmax over the first axis.
 
     Args:
-        scores: ``(K, *spatial)``; each class's may be times one positive number a voxel.
-        paints: For independent channels, the id that each writes, later over earlier; empty where classes exclude each
+        scores: ``(K, *spatial)``; those of a voxel may be multiplied by a positive number.
+        paints: For independent channels, the id that each writes, later over earlier; empty if classes exclude each
             other, or for a single channel that writes 1.
-        threshold: What an independent channel must exceed, each or all.
+        threshold: The value that independent channels must exceed, one for each or one for all.
 
     Returns:
-        ``(*spatial)``, of the type that `id_type` chooses.
+        ``(*spatial)``, of the type returned by `id_type`.
     """
     flat, kind = scores.flatten(1), id_type(len(scores), paints)
     if scores.device.type != "cpu" and not paints and len(scores) > 1:
@@ -57,7 +57,7 @@ def label_ids(scores: Tensor, *, paints: Sequence[int] = (), threshold: float | 
 def _ids_by_class(
     channels: Iterable[Tensor], num_channels: int, paints: Sequence[int], threshold: float | Sequence[float]
 ) -> Tensor:
-    """Return the ids of some voxels from the scores of one class after the other, the first one first."""
+    """Return the ids of some voxels from the scores of the classes in order."""
     remaining = iter(channels)
     first = next(remaining)
     ids = torch.zeros(first.shape, dtype=id_type(num_channels, paints), device=first.device)
@@ -78,15 +78,15 @@ def probabilities_of(
 ) -> Tensor:
     """Convert logits to probabilities: a softmax, or sigmoids for one channel and for regions.
 
-    Where the ids made from the logits are given, the ids made from the probabilities by `label_ids` are the same, voxel
-    for voxel: logits that differ by less than single precision tells apart as probabilities leave a tie, and there the
-    probability of the class with the greater logit is raised by one unit in its last place.
+    If the ids of the logits are given, `label_ids` returns the same ids for the probabilities, voxel for voxel: logits
+    that differ too little for probabilities in single precision give ties, in which the probability of the class with
+    the greater logit is increased by one unit in the last place.
 
     Args:
         scores: ``(K, *spatial)`` floating.
         ids: ``(*spatial)``, from `label_ids` of the same scores.
         paints: See `label_ids`.
-        are_probabilities: Whether the scores are probabilities already, which stay as they are apart from ties.
+        are_probabilities: Whether the scores are already probabilities, which are unchanged except for ties.
 
     Returns:
         ``(K, *spatial)`` of the same type.
@@ -118,11 +118,11 @@ def id_type(num_channels: int, paints: Sequence[int] = ()) -> torch.dtype:
 
 
 class LabelPainter:
-    """Paints one case's label map from parts of its scores, at another size where that is asked for.
+    """Paints one case's label map from parts of its scores, optionally at another size.
 
-    Parts that are resampled must come layer by layer: the parts of one layer share their extent along ``axis``. What a
-    layer brings is resampled linearly, class by class, a few planes at a time, as soon as the layer is complete; only
-    its last plane is kept, for the planes between it and the next.
+    Parts that are resampled must be added layer by layer: the parts of one layer have the same extent along ``axis``. A
+    complete layer is immediately resampled linearly, class by class, a few planes at a time; only its last plane is
+    kept, for the planes between it and the next layer.
 
     Args:
         source: Spatial shape of the scores.
@@ -133,8 +133,8 @@ class LabelPainter:
         are_probabilities: Whether the scores are probabilities instead of logits.
         with_probabilities: Whether to keep every class's probability, too.
         thresholds: The probability that each region, or a single channel, must exceed; empty for 0.5.
-        rounded_to: A type of less precision that resampled scores are rounded to, as if they were kept in it.
-        device: Where the label map lies.
+        rounded_to: A type of lower precision to which resampled scores are rounded, as if stored in it.
+        device: The device of the label map.
     """
 
     def __init__(
@@ -163,19 +163,19 @@ class LabelPainter:
         self._probabilities: Tensor | None = None
         self._labels: Tensor | None = None
         self._layers: dict[int, list[_Part]] = {}  # by the first plane of the layer
-        self._num_planes = 0  # that were resampled
+        self._num_planes = 0  # resampled planes
         self._num_painted = 0  # planes of the label map
         self._last: Tensor | None = None
         self._low, self._high, self._share = linear_taps(source[axis], target[axis], nearest=nearest_axis == axis)
 
     def add(self, place: tuple[slice, ...], scores: Tensor, *, weights: Tensor | None = None) -> None:
-        """Add a part of the scores; together the parts fill the source once.
+        """Add a part of the scores; together the parts must cover the source exactly once.
 
         Args:
-            place: Where it lies, one slice a spatial axis.
-            scores: ``(K, *place)``, changed where weights are given.
-            weights: ``(*place)`` positive, by which the scores are still to be divided. Label maps alone do not need
-                that where nothing is resampled and the scores are logits.
+            place: Its position, one slice per spatial axis.
+            scores: ``(K, *place)``, modified if weights are given.
+            weights: ``(*place)`` positive, by which the scores are to be divided. This is not needed for label maps
+                alone if nothing is resampled and the scores are logits.
         """
         if self._labels is None:
             kind = id_type(len(scores), self._paints)
@@ -201,7 +201,7 @@ class LabelPainter:
             self._paint(layer, self._labels.movedim(self._axis, 0))
 
     def labels(self) -> Tensor:
-        """Return the ids ``(*target)`` once all parts were added.
+        """Return the ids ``(*target)``, once all parts have been added.
 
         Raises:
             ValueError: If parts are missing.
@@ -211,12 +211,12 @@ class LabelPainter:
         return self._labels
 
     def probabilities(self) -> Tensor:
-        """Return the probabilities ``(K, *target)`` float32 on the CPU once all parts were added.
+        """Return the probabilities ``(K, *target)`` as float32 on the CPU, once all parts have been added.
 
-        The ids are those of the greatest, the first of equals; of independent channels those above 0.5.
+        The ids are those of the greatest, the first of equals; for independent channels those above 0.5.
 
         Raises:
-            ValueError: If parts are missing, or they were not asked for.
+            ValueError: If parts are missing, or probabilities were not requested.
         """
         self.labels()
         if self._probabilities is None:
@@ -227,7 +227,7 @@ class LabelPainter:
         return probabilities_of(scores, ids, paints=self._paints, are_probabilities=self._are_probabilities)
 
     def _paint(self, layer: list[_Part], labels: Tensor) -> None:
-        """Paint all planes of the label map that lie between planes that have come."""
+        """Paint all planes of the label map that lie between planes added so far."""
         num_channels, num_planes = layer[0][1].shape[:2]
         first, end = self._num_planes, self._num_planes + num_planes
         ready, size = int((self._high < end).sum()), tuple(labels.shape[1:])
@@ -262,7 +262,7 @@ class LabelPainter:
         return between if self._rounded_to is None else between.to(self._rounded_to).to(between.dtype)
 
     def _planes(self, layer: list[_Part], channel: int, needed: range, first: int) -> Tensor:
-        """Return planes of one channel: those of a layer that begins with plane ``first``, and the one before it."""
+        """Return planes of one channel: those of a layer that starts with plane ``first``, and the one before it."""
         own = slice(max(needed.start - first, 0), needed.stop - first)
         cross_section = [extent for axis, extent in enumerate(self._source) if axis != self._axis]
         planes = layer[0][1].new_empty((len(needed), *cross_section))
@@ -276,17 +276,17 @@ class LabelPainter:
 
 
 class PaintLabels(Transform):
-    """Convert scores to label ids, at another size where that is asked for, one class after the other.
+    """Convert scores to label ids, optionally at another size, one class after the other.
 
-    What ``Invertd`` on the scores and ``AsDiscrete(argmax=True)`` give, in bounded memory: 117 classes to
+    The result is that of ``Invertd`` on the scores and ``AsDiscrete(argmax=True)``, with limited memory: 117 classes to
     256 x 256 x 64 take 2.2 s and 196 MB instead of 14.1 s and 1.9 GB, since the scores of all classes are never held at
     that size.
 
     Args:
-        paints: For channels of overlapping regions, the id that each writes, later over earlier. Empty where the best
-            of several classes counts, or where a single channel writes 1.
-        are_probabilities: Whether the scores are probabilities instead of logits: a single channel or a region must
-            exceed 0.5 then, else 0.
+        paints: For channels of overlapping regions, the id that each writes, later over earlier. Empty for the best of
+            several classes, or for a single channel that writes 1.
+        are_probabilities: Whether the scores are probabilities instead of logits: the threshold of a single channel or
+            a region is then 0.5, else 0.
         thresholds: The probability that each region, or a single channel, must exceed, between 0 and 1; empty for 0.5.
     """
 
@@ -298,7 +298,7 @@ class PaintLabels(Transform):
         self.thresholds = tuple(thresholds)
 
     def __call__(self, img: Any, shape: Sequence[int] | None = None, nearest_axis: int | None = None) -> Tensor:
-        """Return ids ``(1, *shape)``, of the type that `id_type` chooses.
+        """Return ids ``(1, *shape)``, of the type returned by `id_type`.
 
         Args:
             img: Scores ``(K, *spatial)``.
@@ -323,13 +323,13 @@ class PaintLabels(Transform):
 
 
 class PaintLabelsd(MapTransform):
-    """Dictionary form of `PaintLabels`: the ids lie on the grid that the image had before `ResampleToSpacingd`.
+    """Dictionary form of `PaintLabels`, with ids on the grid of the image before `ResampleToSpacingd`.
 
-    ``Invertd`` after it undoes what came before resampling, which moves ids and blends nothing.
+    ``Invertd`` after it inverts the transforms before resampling, which move ids without interpolation.
 
     Args:
         keys: The scores.
-        orig_keys: The preprocessed images that they belong to; ``None`` to keep the scores' own grid.
+        orig_keys: The corresponding preprocessed images; ``None`` to keep the scores' own grid.
         paints: See `PaintLabels`.
         are_probabilities: See `PaintLabels`.
         thresholds: See `PaintLabels`.

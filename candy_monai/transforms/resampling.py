@@ -1,6 +1,6 @@
-"""Resample to a spacing with the extent kept: images by clamped cubic splines, labels by majority, scores linearly.
+"""Resample to a spacing with the same extent: images by clamped cubic splines, labels by majority, scores linearly.
 
-Voxels are boxes: the first and the last end where they ended before, as in nnU-Net and in PyTorch with
+Voxels are boxes: the outer faces of the first and the last one are unchanged, as in nnU-Net and in PyTorch with
 ``align_corners=False``.
 """
 
@@ -38,17 +38,17 @@ def resample_image(
 ) -> Tensor:
     """Resample intensities by a cubic spline, linearly across thick slices; the range of each channel is kept.
 
-    A spline is linear in its samples, so each axis is one matrix product: exact, and much faster than evaluating the
-    spline voxel by voxel.
+    A spline is linear in its samples, so that each axis is one matrix product: exact, and much faster than evaluating
+    the spline voxel by voxel.
 
     Args:
         image: ``(C, *spatial)`` float32.
         shape: The new spatial shape.
-        anisotropic_axis: The axis across thick slices, where a cubic would ring from slice to slice.
-        separate: Whether thick slices are copied instead, and the range of each of them is kept.
+        anisotropic_axis: The axis across thick slices, where a cubic spline would overshoot between slices.
+        separate: Whether thick slices are copied instead, and the range of each slice is kept.
 
     Returns:
-        ``(C, *shape)``; the input itself where the shape is already right.
+        ``(C, *shape)``; the input itself if the shape is unchanged.
     """
     if tuple(image.shape[1:]) == tuple(shape):
         return image
@@ -66,10 +66,10 @@ def resample_image(
 
 
 def resample_label(label: Tensor, shape: Shape, *, anisotropic_axis: int | None = None) -> Tensor:
-    """Resample label ids: each new voxel gets the id that covers most of it, so that no id is ever invented.
+    """Resample label ids: each new voxel gets the id that covers most of it, so that no new ids are created.
 
-    Each foreground id is interpolated linearly in its own box alone; what no id covers is background. Neither memory
-    nor, for ids in small boxes, time grows with their number. Thick slices are copied, not blended.
+    Each foreground id is interpolated linearly within its own box; voxels without an id are background. Neither memory
+    nor, for ids in small boxes, time grows with the number of ids. Thick slices are copied, not interpolated.
 
     Args:
         label: ``(1, *spatial)`` integer, 0 or more.
@@ -77,7 +77,7 @@ def resample_label(label: Tensor, shape: Shape, *, anisotropic_axis: int | None 
         anisotropic_axis: The axis across thick slices.
 
     Returns:
-        ``(1, *shape)`` of the same type; the input itself where the shape is already right.
+        ``(1, *shape)`` of the same type; the input itself if the shape is unchanged.
     """
     if tuple(label.shape[1:]) == tuple(shape):
         return label
@@ -93,19 +93,19 @@ def resample_label(label: Tensor, shape: Shape, *, anisotropic_axis: int | None 
         result[place].masked_fill_(score > best[place], index)
         torch.maximum(best[place], score, out=best[place])
         covered[place] += score
-    return result.masked_fill_(best <= 1 - covered, 0)[None]  # on a tie the lower id, background, is taken
+    return result.masked_fill_(best <= 1 - covered, 0)[None]  # in a tie the lower id, background, is used
 
 
 def resample_scores(scores: Tensor, shape: Shape, *, nearest_axis: int | None = None) -> Tensor:
-    """Return scores ``(C, *spatial)`` at another shape, linearly, or copied along ``nearest_axis``.
+    """Return scores ``(C, *spatial)`` resampled to another shape, linearly, or copied along ``nearest_axis``.
 
-    The input itself is returned where the shape is already right.
+    The input itself is returned if the shape is unchanged.
     """
     if tuple(scores.shape[1:]) == tuple(shape):
         return scores
     if nearest_axis is not None:
         scores = nearest_slices(scores, nearest_axis + 1, shape[nearest_axis])
-    # One channel at a time: PyTorch would hold all of them twice.
+    # One channel at a time, since PyTorch would hold all of them twice.
     result = scores.new_empty((len(scores), *shape))
     for target, channel in zip(result, scores, strict=True):
         target[:] = F.interpolate(
@@ -115,9 +115,9 @@ def resample_scores(scores: Tensor, shape: Shape, *, nearest_axis: int | None = 
 
 
 def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float]) -> Shape:
-    """Return the shape that covers the same space at another spacing, at least one voxel along each axis.
+    """Return the shape that covers the same space with another spacing, at least one voxel along each axis.
 
-    A target that is not positive keeps its axis as it is, as in MONAI's ``Spacing``.
+    A target that is not positive keeps the spacing of its axis, as in MONAI's ``Spacing``.
     """
     return tuple(
         max(1, round(size * old / new)) if new > 0 else size
@@ -132,10 +132,10 @@ def thick_axis(spacing: Sequence[float], *, ratio: float = _ANISOTROPIC) -> int 
 
 
 def separate_axis(*spacings: Sequence[float], ratio: float = _ANISOTROPIC) -> int | None:
-    """Return the axis of a volume across which nnU-Net resamples slices separately; None where it does not.
+    """Return the axis of a volume across which nnU-Net resamples slices separately; None if there is none.
 
-    It is the longest side of the voxels, if only one is the longest, by the first of the spacings whose longest side is
-    more than ``ratio`` times the shortest.
+    It is the unique longest side of the voxels, for the first of the spacings whose longest side is more than ``ratio``
+    times the shortest.
     """
     for spacing in spacings:
         if len(spacing) > 2 and max(spacing) > ratio * min(spacing):
@@ -145,7 +145,7 @@ def separate_axis(*spacings: Sequence[float], ratio: float = _ANISOTROPIC) -> in
 
 
 def nearest_slices(values: Tensor, dim: int, size: int) -> Tensor:
-    """Return values with the nearest of their slices along a dimension for each of ``size`` new ones."""
+    """Return values at ``size`` new positions along a dimension, each copied from the nearest slice."""
     old = values.shape[dim]
     return values if old == size else values.index_select(dim, _nearest(old, size).to(values.device))
 
@@ -153,20 +153,20 @@ def nearest_slices(values: Tensor, dim: int, size: int) -> Tensor:
 class ResampleToSpacing(InvertibleTransform):
     """Resample to a spacing, with the extent of the image kept exactly. The inverse restores the shape exactly.
 
-    Beside MONAI's ``Spacing`` with its best options: the grid starts and ends where the image does, while ``Spacing``
+    Compared to MONAI's ``Spacing`` with its best options: the grid starts and ends with the image, while ``Spacing``
     keeps the spacing exact and is up to 0.6 voxels off at the far end; cubic interpolation cannot leave the range of
-    its channel; along an axis of thick slices images are interpolated linearly and labels copied; labels go to the
-    majority of the voxel, while nearest neighbour agrees with it on 92 to 98 % of the foreground; 4 to 8 times as fast.
-    On data that need no resampling the results are the same.
+    its channel; along an axis of thick slices images are interpolated linearly and labels copied; labels are assigned
+    by the majority in a voxel, with which nearest neighbour agrees on 92 to 98 % of the foreground; 4 to 8 times
+    faster. For data that need no resampling the results are the same.
 
     Args:
-        pixdim: The spacing along each spatial axis; an axis for which it is not positive keeps its own.
+        pixdim: The spacing along each spatial axis; an axis whose entry is not positive keeps its own.
         mode: ``cubic`` or ``linear`` for intensities, ``majority`` or ``nearest`` for label ids.
-        anisotropy: An axis counts as one of thick slices if its spacing is more than so many times that of both others,
-            in the image itself or else in ``pixdim``.
-        separate_z: Whether thick slices are resampled as by nnU-Net: an axis is one of thick slices if its spacing is
-            more than ``anisotropy`` times the least, and the longest; there images are copied to the nearest slice, and
-            so are scores on the way back.
+        anisotropy: An axis has thick slices if its spacing is more than this many times that of both others, in the
+            image itself or else in ``pixdim``.
+        separate_z: Whether thick slices are resampled as by nnU-Net: an axis has thick slices if its spacing is the
+            longest, and more than ``anisotropy`` times the shortest; images are then copied from the nearest slice
+            along it, and so are scores in the inverse.
 
     Raises:
         ValueError: If the mode is unknown, or a spacing is not finite.
@@ -188,14 +188,14 @@ class ResampleToSpacing(InvertibleTransform):
         self.separate_z = separate_z
 
     def __call__(self, img: Any, mode: str | None = None) -> Tensor:
-        """Return the resampled image, with its affine and the way back where metadata are tracked.
+        """Return the resampled image, with its affine, and with the inverse if metadata are tracked.
 
         Args:
-            img: ``(C, *spatial)``; without an affine its spacing counts as 1.
-            mode: Instead of the transform's own.
+            img: ``(C, *spatial)``; without an affine its spacing is 1.
+            mode: Replaces the transform's own.
 
         Raises:
-            ValueError: If the mode is unknown, or there are not as many spatial axes as spacings.
+            ValueError: If the mode is unknown, or the number of spatial axes is not that of the spacings.
         """
         mode = look_up_option(mode or self.mode, _MODES)
         img = convert_to_tensor(img, track_meta=get_track_meta())
@@ -217,7 +217,7 @@ class ResampleToSpacing(InvertibleTransform):
         result = _resampled(values, new, mode, thick, separate=self.separate_z)
         if not isinstance(img, MetaTensor):
             return result
-        back = "linear" if mode == "cubic" else mode  # Invertd may put "nearest" in its place
+        back = "linear" if mode == "cubic" else mode  # Invertd may replace it by "nearest"
         info = TraceableTransform.track_transform_meta(
             img,
             sp_size=new,
@@ -230,7 +230,7 @@ class ResampleToSpacing(InvertibleTransform):
         return placed
 
     def inverse(self, data: Tensor) -> Tensor:
-        """Return scores or labels on the grid from before: scores linearly, labels as ``mode`` says."""
+        """Return scores or labels on the original grid: scores linearly, labels by ``mode``."""
         info = self.pop_transform(data)
         shape = tuple(int(size) for size in info[TraceKeys.ORIG_SIZE])
         values = data.as_tensor() if isinstance(data, MetaTensor) else data
@@ -251,9 +251,9 @@ class ResampleToSpacingd(MapTransform, InvertibleTransform):
     """Dictionary form of `ResampleToSpacing`.
 
     Args:
-        keys: What is resampled.
+        keys: The images, labels or scores to resample.
         pixdim: The spacing along each spatial axis.
-        mode: One for all keys, or one a key: ``("cubic", "majority")`` for image and label.
+        mode: One for all keys, or one per key: ``("cubic", "majority")`` for image and label.
         anisotropy: See `ResampleToSpacing`.
         separate_z: See `ResampleToSpacing`.
         allow_missing_keys: Whether a key may be missing.
@@ -281,7 +281,7 @@ class ResampleToSpacingd(MapTransform, InvertibleTransform):
         return d
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the items with those of the keys on the grid from before."""
+        """Return the items with those of the keys on the original grid."""
         d = dict(data)
         for key in self.key_iterator(d):
             d[key] = self.resampler.inverse(d[key])
@@ -291,7 +291,7 @@ class ResampleToSpacingd(MapTransform, InvertibleTransform):
 def _spacing_of(img: Tensor, num_dims: int) -> tuple[float, ...]:
     if not isinstance(img, MetaTensor):
         return (1.0,) * num_dims
-    rank = len(img.affine) - 1  # all rows count: the plane of a 2-D image may lie askew in space
+    rank = len(img.affine) - 1  # all rows are used: the plane of a 2-D image may be oblique
     return tuple(float(length) for length in affine_to_spacing(img.affine, r=rank)[: min(num_dims, rank)])
 
 
@@ -299,7 +299,7 @@ def _resampled(values: Tensor, shape: Shape, mode: str, thick: int | None, *, se
     if tuple(values.shape[1:]) == shape:
         return values
     if mode == "majority":
-        kind = values.dtype  # of ids that are stored as floating-point numbers
+        kind = values.dtype  # for ids stored as floating-point numbers
         ids = values if not values.is_floating_point() else values.round().long()
         return torch.cat([resample_label(channel[None], shape, anisotropic_axis=thick) for channel in ids]).to(kind)
     if mode == "nearest":
@@ -313,9 +313,9 @@ def _resampled(values: Tensor, shape: Shape, mode: str, thick: int | None, *, se
 def _score_in_box(
     mask: Tensor, box: tuple[slice, ...], old_shape: Shape, shape: Shape
 ) -> tuple[Tensor, tuple[slice, ...]]:
-    """Interpolate a mask that is empty outside of a box; return scores and the box of the new grid that they fill."""
+    """Interpolate a mask that is empty outside of a box; return scores and the box of the new grid that they cover."""
     place = list(box)
-    for axis in sorted(range(mask.ndim), key=lambda axis: shape[axis] / old_shape[axis]):  # shrinks before it grows
+    for axis in sorted(range(mask.ndim), key=lambda axis: shape[axis] / old_shape[axis]):  # shrink before growing
         if shape[axis] == old_shape[axis]:
             continue
         start, stop = box[axis].start, box[axis].stop
@@ -334,9 +334,9 @@ def _score_in_box(
 
 
 def resampled_from(image: Tensor) -> tuple[Shape, int | None]:
-    """Return the spatial shape that an image had before `ResampleToSpacing`, its last step, else its own shape.
+    """Return the spatial shape of an image before `ResampleToSpacing`, its last step, else its own shape.
 
-    Beside it stands the axis along which scores are copied on the way back there, instead of interpolated.
+    The second result is the axis along which scores are copied in the inverse instead of interpolated.
     """
     steps = image.applied_operations if isinstance(image, MetaTensor) else []
     if not steps or steps[-1][TraceKeys.CLASS_NAME] != ResampleToSpacing.__name__:
@@ -347,7 +347,7 @@ def resampled_from(image: Tensor) -> tuple[Shape, int | None]:
 
 @lru_cache(maxsize=64)
 def linear_taps(old: int, new: int, *, nearest: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for each new voxel its two old neighbours and the second one's share, as PyTorch interpolates.
+    """Return for each new voxel its two old neighbours and the second one's weight, as PyTorch interpolates.
 
     With ``nearest`` both neighbours are the nearest voxel.
     """
@@ -365,7 +365,7 @@ def _nearest(old: int, new: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _spline_weights(old: int, new: int, order: Literal[1, 3]) -> Tensor:
-    """Return the ``(new, old)`` matrix that resamples one axis: what resampling does to each unit vector."""
+    """Return the ``(new, old)`` matrix that resamples one axis, by resampling each unit vector."""
     if old == 1:
         return torch.ones(new, 1)
     weights = scipy.ndimage.zoom(np.eye(old), (new / old, 1.0), order=order, mode="nearest", grid_mode=True)

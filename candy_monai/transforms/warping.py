@@ -1,4 +1,4 @@
-"""Cut a patch out of an image and turn, scale and deform it, in one sampling, reading no more than it takes."""
+"""Crop a patch with rotation, scaling and deformation in one interpolation, reading only part of the image."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ _MODES = ("bilinear", "nearest")
 
 
 def start_anywhere(volume: Shape, box: Shape, rng: np.random.Generator | np.random.RandomState) -> NDArray[np.int64]:
-    """Draw a box's first voxel in a volume; where the volume is smaller, it is centred and the start is negative."""
+    """Draw a box's first voxel in a volume; if the volume is smaller, it is centred and the start is negative."""
     room = np.array(volume) - np.array(box)
     draw = rng.integers if isinstance(rng, np.random.Generator) else rng.randint
     return _centred_where_smaller(draw(0, np.maximum(room, 0) + 1), room)
 
 
 def start_around(centre: Sequence[int] | NDArray[np.integer], volume: Shape, box: Shape) -> NDArray[np.int64]:
-    """Return the first voxel of the box around a voxel, moved into the volume; centred where the volume is smaller."""
+    """Return the first voxel of the box around a voxel, moved into the volume; centred if the volume is smaller."""
     room = np.array(volume) - np.array(box)
     return _centred_where_smaller(np.clip(np.array(centre) - np.array(box) // 2, 0, np.maximum(room, 0)), room)
 
 
 def cut(array: NDArray[Any] | Tensor, start: Sequence[int] | NDArray[np.int64], shape: Shape, *, fill: float) -> Tensor:
-    """Copy a box out of an array, which is read nowhere else; whatever lies outside is filled.
+    """Copy a box out of an array, without reading the rest; voxels outside the array are filled.
 
     Args:
-        array: ``(C, *spatial)``: a tensor, an array, or one that is mapped from a file.
+        array: ``(C, *spatial)``: a tensor, an array, or one memory-mapped from a file.
         start: The box's first voxel; may be negative.
-        shape: The box's shape; may reach beyond the array.
+        shape: The box's shape; may extend beyond the array.
         fill: The value outside.
     """
     bounds = [(int(first), int(first) + size) for first, size in zip(start, shape, strict=True)]
@@ -57,8 +57,8 @@ def cut(array: NDArray[Any] | Tensor, start: Sequence[int] | NDArray[np.int64], 
     if tuple(found.shape[1:]) == tuple(shape):
         return found
     if not found.is_floating_point() and fill > torch.iinfo(found.dtype).max:
-        found = found.long()  # an id to fill with that this image itself has not
-    padding: list[int] = []  # of the last axis first
+        found = found.long()  # the fill value may not fit the type of the image's ids
+    padding: list[int] = []  # starting with the last axis
     for (first, _), size, held in zip(bounds, shape, found.shape[1:], strict=True):
         before = min(max(-first, 0), size - held)
         padding = [before, size - held - before, *padding]
@@ -66,29 +66,29 @@ def cut(array: NDArray[Any] | Tensor, start: Sequence[int] | NDArray[np.int64], 
 
 
 class RandWarp(RandomizableTransform):
-    """Cut a patch, and at random rotate, scale and deform it. Everything is drawn first, then one box is read.
+    """Crop a patch, and randomly rotate, scale and deform it. Everything is drawn first, then one box is read.
 
-    The part that the patch is sampled from is worked out before anything is read, so the image may be a
-    ``numpy.memmap`` of any size: about 1.4 patches are read, where ``RandAffine`` needs a box of 11 patches or the
-    whole volume. Where nothing is drawn the patch is copied, not interpolated. ``RandAffine(spatial_size=...)`` from a
-    larger box also interpolates then (and blurs where box minus patch is odd), scales each axis by another factor, and
-    rotates in voxels, which shears anatomy where spacings differ; it cannot work slice by slice, which for
-    160 x 160 x 8 takes 0.7 ms instead of 10.8.
+    The part to sample the patch from is computed before reading, so that the image may be a ``numpy.memmap`` of any
+    size: about 1.4 patches are read, where ``RandAffine`` needs a box of 11 patches or the whole volume. If no change
+    is drawn, the patch is copied, not interpolated. ``RandAffine(spatial_size=...)`` from a larger box also
+    interpolates then (and blurs where box minus patch is odd), scales each axis by another factor, and rotates in
+    voxels, which shears anatomy if spacings differ; it cannot work slice by slice, which for 160 x 160 x 8 takes 0.7 ms
+    instead of 10.8.
 
     Args:
         spatial_size: The patch's shape; ``None`` for the image's own.
         prob_rotate: Probability of rotation.
         max_angle_deg: Largest angle about each axis.
         prob_scale: Probability of scaling, by one factor along all axes.
-        scale: Smallest and largest zoom out; below 1 zooms in. In and out are equally likely.
+        scale: Smallest and largest factor of zooming out; below 1 zooms in. In and out are equally likely.
         prob_elastic: Probability of an elastic deformation.
-        elastic: Its largest displacement as a share of the distance of the points that are moved, four along each
-            axis; below 0.5 nothing folds over.
-        fixed_axis: An axis across thick slices: nothing is rotated, scaled or deformed across it.
-        spacing: Distance of voxels along each axis, so that rotations keep anatomy rigid; ``None`` where all are equal.
-        random_center: Whether a patch without a given centre is cut anywhere, else in the middle.
+        elastic: Its largest displacement as a share of the distance of the control points, four along each axis; below
+            0.5 there is no folding.
+        fixed_axis: The axis across thick slices, along which nothing is rotated, scaled or deformed.
+        spacing: Distance of voxels along each axis, so that rotations keep anatomy rigid; ``None`` if all are equal.
+        random_center: Whether a patch without a given centre is cropped at a random position, else in the middle.
         mode: ``bilinear`` for intensities, ``nearest`` for label ids.
-        fill: What lies outside of the image. What turns in from outside of the box repeats the box's border.
+        fill: The value outside the image. Samples from outside the box repeat the box's border.
 
     Raises:
         ValueError: If the mode is unknown.
@@ -123,14 +123,14 @@ class RandWarp(RandomizableTransform):
         self.displacement: Tensor | None = None
         self.start: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self.shape: Shape = ()
-        self._grid: Tensor | None = None  # the same for image and label
+        self._grid: Tensor | None = None  # shared by image and label
 
     def randomize(self, data: Any, center: Sequence[int] | NDArray[np.integer] | None = None) -> None:
-        """Draw the place, unless a centre is given, and the change.
+        """Draw the position, unless a centre is given, and the change.
 
         Args:
             data: The spatial shape of the image.
-            center: The voxel to centre the patch on; it is moved into the image where it would reach out of it.
+            center: The voxel to centre the patch on; moved so that the patch is within the image.
         """
         super().randomize(None)
         volume = tuple(int(size) for size in data)
@@ -158,11 +158,11 @@ class RandWarp(RandomizableTransform):
         """Return the patch ``(C, *spatial_size)``; intensities as float32, label ids in their own type.
 
         Args:
-            img: ``(C, *spatial)``: a tensor, an array, or one that is mapped from a file.
+            img: ``(C, *spatial)``: a tensor, an array, or one memory-mapped from a file.
             center: The voxel to centre the patch on.
-            mode: Instead of the transform's own.
-            fill: Instead of the transform's own.
-            randomize: Draw anew; else as the last time.
+            mode: Replaces the transform's own.
+            fill: Replaces the transform's own.
+            randomize: Whether to draw new parameters; else the last ones are used.
         """
         if randomize:
             self.randomize(img.shape[1:], center)
@@ -189,7 +189,7 @@ class RandWarp(RandomizableTransform):
         return sample(values, self._grid, mode=mode, anisotropic_axis=self.fixed_axis)
 
     def _affine(self) -> Tensor:
-        """Return the affine from the patch's indices to the image's; an elastic deformation is none."""
+        """Return the affine from the patch's indices to the image's, without an elastic deformation."""
         count = len(self.shape)
         affine = np.eye(count + 1)
         affine[:count, :count] = np.eye(count) if self.matrix is None else self.matrix
@@ -221,12 +221,12 @@ class RandWarp(RandomizableTransform):
             turn[first, second], turn[second, first] = -math.sin(angle), math.sin(angle)
             turned = turned @ turn
         spacing = np.array(self.spacing or (1.0,) * num_dims)
-        # From voxels to millimetres, turn, and back to voxels.
+        # Convert voxels to millimetres, rotate, and convert back to voxels.
         matrix: NDArray[np.float64] = turned * spacing[None, :] / spacing[:, None]
         return matrix
 
     def _drawn_displacement(self) -> Tensor | None:
-        """Draw how far a coarse grid of points over the patch is moved, ``(num_dims, *points)`` in voxels."""
+        """Draw the displacements of a coarse grid of points over the patch, ``(num_dims, *points)`` in voxels."""
         if not self.prob_elastic or self.R.random_sample() >= self.prob_elastic:
             return None
         count = len(self.shape)
@@ -237,17 +237,17 @@ class RandWarp(RandomizableTransform):
 
 
 class RandWarpd(RandomizableTransform, MapTransform):
-    """Dictionary form of `RandWarp`: all keys are cut and changed in step.
+    """Dictionary form of `RandWarp`, with the same crop and change for all keys.
 
     Args:
         keys: Images and labels of one spatial shape.
         spatial_size: The patch's shape; ``None`` for the image's own.
-        center_key: Where the voxel stands that the patch is centred on, ``(num_dims)`` indices. Without this key, or
-            with None there, the patch is cut anywhere. The key is taken out.
-        mode: One for all keys, or one a key: ``("bilinear", "nearest")`` for image and label.
-        fill: What lies outside of the image; one for all keys, or one a key.
+        center_key: The key of the voxel to centre the patch on, ``(num_dims)`` indices. If it is missing or None, the
+            patch is cropped at a random position. The key is removed.
+        mode: One for all keys, or one per key: ``("bilinear", "nearest")`` for image and label.
+        fill: The value outside the image; one for all keys, or one per key.
         allow_missing_keys: Whether a key may be missing.
-        kwargs: All others are those of `RandWarp`.
+        kwargs: Further options of `RandWarp`.
     """
 
     def __init__(
@@ -306,10 +306,10 @@ def source_box(
 
     Args:
         matrix: From offsets in the patch to offsets in the image, in voxels.
-        centre: Where the patch's centre lies in the image, in voxels.
+        centre: The position of the patch's centre in the image, in voxels.
         shape: The patch's shape, which along a coarse axis is that of the box.
         anisotropic_axis: The axis across thick slices, along which nothing is warped.
-        displacement: How far points over the patch are moved, ``(num_dims, *points)`` in voxels.
+        displacement: The displacements of points over the patch, ``(num_dims, *points)`` in voxels.
     """
     reach = np.abs(matrix) @ ((np.array(shape) - 1) / 2)
     if displacement is not None:
@@ -331,10 +331,10 @@ def sampling_grid(
     anisotropic_axis: int | None = None,
     displacement: Tensor | None = None,
 ) -> Tensor:
-    """Return PyTorch's sampling grid ``(1, *shape, num_dims)``, whose coordinates run from -1 to 1 and x first.
+    """Return PyTorch's sampling grid ``(1, *shape, num_dims)``, with coordinates from -1 to 1 and x first.
 
-    The arguments are those of `source_box`, but for the centre, which is that in the box, and the shape of the box. A
-    coarse axis is left out of the grid, which serves every slice across it.
+    The arguments are those of `source_box`, except that the centre is relative to the box, and the shape of the box is
+    given. A coarse axis is left out of the grid, which is used for every slice across it.
     """
     axes = [axis for axis in range(len(shape)) if axis != anisotropic_axis]
     count = len(axes)
@@ -348,16 +348,16 @@ def sampling_grid(
         grid[..., count - 1 - number] = position
     if displacement is not None:
         in_plane = displacement if anisotropic_axis is None else displacement[axes].squeeze(anisotropic_axis + 1)
-        offsets = resample_image(in_plane, tuple(grid.shape[:-1]))  # smooth between the points
+        offsets = resample_image(in_plane, tuple(grid.shape[:-1]))  # smooth between the control points
         for number, axis in enumerate(axes):
             grid[..., count - 1 - number] += offsets[number] * (2 / max(box[axis] - 1, 1))
     return grid[None]
 
 
 def sample(values: Tensor, grid: Tensor, *, mode: str, anisotropic_axis: int | None = None) -> Tensor:
-    """Return ``(C, *box)`` values at the positions of a `sampling_grid`; what lies outside repeats the border.
+    """Return ``(C, *box)`` values at the positions of a `sampling_grid`; the border is repeated outside.
 
-    Slices across an axis that the grid leaves out are sampled alike.
+    Slices across an axis that the grid leaves out are sampled in the same way.
     """
     if anisotropic_axis is not None:
         slices = values.movedim(anisotropic_axis + 1, 1)
