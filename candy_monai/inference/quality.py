@@ -39,7 +39,7 @@ FAILED_SHARE = 0.7
 """A prediction whose Dice is below this share of the median has failed."""
 
 FEWEST_CASES = 5
-"""The fewest cases from which a function of four parameters is fitted to be used for others."""
+"""The minimum number of cases in a fit: with fewer, the function of four parameters does not generalise."""
 
 Signs = tuple[float, float, float]
 """Expected precision, expected recall and usual size of a prediction, 0 to 1."""
