@@ -43,7 +43,7 @@ class Evaluator:
             ``lesion_recall``, ``lesion_precision``, ``lesion_false_positives``, ``lesion_dice``,
             ``lesion_matched_dice`` (``lesions``); ``all``; or custom functions, by their ``__name__`` or in a mapping
             from name to function. By default ``dice`` and ``iou``. The result's ``definitions`` define each of them.
-        num_classes: The number of classes with background; ids above are refused. ``None`` uses the ids of
+        num_classes: The number of classes with background; higher ids are refused. ``None`` uses the ids of
             ``class_names``, or else the ids that occur in any case, 1 where none does, or in `predict_and_evaluate` the
             predictor's number.
         class_names: Names by id, or in order from the background; ids without a name are refused.

@@ -103,7 +103,7 @@ class Contradictions:
         torch.minimum(self._doubt, 1 - self._probability_of_label(probabilities.float()), out=self._doubt)
 
     def issues(self, case_id: str, *, spacing_mm: Sequence[float] | None = None) -> list[LabelIssue]:
-        """Return the regions by decreasing score; without a spacing in pixels."""
+        """Return the regions by decreasing score, with sizes in pixels if there is no spacing."""
         if self._predicted is None or not bool(self._contradicted.any()):
             return []
         spacing = tuple(spacing_mm or (1.0,) * self._label.ndim)
