@@ -32,7 +32,7 @@ class DeepSupervisionLoss(nn.Module):
 
     Args:
         criterion: Takes ``(logits, labels)``; returns a tensor, or a tensor and its parts.
-        weights: One for each output, finest first, used as given; a coarse output of weight 0 is not computed. By
+        weights: One for each output, finest first, used as given; a coarse output of weight 0 is skipped. By
             default 1, 1/2, 1/4 and so on, divided by their sum.
 
     Raises:
