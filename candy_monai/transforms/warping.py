@@ -57,7 +57,7 @@ def cut(array: NDArray[Any] | Tensor, start: Sequence[int] | NDArray[np.int64], 
     if tuple(found.shape[1:]) == tuple(shape):
         return found
     if not found.is_floating_point() and fill > torch.iinfo(found.dtype).max:
-        found = found.long()  # the fill value may not fit the type of the image's ids
+        found = found.long()  # the fill value does not fit the type of the image's ids
     padding: list[int] = []  # starting with the last axis
     for (first, _), size, held in zip(bounds, shape, found.shape[1:], strict=True):
         before = min(max(-first, 0), size - held)
