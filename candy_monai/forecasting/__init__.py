@@ -1,5 +1,5 @@
-"""The forecast of the best score that a run will reach, by quotient regression.
+"""Forecast the best score of a run by quotient regression.
 
-The scores of the epochs so far enter; the epoch and the value of the best score, with bounds, leave. It reads score
-files of any origin and needs no trainer.
+The inputs are the scores of the epochs so far; the outputs are the epoch and the value of the best score, with bounds.
+Score files of any origin can be read, and no trainer is needed.
 """

@@ -1,11 +1,11 @@
-"""The best validation score of a run, foretold from the scores so far.
+"""Forecast the best validation score of a run from its scores so far.
 
-Scores enter (higher is better), a statement leaves. Epochs are counted from 1.
+Higher scores are better. Epochs are counted from 1.
 
-Two things are put together. The average of many quotients of polynomials (`candy_monai.forecasting.model_average`) says
-what this curve promises. What the promise has been worth in real runs, given how the curve looks otherwise, was learned
-from such runs (`candy_monai.forecasting.gain`): by the middle of a run half of them are past their best. Where earlier
-curves of the same task are known, what came after this point of theirs joins in (`candy_monai.forecasting.references`).
+The average of many quotients of polynomials (`candy_monai.forecasting.model_average`) extrapolates the curve. The
+result is corrected by a regression on features of the curve that was fitted to real runs
+(`candy_monai.forecasting.gain`), half of which are past their best score by the middle of the run. If earlier curves of
+the same task are known, their gains after the same point are also used (`candy_monai.forecasting.references`).
 """
 
 from __future__ import annotations
@@ -28,40 +28,40 @@ from candy_monai.forecasting.references import ReferenceGain, checked_references
 Array = NDArray[np.float64]
 
 LEVELS = tuple(round(0.05 * i, 2) for i in range(1, 20))
-"""Of the quantiles that a forecast holds."""
+"""The levels of the quantiles in a forecast."""
 
 _LEAST_POINTS = 2
 _POINTS_FOR_NOISE = 6
-"""With fewer scores it cannot be told what is noise, so that a curve is not refused for it."""
+"""With fewer scores noise cannot be estimated, so that a curve is not refused because of it."""
 _ROOM_TO_HOLD = {2: 0.8, 3: 0.8, 4: 0.7, 5: 0.6}
-"""By the number of scores: the share of what is left to the largest score that the interval reaches at least. What so
-few scores promise is worth little."""
+"""By the number of scores: the minimum upper end of the interval, as a share of the way from the best score so far to
+the largest possible score, since so few scores are uninformative."""
 _NEXT_TO_NOTHING, _SOMETHING = 0.04, 0.08
-"""What a run has learned, as a share of what there is to learn: the range of its scores so far against that up to the
-largest score. From the first on downwards it cannot be told whether it will take off; from the second on it can."""
+"""What a run has learned, as a share of what it can: the range of its scores divided by that up to the largest score.
+Up to the first it is unknown whether the run will start to learn; from the second on it is known."""
 _ROOM_TO_TAKE_OFF, _EARLY = 0.8, 0.25
-"""The share of what is left to the largest score that the interval of such a run reaches, up to this share of it."""
-_UNBOUNDED_ROOM = 10.0  # in ranges of the scores so far, where a score has no bound
+"""The upper end of such a run's interval, as a share of the way to the largest score, until this share of the run."""
+_UNBOUNDED_ROOM = 10.0  # in ranges of the scores so far, if a score has no bound
 _SURE_OF_REFERENCES = 0.1
-"""The share that references must have to foretell a curve that tells nothing by itself."""
-_BEYOND = 0.005  # of the range: rounding and the error of a fit's form
+"""The minimum weight of references for a forecast of a curve that is uninformative by itself."""
+_BEYOND = 0.005  # of the range: rounding and the model error of a fit
 _POINT = 0.4
-"""The quantile that is the forecast: just below the middle, which lets down fewer runs and errs no more."""
+"""The quantile used as the forecast: just below the median, which is too high for fewer runs, with the same error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What is expected of a run.
+    """A forecast of the best score of a run.
 
     Attributes:
-        epoch: When the best score is expected, from now to the horizon; when abstaining, when the best so far came, or
-            0 if there is none.
+        epoch: The epoch in which the best score is expected, from now to the horizon; when abstaining, that of the best
+            score so far, or 0 if there is none.
         score: The best score of the whole run, never below the best so far; when abstaining, the best so far, or NaN.
-        interval: Where the best score lies in 80 % of the runs that get better; it begins with the best so far unless
-            a better one is nearly certain, so that the others lie in it too. None when abstaining.
-        reason: Why there is no forecast; None when there is one.
+        interval: The best score is in it for 80 % of the runs that improve; it starts at the best so far, to include
+            the other runs, unless an improvement is nearly certain. None when abstaining.
+        reason: Why there is no forecast; None if there is one.
         quantiles: The best score's quantiles at 5 %, 10 % ... 95 %; empty when abstaining.
-        by_references: The share that earlier curves have in it, 0 to 1.
+        by_references: The weight of earlier curves in it, 0 to 1.
     """
 
     epoch: int
@@ -72,10 +72,10 @@ class Forecast:
     by_references: float = 0.0
 
     def chance_above(self, score: float) -> float:
-        """Return the chance that the run's best score exceeds ``score``, as far as the quantiles tell: 0 to 1.
+        """Return the probability that the run's best score exceeds ``score``, from the quantiles: 0 to 1.
 
         Args:
-            score: Any score; the best so far, for the chance that it is beaten.
+            score: Any score; the best so far, for the probability that it is exceeded.
 
         Raises:
             ValueError: If the forecast abstains.
@@ -83,7 +83,7 @@ class Forecast:
         if not self.quantiles:
             raise ValueError(f"there is no forecast: {self.reason}")
         below = float(np.interp(score, self.quantiles, LEVELS, left=0.0, right=1.0))
-        # Where the best is over, many quantiles are alike, and none of these is above it.
+        # If the run is past its best, many quantiles are equal, and none of these is above it.
         last = int(np.searchsorted(self.quantiles, score, side="right")) - 1
         return 1 - max(below, LEVELS[last] if last >= 0 else 0.0)
 
@@ -100,26 +100,25 @@ def forecast(
     same_settings: bool = False,
     method: Literal["combined", "quotient"] = "combined",
 ) -> Forecast:
-    """Foretell the best score of a run from its scores so far. Takes less than a second and always says the same.
+    """Forecast the best score of a run from its scores so far. Deterministic, and takes less than a second.
 
     Args:
         scores: One score for each epoch from 1 on, higher is better; NaN where there is none.
         horizon: The planned number of epochs.
-        degree: Upper bound of the degree of both polynomials, at least 1. There is no forecast before more than
-            ``degree`` epochs are over.
-        ceiling: The largest score that the metric can have, as ``score_range=(None, ceiling)`` says.
-        score_range: The least and the largest score that the metric can have, each None for no bound: ``(0, 1)`` for
+        degree: Upper bound of the degree of both polynomials, at least 1. A forecast needs more than ``degree`` epochs.
+        ceiling: The largest possible score of the metric, as in ``score_range=(None, ceiling)``.
+        score_range: The smallest and the largest possible score of the metric, each None for no bound: ``(0, 1)`` for
             Dice, ``(0, 100)`` for percent, ``(None, 0)`` for a negative loss, ``(None, None)`` for a score without
-            bounds. If it is not said, the largest is taken for 0 where no score is positive, for 1 where all lie
-            between 0 and 1, else for none.
-        learning_rates: That of each epoch so far, where known: what a decay has left to give shows in it. If the
-            schedule is known beforehand, those of the epochs to come as well: a decay that has not begun shows in it.
+            bounds. If not given, the largest is 0 if no score is positive, 1 if all are between 0 and 1, and else
+            unbounded.
+        learning_rates: That of each epoch so far, if known, which shows how much of a decay is left. If the schedule is
+            known in advance, also those of future epochs, which show a decay that has not started.
         references: The scores of finished runs of the same task, from the first epoch to the last, of any length: the
-            other folds of a cross-validation, the trials of a sweep, earlier runs. How well they foretell one another
-            decides what they count for. Of more than 40 the first 40 are taken.
-        same_settings: Whether the references were trained with the settings of this run, as the other folds of a
-            cross-validation are. They are then believed more readily, also where few of them look like this run.
-        method: ``"combined"`` weighs the quotients' promise by what real runs taught; ``"quotient"`` takes it as it is.
+            other folds of a cross-validation, the trials of a sweep, earlier runs. Their weight depends on how well
+            they predict each other. Only the first 40 are used.
+        same_settings: Whether the references were trained with the settings of this run, as for the other folds of a
+            cross-validation. They then get a higher weight, even if few of them are similar to this run.
+        method: ``"combined"`` corrects the quotients' extrapolation by a fit to real runs; ``"quotient"`` does not.
 
     Raises:
         ValueError: If ``horizon`` or ``degree`` is less than 1, the method is unknown, a score is out of range, or a
@@ -157,14 +156,14 @@ def forecast(
     else:
         stated = _learned(curve, degree)
         if curve.knows_rates:
-            # A decay says that little is left to learn, and yet scores rise while it lasts, in some runs more than by
-            # all the epochs before. Neither clock is right in all.
+            # By learning rates little is left to learn after a decay, yet scores rise during it, in some runs more than
+            # in all epochs before. Neither measure is right for all runs.
             stated = _averaged(stated, _learned(curve.without_rates(), degree))
     return _continued(curve, _joined(curve, stated, by_references))
 
 
 def _learned(curve: SeenCurve, degree: int) -> Forecast:
-    """Return what the quotients promise, corrected by what real runs taught."""
+    """Return the forecast of the quotients, corrected by the fit to real runs."""
     promised, when = draw_best(curve, degree=degree)
 
     def score_of(gain: Array) -> Array:
@@ -180,13 +179,13 @@ def _learned(curve: SeenCurve, degree: int) -> Forecast:
         high = max(high, reached)
         quantiles = np.maximum(quantiles, _spread(curve.best, reached, none=expected.none))
     high = max(high, curve.best + _ROOM_TO_HOLD.get(len(curve.values), 0.0) * room)
-    # Losses lie closer about the middle of what is expected of them.
+    # Losses deviate less from the median of their forecast.
     middle = float(score_of(replace(expected, widening=1.0).quantiles((_POINT,)))[0]) if curve.top == 0 else None
     return _stated(curve, quantiles, (low, high), when, promised > curve.best, middle=middle)
 
 
 def _averaged(one: Forecast, other: Forecast) -> Forecast:
-    """Return the mean of two forecasts of a curve; the interval begins where the lower one does."""
+    """Return the mean of two forecasts of a curve; the interval starts at the lower of both ends."""
     assert one.interval is not None
     assert other.interval is not None
     (low, high), (other_low, other_high) = one.interval, other.interval
@@ -200,14 +199,14 @@ def _averaged(one: Forecast, other: Forecast) -> Forecast:
 
 
 def _nothing_more(curve: SeenCurve) -> Forecast:
-    """Return what a curve that tells nothing says by itself: the best so far."""
+    """Return the forecast for an uninformative curve: the best score so far."""
     quantiles = (curve.best,) * len(LEVELS)
     interval = (curve.best, curve.best)
     return Forecast(epoch=curve.now, score=curve.best, interval=interval, reason=None, quantiles=quantiles)
 
 
 def _joined(curve: SeenCurve, stated: Forecast, by_references: ReferenceGain | None) -> Forecast:
-    """Average a forecast with what references say, quantile by quantile, as far as these are to be trusted."""
+    """Average a forecast with that of the references, quantile by quantile, weighted by their trust."""
     if by_references is None or not by_references.trust or stated.interval is None:
         return stated
     trust = by_references.trust
@@ -231,7 +230,7 @@ def _joined(curve: SeenCurve, stated: Forecast, by_references: ReferenceGain | N
 
 
 def _chance_to_take_off(curve: SeenCurve) -> float:
-    """Return, from 0 to 1, how far it is open whether a run that has learned next to nothing so far will yet learn."""
+    """Return a weight from 0 to 1 for the possibility that a run that has learned next to nothing will still learn."""
     if not math.isfinite(curve.top):
         return 0.0
     learned = curve.range / (curve.range + curve.top - curve.best)
@@ -241,19 +240,19 @@ def _chance_to_take_off(curve: SeenCurve) -> float:
 
 
 def _spread(best: float, reached: float, *, none: float) -> Array:
-    """Return the quantiles of gains that are as likely as any other up to ``reached``; the lower half stays."""
+    """Return the quantiles of a uniform distribution of gains up to ``reached``; the lower half is the best so far."""
     start = max(0.5, none)
     return best + (reached - best) * np.clip((np.array(LEVELS) - start) / max(0.9 - start, 0.05), 0.0, 1.0)
 
 
 def _continued(curve: SeenCurve, stated: Forecast) -> Forecast:
-    """Blend a forecast with the continuation of smooth fits, as far as the residuals of the scores allow."""
+    """Blend a forecast with the continuation of smooth fits, with a weight that depends on the scores' residuals."""
     ahead = continuation(curve)
     if ahead is None or stated.interval is None:
         return stated
     width = stated.interval[1] - stated.interval[0]
     trust = ahead.trust * width**2 / (width**2 + ahead.error**2)
-    # A fit that leaves the scores that there are is wrong, however near it has been so far.
+    # A fit that exceeds the largest possible score is wrong, however well it has fitted so far.
     trust *= math.exp(-((max(0.0, ahead.score - curve.top) / (ahead.error + _BEYOND * curve.range)) ** 2))
 
     def mixed(said: Sequence[float], levels: Sequence[float]) -> Array:
@@ -261,7 +260,7 @@ def _continued(curve: SeenCurve, stated: Forecast) -> Forecast:
         return (1 - trust) * np.asarray(said) + trust * fitted
 
     low, high = mixed(stated.interval, (0.1, 0.9)).tolist()
-    high = max(high, min(low + ahead.error, curve.top))  # past a peak nothing may be left of the fitted interval
+    high = max(high, min(low + ahead.error, curve.top))  # past a peak the fitted interval may be empty
     score = float(np.clip(mixed((stated.score,), (0.5,))[0], low, high))
     comes = score > curve.best
     epoch = round((1 - trust) * stated.epoch + trust * (ahead.epoch if ahead.score > curve.best else curve.now))
@@ -283,14 +282,14 @@ def _stated(
     *,
     middle: float | None = None,
 ) -> Forecast:
-    """Summarize a distribution as a forecast; the epoch is when the draws that improve do."""
+    """Summarize a distribution as a forecast; the epoch is the median over the draws that improve."""
     at = dict(zip(LEVELS, quantiles.tolist(), strict=True))
-    # No more than what growth with the logarithm of time, by the whole range so far for each factor e, would give.
+    # At most the gain from growth with the logarithm of time, by the whole range so far for each factor e.
     most = curve.best + curve.range * curve.left_to_learn
     score = float(np.clip(min(at[_POINT] if middle is None else middle, most), *interval))
     comes = score > curve.best
     epoch = curve.now
-    if comes:  # where no draw improves, the last epochs are as good a guess as any
+    if comes:  # if no draw improves, any of the last epochs is possible
         epoch = round(float(np.median(when[improved]))) if improved.any() else curve.horizon
     return Forecast(
         epoch=int(np.clip(epoch, curve.now + comes, curve.horizon)),
@@ -302,7 +301,7 @@ def _stated(
 
 
 def interval_of(promised: Array, best: float) -> tuple[float, float]:
-    """Return the interval of the draws that are better than the best so far; it begins there if one in ten is not."""
+    """Return the interval of the draws above the best score so far; it starts there if 10 % are not above."""
     better = promised[promised > best]
     if not better.size:
         return best, best
@@ -311,24 +310,24 @@ def interval_of(promised: Array, best: float) -> tuple[float, float]:
 
 
 def points_needed(degree: int) -> int:
-    """Return how many finite scores a forecast needs at least."""
+    """Return the minimum number of finite scores for a forecast."""
     return max(_LEAST_POINTS, degree + 1)
 
 
 def why_not(curve: SeenCurve, least: int, *, moves: bool = False) -> str | None:
-    """Return why a forecast would be worth nothing, or None.
+    """Return why no useful forecast is possible, or None.
 
     Args:
-        curve: What is known.
-        least: How many scores there must be.
-        moves: Whether to pass over that a curve is flat or falls: others may say that it will rise.
+        curve: The known part of the curve.
+        least: The minimum number of scores.
+        moves: Whether to accept a curve that is flat or falls, since references may predict that it will rise.
     """
     values, now = curve.values, curve.now
     if now >= curve.horizon:
         return f"no epoch is left: {now} of {curve.horizon} are over"
     if len(values) < least:
         return f"too few points: {len(values)} finite scores, {least} are needed"
-    every = int(np.diff(curve.epochs).min())  # a run that validates every third epoch has no score at the others
+    every = int(np.diff(curve.epochs).min())  # a run that validates every third epoch has no scores in the others
     if len(values) < 0.5 * (now // every) or curve.epochs[-1] <= now - 3 * every:
         return f"{now - len(values)} of {now} scores are not finite"
     noise = noise_of(values)
@@ -337,7 +336,7 @@ def why_not(curve: SeenCurve, least: int, *, moves: bool = False) -> str | None:
     if curve.range <= 1e-6 * max(1e-3, float(np.abs(values).max())):
         return "the curve is flat"
     if len(values) >= _POINTS_FOR_NOISE:
-        # A pure noise has a standard deviation equal to the noise that its neighbours' differences show.
+        # For pure noise the standard deviation is equal to the noise estimated from differences of neighbours.
         third = max(2, len(values) // 3)
         change = float(np.median(values[-third:]) - np.median(values[:third]))
         climbed = curve.best - float(values[0])

@@ -1,8 +1,8 @@
-"""Where a curve with hardly any noise goes: smooth families are fitted, and their continuation is weighed by the fit.
+"""Extrapolate a curve with hardly any noise: smooth families are fitted, and weighted by their fit.
 
-Scores whose residuals are tiny against their range determine their continuation. What is learned from real, noisy runs
-says nothing of such curves, so that `candy_monai.forecasting.best_score` blends this fit in, the more, the smaller the
-residuals are; at the noise of real runs it has no share.
+Scores whose residuals are tiny relative to their range determine their continuation. The corrections learned from real,
+noisy runs do not apply to such curves, so that `candy_monai.forecasting.best_score` blends in this fit, with a weight
+that increases as the residuals decrease; at the noise of real runs it is 0.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from candy_monai.forecasting.curve import SeenCurve
 Array = NDArray[np.float64]
 
 NOISE_FULLY_TRUSTED, NOISE_NOT_TRUSTED = 0.0001, 0.001
-"""In ranges of the scores: with residuals of up to the first the fit has the whole say, from the second on none."""
+"""In ranges of the scores: with residuals up to the first the fit has weight 1, from the second on weight 0."""
 _ROUNDING = 1e-9
 _LEAST_NOISE = 1e-6
-_LEAST_ERROR = 2e-4  # in ranges of the scores: no continuation is surer
+_LEAST_ERROR = 2e-4  # in ranges of the scores: the minimum error of a continuation
 _LEAST_POINTS = 6
-_SPARE_POINTS = 2  # more than there are coefficients
-_NOISE_LEVEL = 0.05  # one-sided confidence of the noise: few residuals may be small by chance
-_WORTH_REFINING = 0.05  # of the range: the residuals of the best on a grid
-_WORTH_FITTING = 0.0015  # of the range: the noise that differences show
+_SPARE_POINTS = 2  # more scores than coefficients
+_NOISE_LEVEL = 0.05  # one-sided confidence level for the noise: few residuals may be small by chance
+_WORTH_REFINING = 0.05  # of the range: the residuals of the best fit on a grid
+_WORTH_FITTING = 0.0015  # of the range: the noise estimated from differences
 _HELD_OUT = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
 class Continuation:
-    """The best score ahead according to the fits.
+    """The best future score according to the fits.
 
     Attributes:
-        score: The largest value ahead, with what the noise of those epochs adds to it.
+        score: The largest future value, including the effect of the noise of those epochs.
         error: Its standard error, above 0.
-        epoch: When it comes.
-        trust: The share that the fit should have in a forecast, 0 to 1.
+        epoch: The epoch of this value.
+        trust: The weight of the fit in a forecast, 0 to 1.
     """
 
     score: float
@@ -58,13 +58,13 @@ class Continuation:
 
 @dataclass(frozen=True, kw_only=True)
 class _Family:
-    """A sum of functions of the place, some of which depend on a few shape parameters, all given as logarithms."""
+    """A sum of functions of the position, some of which depend on a few shape parameters, all given as logarithms."""
 
     functions: Callable[[Array, Array], list[Array]]
     grids: tuple[Array, ...]
 
     def basis(self, t: Array, shape: Array) -> Array:
-        """Return the functions' values (places, functions) at places ``t``, 1 where the last score is."""
+        """Return the functions' values (places, functions) at positions ``t``, 1 at the last score."""
         columns = [np.ones_like(t), *self.functions(t, np.exp(shape))]
         return np.nan_to_num(np.stack(columns, axis=1), posinf=1e30, neginf=-1e30)
 
@@ -102,7 +102,7 @@ _FAMILIES = (
 
 @dataclass(frozen=True, kw_only=True)
 class _Fit:
-    """A family's fit: its residuals' standard deviation, its curve, and how sure its parameters are."""
+    """A family's fit: its residuals' standard deviation, its curve, and the covariance of its parameters."""
 
     noise: float
     coefficients: int
@@ -116,24 +116,24 @@ class _Fit:
 
 
 def continuation(curve: SeenCurve) -> Continuation | None:
-    """Fit smooth families to scores, over epochs and over sums of learning rates, and continue them to the horizon.
+    """Fit smooth families to scores, over epochs and over sums of learning rates, and extrapolate to the horizon.
 
     Args:
-        curve: What is known, with epochs left.
+        curve: The known part of the curve, with epochs left.
 
     Returns:
-        The continuation; None where there are too few scores or no family comes near them.
+        The continuation; None if there are too few scores or no family fits.
     """
     epochs, values, now = curve.epochs, curve.values, curve.now
     size, count = curve.range, len(values)
-    # A jump or a few steps between scores that stand still fit to all and tell nothing.
+    # All families fit a jump or a few steps between constant scores, which is uninformative.
     moves = np.count_nonzero(np.abs(np.diff(values)) > _ROUNDING * size)
     if count < _LEAST_POINTS or moves < _LEAST_POINTS - 1 or moves < 0.5 * count:
         return None
-    # What the first few scores climbed says nothing of how well a fit meets the others.
+    # The rise of the first few scores is not relevant for how well a fit describes the others.
     later = max(float(np.ptp(values[count // 4 :])) / size, _ROUNDING)
     if _shown_noise(epochs, values) > _WORTH_FITTING * later * size:
-        return None  # nearly all real runs: the fits would cost time for nothing
+        return None  # nearly all real runs: the fits would take time without effect
     seen = epochs.astype(int) - 1
     plain = np.arange(1, curve.horizon + 1) / curve.horizon
     axes = [plain] if np.allclose(curve.axis, plain) else [plain, curve.axis]
@@ -165,7 +165,7 @@ def continuation(curve: SeenCurve) -> Continuation | None:
 
 
 def _shown_noise(epochs: Array, values: Array) -> float:
-    """Return the noise that high differences show, to which a smooth curve adds next to nothing; 0 if unknown."""
+    """Return the noise estimated from high-order differences, which are nearly 0 for a smooth curve; 0 if unknown."""
     if len(values) < 8 or np.ptp(np.diff(epochs)):
         return 0.0
     sizes = [float(np.median(np.abs(np.diff(values, k)))) / math.sqrt(math.comb(2 * k, k)) for k in (4, 6)]
@@ -173,7 +173,7 @@ def _shown_noise(epochs: Array, values: Array) -> float:
 
 
 def _trust(noise: float) -> float:
-    """Return the share that fits with such residuals have in the forecast: falls smoothly from 1 to 0."""
+    """Return the weight of fits with such residuals in the forecast, which falls smoothly from 1 to 0."""
     span = math.log(NOISE_NOT_TRUSTED / NOISE_FULLY_TRUSTED)
     share = min(max(math.log(NOISE_NOT_TRUSTED / max(noise, 1e-30)) / span, 0.0), 1.0)
     return share**2 * (3 - 2 * share)
@@ -186,9 +186,9 @@ def _upper(fit: _Fit, count: int) -> float:
 
 
 def _held_out_error(axes: list[Array], seen: NDArray[np.int64], scaled: Array, now: int) -> float:
-    """Return how far the end of the scores is from what the fit to those before it says; inf if there is no such fit.
+    """Return the error at the last scores of a fit to those before; 0 if there is no such fit.
 
-    The larger the step ahead is against the one that is held out, the larger the error counts.
+    The error is scaled down if the step ahead is smaller than the held-out one.
     """
     kept = len(seen) - max(1, int(_HELD_OUT * len(seen)))
     fits = [f for axis in axes for f in _fits(axis / axis[seen[-1]], seen[:kept], scaled[:kept])]
@@ -201,7 +201,7 @@ def _held_out_error(axes: list[Array], seen: NDArray[np.int64], scaled: Array, n
 
 
 def _fits(t: Array, seen: NDArray[np.int64], scaled: Array) -> list[_Fit]:
-    """Fit each family that the scores suffice for and that comes near them."""
+    """Fit each family for which there are enough scores, and return those that are close to them."""
     found = []
     for family in _FAMILIES:
         coefficients = family.basis(t[:1], np.zeros(2)).shape[1] + len(family.grids)

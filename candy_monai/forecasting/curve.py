@@ -1,4 +1,4 @@
-"""The part of a run's curve that is known, and how much of the run's learning is done after each epoch."""
+"""The known part of a run's curve, and how much of the run's learning is done after each epoch."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ Array = NDArray[np.float64]
 
 _MOST_DECAY = 3.0
 _LEAST_RATE = 1e-6  # of the largest: a schedule may end at 0
-_RISING = 2.0  # standard deviations of what noise alone would do
-_LATE_SHARES, _LEAST_LATE = (1 / 3, 1 / 2), 6  # of the scores: where a rise is looked for
+_RISING = 2.0  # in standard deviations of the effect of noise alone
+_LATE_SHARES, _LEAST_LATE = (1 / 3, 1 / 2), 6  # of the scores: the part in which a rise is tested
 _ROUNDING = 1e-6
 
 ScoreRange = tuple[float | None, float | None]
-"""The least and the largest value that a score can have; None for no bound."""
+"""The smallest and the largest possible score; None for no bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeenCurve:
-    """The part of a curve that is known.
+    """The known part of a curve.
 
     Attributes:
         epochs: Those with a finite score, from 1.
         values: Their scores.
-        now: Epochs over.
-        horizon: Epochs planned.
-        top: The largest score that the metric can have.
-        axis: How much of the whole run's learning is done after each planned epoch, rising to 1.
+        now: The number of finished epochs.
+        horizon: The planned number of epochs.
+        top: The largest possible score of the metric.
+        axis: The share of the whole run's learning that is done after each planned epoch, rising to 1.
         rate_left: The learning rate now as a share of the largest so far; NaN if unknown.
     """
 
@@ -50,16 +50,16 @@ class SeenCurve:
 
     @property
     def left_to_learn(self) -> float:
-        """The logarithm of how many times as much will have been learned in the end as now."""
+        """The logarithm of the ratio of the learning at the end to the learning so far."""
         return -math.log(float(self.axis[self.now - 1]))
 
     @property
     def knows_rates(self) -> bool:
-        """Whether the axis differs from that of the epochs, since learning rates are known."""
+        """Whether the axis differs from that of the epochs, because learning rates are known."""
         return not np.allclose(self.axis, _by_epochs(self.now, self.horizon))
 
     def without_rates(self) -> SeenCurve:
-        """Return the curve as it is for one who does not know the learning rates."""
+        """Return the curve without its learning rates."""
         return replace(self, axis=_by_epochs(self.now, self.horizon), rate_left=math.nan)
 
     @property
@@ -85,9 +85,9 @@ def seen_curve(
     learning_rates: Sequence[float] | Array | None = None,
     beside: Sequence[float] | Array = (),
 ) -> SeenCurve:
-    """Collect what is known of a run with at least one finite score; see `forecast` for the arguments.
+    """Collect the known data of a run with at least one finite score; see `forecast` for the arguments.
 
-    ``beside`` holds scores of other runs, which say of what kind the scores are, too.
+    ``beside`` contains scores of other runs, which are also used to infer the range of the metric.
     """
     values = np.asarray(scores, dtype=np.float64).ravel()
     finite = np.isfinite(values)
@@ -105,7 +105,7 @@ def seen_curve(
 
 
 def is_within(scores: Sequence[float] | Array, score_range: ScoreRange) -> bool:
-    """Return whether all finite scores are within a range, but for rounding: a Dice in float32 may exceed 1."""
+    """Return whether all finite scores are within a range, up to rounding: a Dice in float32 may exceed 1."""
     values = np.asarray(scores, dtype=np.float64).ravel()
     values = values[np.isfinite(values)]
     if not values.size:
@@ -116,24 +116,24 @@ def is_within(scores: Sequence[float] | Array, score_range: ScoreRange) -> bool:
 
 
 def learning_axis(learning_rates: Sequence[float] | Array | None, now: int, horizon: int) -> Array:
-    """Return how much of a run's learning is done after each planned epoch, rising to 1.
+    """Return the share of a run's learning that is done after each planned epoch, rising to 1.
 
-    Learning goes by the sum of the learning rates. Those to come are continued as a power of the time that is left: a
-    linear or polynomial decay is met exactly, a constant rate too, a cosine nearly. Without rates all epochs count
-    alike.
+    Learning is measured by the sum of the learning rates. Unknown future rates are extrapolated as a power of the time
+    left, which is exact for a linear or polynomial decay and for a constant rate, and approximate for a cosine. Without
+    rates all epochs have the same weight.
 
     Args:
-        learning_rates: That of each epoch so far, and of as many to come as are known; None, or one missing, if they
-            are not.
-        now: Epochs over.
-        horizon: Epochs planned.
+        learning_rates: That of each epoch so far, and of future epochs as far as known; None, or with one missing, if
+            they are unknown.
+        now: The number of finished epochs.
+        horizon: The planned number of epochs.
     """
     rates = np.asarray(() if learning_rates is None else learning_rates, dtype=np.float64).ravel()[:horizon]
     if not 0 < now < horizon or len(rates) < now or not np.isfinite(rates).all() or rates[:now].min() <= 0:
         return _by_epochs(now, horizon)
     rates = np.maximum(rates, _LEAST_RATE * rates.max())
     known = len(rates)
-    left = 1 - np.arange(known - 1, horizon) / horizon  # when each epoch begins, from the last known one on
+    left = 1 - np.arange(known - 1, horizon) / horizon  # the start of each epoch, from the last known one on
     decay = math.log(rates[-1] / rates.max()) / math.log(left[0]) if known > 1 else 0.0
     ahead = rates[-1] * (left[1:] / left[0]) ** float(np.clip(decay, 0.0, _MOST_DECAY))
     done = np.cumsum(np.concatenate([rates, ahead]))
@@ -151,7 +151,7 @@ def slope(places: Array, values: Array) -> float:
 
 
 def _trend(values: Array) -> float:
-    """Return by how many standard deviations values rise (Mann and Kendall's test); alike neighbours count for less."""
+    """Return the rise of values in standard deviations (Mann-Kendall test), corrected for similar neighbours."""
     count, places = len(values), np.arange(float(len(values)))
     if count < _LEAST_LATE:
         return 0.0

@@ -1,6 +1,6 @@
-"""What a curve shows of its future, as a few numbers that know neither the score's unit nor the run's length.
+"""Features of a curve for forecasting, independent of the score's unit and the run's length.
 
-What they are signs of was learned from real runs: `candy_monai.forecasting.coefficients`.
+Their relation to the future was learned from real runs: `candy_monai.forecasting.coefficients`.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from candy_monai.forecasting.model_average import noise_of
 Array = NDArray[np.float64]
 
 NAMES = tuple(FEATURES)
-"""The features, in the order of their values. The last three are what the quotients promise."""
+"""The features, in the order of their values. The last three are from the extrapolation of the quotients."""
 
-_UNBOUNDED = 10.0  # headroom that no run uses up, in ranges of the scores so far
+_UNBOUNDED = 10.0  # headroom that no run exhausts, in ranges of the scores so far
 _NEAR_TOP = 0.05
 _TINY = 0.01
-_NONE = 0.002  # a gain of less than this share of the range is none
+_NONE = 0.002  # a gain of less than this share of the range is counted as none
 
 
 def features_of(curve: SeenCurve, promised: Array) -> Array:
-    """Return the features in the order of `NAMES`; NaN for a learning rate that is unknown.
+    """Return the features in the order of `NAMES`; NaN for an unknown learning rate.
 
     Args:
-        curve: What is known, with a range above 0.
+        curve: The known part of the curve, with a range above 0.
         promised: Draws of the run's best score, from `draw_best`.
     """
     values, count, size = curve.values, len(curve.values), curve.range
     quarter = max(2, count // 4) if count > 3 else 1
     last, before = values[-quarter:].mean(), values[-2 * quarter : -quarter].mean()
-    # How fast the score rises with the logarithm of what was learned.
+    # The rise of the score per logarithm of the amount learned.
     done = np.log(curve.axis[curve.epochs.astype(int) - 1])
     to_come = curve.left_to_learn
     rise = slope(done[count // 2 :], values[count // 2 :]) / size
@@ -55,14 +55,14 @@ def features_of(curve: SeenCurve, promised: Array) -> Array:
             math.log(count),
             curve.now / curve.horizon,
             1 - curve.rate_left,
-            float(curve.top == 0),  # no score is positive: losses are less noisy than what is counted
+            float(curve.top == 0),  # no score is positive: losses are less noisy than scores from counts
             *_promise(promised, curve),
         ]
     )
 
 
 def _promise(promised: Array, curve: SeenCurve) -> tuple[float, float, float]:
-    """Return the log odds of no gain, and the middle and the spread of the logarithm of a gain."""
+    """Return the log odds of no gain, and the median and the spread of the logarithm of a gain."""
     gains = (promised - curve.best) / curve.range
     none = float(np.clip((gains <= _NONE).mean(), 0.02, 0.98))
     some = gains[gains > _NONE]

@@ -1,11 +1,11 @@
-"""By how much the best score so far will yet be beaten: a distribution, as real runs taught to read it from features.
+"""The distribution of the gain over the best score so far, from features of a curve with weights fitted to real runs.
 
-There is a chance that it is not beaten at all, for half of all runs are past their best by their middle; a gain, if
-there is one, is log-normal. Both are what the quotients promise, corrected by three straight lines in the features that
-were fitted to real curves (``benchmarks/curves/calibrate.py``) and are kept in `candy_monai.forecasting.coefficients`.
+With some probability there is no gain, as half of all runs are past their best by their middle; otherwise the gain is
+log-normal. Both are the extrapolation of the quotients, corrected by three linear functions of the features that were
+fitted to real curves (``benchmarks/curves/calibrate.py``) and are stored in `candy_monai.forecasting.coefficients`.
 
-The chance of a gain never falls below a share of the learning that is left, also learned there, and is more than even
-while the curve rises: however a curve looks, one run in a few takes off again.
+The probability of a gain is at least a share of the learning that is left, which is also stored there, and above one
+half while the curve rises, because for any shape of the curve a few runs improve again.
 """
 
 from __future__ import annotations
@@ -25,31 +25,30 @@ Array = NDArray[np.float64]
 _TABLE = np.array(list(FEATURES.values()))
 MEANS, SCALES = _TABLE[:, 0], _TABLE[:, 1]
 WEIGHTS = np.ascontiguousarray(np.column_stack([_TABLE[:, 2:].T, CONSTANTS]))
-"""Of the three numbers ``(3, features + 1)``, a constant at the end of each."""
+"""The weights for the three numbers, ``(3, features + 1)``, with a constant at the end of each row."""
 
-FARTHEST_FEATURE = 3.0  # standard deviations; beyond them no run was seen, so nothing is extrapolated
+FARTHEST_FEATURE = 3.0  # standard deviations; there were no runs beyond them, so nothing is extrapolated
 FARTHEST_DEVIATION = 3.0
 LEAST_SPREAD = 0.05
-_NEARLY_CERTAIN = 0.1  # chance of no gain below which an interval leaves the best so far out
-_LARGEST = 50.0  # of a logarithm, so that nothing overflows
+_NEARLY_CERTAIN = 0.1  # probability of no gain below which an interval excludes the best so far
+_LARGEST = 50.0  # bound of a logarithm, against overflow
 _MOST_MIDDLE = float(np.log(1.5))
-_SHARES = (0.25, 0.5, 0.75)  # of the run, where it was learned how wide the distribution must be
+_SHARES = (0.25, 0.5, 0.75)  # shares of the run for which the width of the distribution was fitted
 _RISING_CHANCE = 0.602
-"""Of a gain while a curve rises: of real curves that did and promised less, two in three had one yet. It is as much as
-lets the forecast, which is the quantile at 40 %, lie above the best so far."""
+"""The minimum probability of a gain while a curve rises: of real such curves with a lower prediction, two in three had
+one. It is just enough for the forecast, the quantile at 40 %, to exceed the best so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """A gain over the best score so far, in ranges of the scores so far.
+    """The distribution of the gain over the best score so far, in ranges of the scores so far.
 
     Attributes:
-        none: The chance that there is none, 0 to 1.
-        middle: The logarithm of its median if there is one.
+        none: The probability of no gain, 0 to 1.
+        middle: The logarithm of the median of a gain if there is one.
         spread: The standard deviation of its logarithm.
-        headroom: What is left to the largest score that the metric can have; the nearer, the slower a gain grows.
-        widening: Stretches the distribution about its median, which stays, so that four in five of those gains that
-            come lie within `interval`.
+        headroom: The distance to the largest possible score, near which gains are compressed.
+        widening: Scales the distribution about its median, so that four in five of the gains are within `interval`.
     """
 
     none: float
@@ -60,7 +59,7 @@ class Gain:
 
     @classmethod
     def expected(cls, features: Array, *, rising: bool = False) -> Gain:
-        """Read the distribution from the features; a feature that is NaN counts as an ordinary one.
+        """Compute the distribution from the features; a feature that is NaN is replaced by its mean.
 
         Args:
             features: In the order of `NAMES`.
@@ -84,7 +83,7 @@ class Gain:
         return np.where(among_gains > 0, self._if_any(among_gains), 0.0)
 
     def interval(self) -> tuple[float, float]:
-        """Return where the gain lies: four in five of those that come, and none unless one is nearly certain."""
+        """Return the interval of the gain: it contains four in five gains, and 0 unless a gain is nearly certain."""
         levels = (0.0, 0.8) if self.none > _NEARLY_CERTAIN else (0.1, 0.9)
         low, high = self._if_any(np.array(levels)).tolist()
         return (low if levels[0] else 0.0), high
@@ -96,7 +95,7 @@ class Gain:
         deviation = centre + self.widening * (deviation - centre)
         middle = min(self.middle, _MOST_MIDDLE - self.spread * centre)
         gains = np.exp(np.clip(middle + self.spread * deviation, -_LARGEST, _LARGEST))
-        # Half the harmonic mean of gain and headroom; each step is monotone, so that rounding keeps the order.
+        # Half the harmonic mean of gain and headroom; each step is monotonic, so that rounding keeps the order.
         return np.asarray(1 / (1 / gains + 1 / max(self.headroom, 1e-9)))
 
 
@@ -107,7 +106,7 @@ def standardised(features: Array, means: Array, scales: Array) -> Array:
 
 
 def promise(features: Array) -> Array:
-    """Return what the quotients say of the three numbers, before any correction: ``(..., 3)``."""
+    """Return the three numbers from the extrapolation of the quotients, before any correction: ``(..., 3)``."""
     none, middle, spread = np.moveaxis(features[..., -3:], -1, 0)
     return np.stack([none, middle, np.log(np.expm1(np.maximum(spread, 0.1)))], axis=-1)
 

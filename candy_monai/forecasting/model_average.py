@@ -1,10 +1,10 @@
-"""The average of many quotients that could have made a curve, and the best scores that it promises.
+"""The average of many quotients fitted to a curve, and the distribution of its best score.
 
 The curve is modelled as a quotient of two polynomials in ``t``, the share of the run. The denominator is
 ``1 + c t + (c t)**2 / 2! + ...`` up to some degree: it has no pole ahead and runs from a hyperbola to nearly an
-exponential. The numerator lets the curve settle, overshoot or drift. For each ``c`` on a grid the numerator is a linear
-regression with a normal posterior; degrees and forms are weighed by how well they foretell the held-out end of the
-curve, the ``c`` of each by evidence. Draws from the average, with the noise of the epochs to come, give the
+exponential. With the numerator the curve can settle, overshoot or drift. For each ``c`` on a grid the numerator is a
+linear regression with a normal posterior; degrees and forms are weighted by how well they predict the held-out end of
+the curve, and the ``c`` of each by evidence. Draws from the average, with the noise of future epochs, give the
 distribution of the run's best score.
 """
 
@@ -23,16 +23,16 @@ from candy_monai.forecasting.curve import SeenCurve
 Array = NDArray[np.float64]
 
 _DRAWS = 400
-_PLACES = 96  # epochs ahead at which curves are drawn; the noise of those between is accounted for
+_PLACES = 96  # future epochs at which curves are drawn; the noise of those between is included
 _DEGREES = (1, 2, 5)
-_RATES = np.geomspace(0.3, 300.0, 25)  # c: from a curve that hardly bends to one over in a hundredth of the run
-_FAVOUR = (1.0, 3.0, 2.0)  # settles, overshoots, drifts: most runs end lower than their first part promises
-_FARTHEST = 0.5  # of what was climbed so far, times the share of the run that is left
+_RATES = np.geomspace(0.3, 300.0, 25)  # c: from a nearly straight curve to one that ends in a hundredth of the run
+_FAVOUR = (1.0, 3.0, 2.0)  # settles, overshoots, drifts: most runs end lower than extrapolated
+_FARTHEST = 0.5  # of the rise so far, times the share of the run that is left
 
 
 def noise_of(values: Array) -> float:
-    """Estimate the noise of neighbouring values, whatever the trend: robustly, from second differences."""
-    if len(values) < 3:  # two points are a straight line
+    """Estimate the noise of neighbouring values, independently of the trend: robustly, from second differences."""
+    if len(values) < 3:  # two points always fit a straight line
         return 0.0
     bends = np.diff(values, 2)
     usual = 1.4826 * float(np.median(np.abs(bends)))
@@ -41,9 +41,9 @@ def noise_of(values: Array) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class _Models:
-    """A grid of quotients: for each the degree of ``Q``, its rate ``c``, and which further term its numerator has.
+    """A grid of quotients: for each the degree of ``Q``, its rate ``c``, and the additional term of its numerator.
 
-    The functions whose sum is the curve are 1, ``1 / Q`` and, by ``form``: nothing (0, it settles), ``c t / Q`` (1, it
+    The curve is a sum of the functions 1, ``1 / Q`` and, by ``form``: nothing (0, it settles), ``c t / Q`` (1, it
     overshoots), ``t / (1 + t)`` (2, it drifts).
     """
 
@@ -53,17 +53,17 @@ class _Models:
 
     @classmethod
     def up_to(cls, degree: int) -> _Models:
-        """Return every quotient whose polynomials stay within a degree."""
+        """Return every quotient whose polynomials have at most the given degree."""
         kinds = [(k, 0) for k in _DEGREES if k <= degree]
         kinds += [(k, 1) for k in _DEGREES if 2 <= k <= degree]
-        kinds += [(k, 2) for k in _DEGREES if k + 1 <= degree]  # 1 + t joins the denominator
+        kinds += [(k, 2) for k in _DEGREES if k + 1 <= degree]  # 1 + t is a factor of the denominator
         grid = [(k, rate, form) for k, form in kinds for rate in _RATES]
         degrees, rates, forms = zip(*grid, strict=True)
         return cls(degree=np.array(degrees, float), rate=np.array(rates), form=np.array(forms))
 
     @property
     def family(self) -> NDArray[np.int64]:
-        """Number the combinations of degree and form."""
+        """The number of each model's combination of degree and form."""
         return np.asarray(self.degree * 3 + self.form, dtype=np.int64)
 
     def basis(self, t: Array) -> Array:
@@ -78,7 +78,7 @@ class _Models:
 
 @dataclass(frozen=True, kw_only=True)
 class _Average:
-    """Each model's share, and the normal posterior of its coefficients around ``level``."""
+    """Each model's weight, and the normal posterior of its coefficients around ``level``."""
 
     models: _Models
     shares: Array  # (models,)
@@ -94,11 +94,11 @@ class _Average:
 
 
 def draw_best(curve: SeenCurve, *, degree: int) -> tuple[Array, Array]:
-    """Draw the run's best score and its epoch many times over, from the average of all quotients.
+    """Draw the run's best score and its epoch many times, from the average of all quotients.
 
     Returns:
-        The best scores, none below the best so far or above the largest that the metric can have, and their epochs;
-        the present one where nothing better came.
+        The best scores, none below the best so far or above the largest possible one, and their epochs; the current
+        epoch where there is no gain.
     """
     axis, values, now, horizon = curve.axis, curve.values, curve.now, len(curve.axis)
     average = _fitted(axis[curve.epochs.astype(int) - 1], values, degree)
@@ -109,9 +109,9 @@ def draw_best(curve: SeenCurve, *, degree: int) -> tuple[Array, Array]:
     normal = generator.standard_normal((_DRAWS, 3))
     numerators = average.means[models] + np.einsum("dij,dj->di", average.factors[models], normal)
     curves = average.level + np.einsum("dti,di->dt", average.models.basis(axis[places - 1])[models], numerators)
-    # The best of `per_place` epochs' noise at once: the largest of that many normal numbers.
+    # The best of `per_place` epochs' noise, drawn directly as the maximum of that many normal numbers.
     noise = ndtri(generator.uniform(1e-6, 1 - 1e-6, curves.shape) ** (1 / per_place))
-    # The size of the noise is itself known from few epochs only.
+    # The noise level is itself estimated from few epochs.
     freedom = len(values) / 2
     size = average.noise * np.sqrt(freedom / generator.chisquare(freedom, (_DRAWS, 1)))
     curves = np.minimum(curves + size * noise, curve.top)
@@ -120,7 +120,7 @@ def draw_best(curve: SeenCurve, *, degree: int) -> tuple[Array, Array]:
 
 
 def _fitted(t: Array, values: Array, degree: int) -> _Average:
-    """Average all quotients, twice: the second time knowing the residuals, their outliers and how alike they are."""
+    """Average all quotients in two passes, the second with the first one's residuals, outliers and autocorrelation."""
     models = _Models.up_to(degree)
     basis = models.basis(t)
     level = float(np.median(values[-max(3, len(values) // 4) :]))
@@ -140,7 +140,7 @@ def _fitted(t: Array, values: Array, degree: int) -> _Average:
         spread = float(np.median(np.abs(residuals))) / 0.6745
         noise = max(spread, least_noise)
         weights = _weights(residuals, noise)
-        # Neighbouring residuals of real curves are alike; counted as independent they would feign knowledge.
+        # Neighbouring residuals of real curves are correlated; treating them as independent would be overconfident.
         clipped = np.clip(residuals, -3 * noise, 3 * noise)
         alike = float(clipped[1:] @ clipped[:-1]) / max(float(clipped @ clipped), 1e-30)
         likeness = float(np.clip((1 + alike) / (1 - min(alike, 0.9)), 1, 8))
@@ -149,12 +149,12 @@ def _fitted(t: Array, values: Array, degree: int) -> _Average:
 
 
 def _weights(residuals: Array, noise: float) -> Array:
-    """Weigh down what is too far off to be noise."""
+    """Return weights that are lower for outliers."""
     return np.asarray(1 / np.maximum(1, np.abs(residuals) / (2.5 * noise)) ** 2)
 
 
 def _prior(models: _Models, rise: float, farthest: float) -> Array:
-    """Return the precision of the coefficients before any score: above all, how far off the end of the run may be."""
+    """Return the prior precision of the coefficients, which mainly limits the value at the end of the run."""
     end = models.basis(np.ones(1))[:, 0]
     far = np.einsum("mi,mj->mij", end, end) / (farthest * rise) ** 2
     return np.asarray(far + np.eye(3) / (5 * rise) ** 2)
@@ -172,7 +172,7 @@ def _posterior(basis: Array, targets: Array, precision: Array, prior: Array) -> 
 
 
 def _shares(evidence: Array, without_end: Array, family: NDArray[np.int64]) -> Array:
-    """Weigh families by their prediction of the held-out end, and the members of each by evidence."""
+    """Return the models' weights: of families by their prediction of the held-out end, within each by evidence."""
     logs = np.empty_like(evidence)
     for number in np.unique(family):
         own = family == number

@@ -1,4 +1,4 @@
-"""Curves as a quotient of two polynomials: fit one, differentiate it, bound it.
+"""Quotients of two polynomials: fitting, derivative and bounds.
 
 Coefficients are in ascending powers of ``x`` everywhere, as in ``numpy.polynomial``.
 """
@@ -22,16 +22,16 @@ def quotient_regression(
 ) -> tuple[Coefficients, Coefficients]:
     """Fit ``y = P(x) / Q(x)`` by least squares, without a pole between the first ``x`` and the last.
 
-    The equation ``P(x) - y Q(x) = 0`` is solved on an axis scaled to 0 .. 1 and reweighted by the last ``1 / Q``, which
-    turns its error into that of the quotient (Sanathanan and Koerner, 1963). Where noise puts a root of ``Q`` into the
-    interval, the fit is repeated with ``Q`` growing in every power.
+    The equation ``P(x) - y Q(x) = 0`` is solved on an axis scaled to 0 .. 1 and reweighted by the last ``1 / Q``, so
+    that its error becomes that of the quotient (Sanathanan and Koerner, 1963). If noise puts a root of ``Q`` into the
+    interval, the fit is repeated with ``Q`` increasing in every power.
 
     Args:
         x: Positions; points where either value is not finite are left out.
-        y: Values, as many.
+        y: The values, of the same number.
         degree_p: Degree of the numerator, at least 0.
         degree_q: Degree of the denominator, at least 0.
-        until: Keep poles away up to here too, if it lies beyond the last ``x``.
+        until: Exclude poles up to here, too, if it is beyond the last ``x``.
 
     Returns:
         The coefficients of ``P`` and ``Q`` in ascending powers; ``Q`` is 1 at the first ``x``.
@@ -51,7 +51,7 @@ def quotient_regression(
         raise ValueError(f"{count} coefficients need {count} finite points at distinct x, got {given}")
     start, stop = float(places.min()), float(places.max())
     span = (stop if until is None else max(stop, until)) - start or 1.0
-    # Shifting the values by a constant adds a multiple of Q to P, which P must have room for.
+    # Shifting the values by a constant adds a multiple of Q to P, for which the degree of P must be sufficient.
     level = float(values.mean()) if degree_p >= degree_q else 0.0
     size = float(np.abs(values - level).max()) or 1.0
     t, z = (places - start) / span, (values - level) / size
@@ -93,7 +93,7 @@ def quotient_bounds(
         upper: Last position, not before the first.
 
     Raises:
-        ValueError: If the positions are the wrong way round, or the quotient has a pole between them.
+        ValueError: If the positions are in the wrong order, or the quotient has a pole between them.
     """
     if not lower <= upper:
         raise ValueError(f"expected lower <= upper, got {lower} and {upper}")

@@ -1,4 +1,4 @@
-"""Reads a run's scores from what training tools leave behind: a ``metrics.csv``, nnU-Net's log, a folder of either."""
+"""Read a run's scores from files of training tools: a ``metrics.csv``, nnU-Net's log, or a folder with either."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from candy_monai.text import decode_text
 
 _NNUNET_SCORE = "Pseudo dice"
 _NNUNET_EPOCHS = 1000
-"""What nnU-Net trains unless it is told otherwise."""
+"""nnU-Net's default number of epochs."""
 _LOWER_IS_BETTER = re.compile(r"loss|error|distance|hausdorff|hd95", re.IGNORECASE)
 _LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?: (.*)")
 _LARGEST_EPOCH = 1_000_000
@@ -28,16 +28,16 @@ _LARGEST_EPOCH = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreHistory:
-    """The scores of a run by epoch, with what else helps to forecast them.
+    """The scores of a run by epoch, with other data for a forecast.
 
     Attributes:
         scores: One for each epoch from the first on, higher is better; NaN where there is none.
-        name: What the score is: the column's name, with a minus where it is the negative of it.
-        learning_rates: As many; empty if they are unknown.
-        durations_s: As many seconds; empty if they are unknown.
-        horizon: The planned number of epochs; None if it is unknown.
-        first_epoch: The number that the source gives to the first epoch, 0 or 1.
-        score_range: The least and the largest value that the score can have, as the run says; None if it is unknown.
+        name: The name of the score: that of the column, with a minus if the values are negated.
+        learning_rates: One for each epoch; empty if unknown.
+        durations_s: The seconds of each epoch; empty if unknown.
+        horizon: The planned number of epochs; None if unknown.
+        first_epoch: The number of the first epoch in the source, 0 or 1.
+        score_range: The smallest and the largest possible score, as stored with the run; None if unknown.
         source: The file.
     """
 
@@ -55,14 +55,14 @@ def read_scores(path: PathLike, *, column: str | None = None) -> ScoreHistory:
     """Read the scores of a run.
 
     Args:
-        path: A ``metrics.csv`` (ours or Lightning's), a ``training_log_*.txt`` of nnU-Net, or the folder that holds
-            them. All logs in a folder of nnU-Net are one run: it begins a new file when it resumes.
-        column: The score's column in a CSV; by default ``val score``. A column whose name says that lower is better, as
-            ``val_loss`` does, is negated. In a log of nnU-Net: ``Pseudo dice`` (the mean over the classes) or
+        path: A ``metrics.csv`` (of candy_monai or Lightning), a ``training_log_*.txt`` of nnU-Net, or the folder with
+            them. All logs in a folder of nnU-Net are one run, since it starts a new file when it resumes.
+        column: The score's column in a CSV; by default ``val score``. A column whose name implies that lower is better,
+            such as ``val_loss``, is negated. In a log of nnU-Net: ``Pseudo dice`` (the mean over the classes) or
             ``val_loss``.
 
     Raises:
-        BadInputError: If there is no such file, or it holds no scores.
+        BadInputError: If there is no such file, or it contains no scores.
     """
     path = Path(path)
     files = [path]
@@ -119,7 +119,7 @@ def _read_csv(path: Path, column: str | None) -> ScoreHistory:
 
 
 def _text_of(path: Path) -> str:
-    """Return the text of a file by its byte order mark; what is of another encoding is no score."""
+    """Return the text of a file, decoded by its byte order mark; bytes of other encodings are replaced."""
     content = path.read_bytes()
     try:
         return decode_text(content)
@@ -162,7 +162,7 @@ def _read_nnunet(paths: Sequence[Path], column: str | None) -> ScoreHistory:
 
 
 def _by_epoch(path: Path, values: Iterable[tuple[float, float]], first: int) -> tuple[float, ...]:
-    """Lay values out by epoch; of several for one epoch the last counts, and an empty one never does."""
+    """Arrange values by epoch; of several for one epoch the last is used, and empty ones are skipped."""
     known: dict[int, float] = {}
     for epoch, value in values:
         if not math.isfinite(epoch):
@@ -184,18 +184,18 @@ def _number(path: Path, name: str, cell: str | None) -> float:
 
 
 def _nnunet_number(text: str) -> float:
-    """Read a number, a list of numbers as their mean, or a time; newer versions write ``np.float32(0.9)``."""
+    """Parse a number, the mean of a list of numbers, or a time; newer versions write ``np.float32(0.9)``."""
     plain = re.sub(r"np\.float\d+\(([^)]*)\)", r"\1", text).removesuffix(" s").replace("nan", "None")
     try:
         value = ast.literal_eval(plain)
-    except (ValueError, SyntaxError):  # a line that was cut off by a crash
+    except (ValueError, SyntaxError):  # a line truncated by a crash
         return math.nan
     numbers = [float(v) for v in (value if isinstance(value, list) else [value]) if isinstance(v, int | float)]
     return math.fsum(numbers) / len(numbers) if numbers else math.nan
 
 
 def _range_of(run: Mapping[str, object], scores: Sequence[float]) -> ScoreRange | None:
-    """Return the range of scores that a run states, unless its scores do not keep to it."""
+    """Return the range of scores stored with a run, unless its scores are outside."""
     match run.get("score_range"):
         case [(int() | float() | None) as least, (int() | float() | None) as largest]:
             return (least, largest) if is_within(scores, (least, largest)) else None

@@ -1,10 +1,10 @@
-"""What earlier curves of the same task say of a run's best score.
+"""Forecast a run's best score from earlier curves of the same task.
 
-At the same share of its length each of them had a best score so far, and a gain came after it. The mean of these gains,
-weighed by how much each curve looked like this run so far, is what they suggest. It is tried on the references
-themselves, each of which the others foretell, and counts the more beside the forecast from the run's own scores, the
-less it erred there: curves that do not foretell one another have hardly a say. Runs with the settings of this one are
-believed more readily than runs with others, of which a few may agree by chance.
+For each of them the gain over its best score at the same share of its length is known. The forecast is the mean of
+these gains, weighted by how similar each curve was to this run so far. Its weight relative to the forecast from the
+run's own scores depends on its error on the references themselves, each of which is predicted from the others: curves
+that do not predict each other have hardly any weight. Runs with the settings of this one get a higher weight than runs
+with others, of which a few may agree by chance.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from candy_monai.forecasting.curve import SeenCurve
 Array = NDArray[np.float64]
 
 LEAST_SCORES = 3
-"""Finite scores that a reference must have."""
+"""The minimum number of finite scores of a reference."""
 MOST_REFERENCES = 40
 
-_PLACES = 12  # at which the seen parts of two curves are compared
-_BY_RANGE = 0.8  # of the logarithm of the quotient of two ranges seen so far, against a distance of one range
-_LEAST_RANGE = 0.05  # of the usual whole range: what is smaller is noise
-_FLOOR = 1e-6  # of a weight, so that the least unlike of unlike references still say something
+_PLACES = 12  # positions at which the known parts of two curves are compared
+_BY_RANGE = 0.8  # weight of the log ratio of two ranges so far, relative to a distance of one range
+_LEAST_RANGE = 0.05  # of the usual whole range: smaller ranges are noise
+_FLOOR = 1e-6  # minimum of a weight, so that the most similar of dissimilar references are still used
 _TRUST_SHARPNESS = 3.0
-_PRIOR = 1.0  # references on which they have erred as "nothing more comes" does, before any is looked at
+_PRIOR = 1.0  # prior number of references with the same error as a forecast of no gain
 _LEAST_ERROR = 0.01  # of the range
-_ENOUGH = 3  # references: two may foretell one another by chance, one cannot be tried at all
+_ENOUGH = 3  # references: two may predict each other by chance, one cannot be tested at all
 _WIDTH = 1.6  # standard deviations, in mean errors
 _NEARLY_CERTAIN = 0.1
 _EPS = 1e-9
@@ -39,15 +39,15 @@ _EPS = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class _Belief:
-    """How readily references are believed.
+    """How much references are trusted.
 
     Attributes:
-        slope: By how much less than a reference a run gains for each unit that it is ahead: 0 carries the gain over,
-            -1 the end.
-        least_norm: Of the usual range: the least range in which a reference's error is counted. The smaller, the more
-            a rise costs that is foretold of a run that stays at nothing.
-        least_trust: Below it, nothing is left of the trust; at 0.5 references err as "nothing more comes" does.
-        alike: The sum of weights from which on they are believed in full.
+        slope: The change of a run's gain per unit that it is ahead of a reference: 0 for the same gain, -1 for the same
+            final score.
+        least_norm: In usual ranges: the minimum range relative to which a reference's error is measured. The smaller it
+            is, the larger is the penalty for predicting a rise of a run that does not learn.
+        least_trust: Below it the trust is 0; at 0.5 the error of the references is that of a forecast of no gain.
+        alike: The minimum sum of weights for full trust.
     """
 
     slope: float
@@ -62,14 +62,14 @@ _OTHER_SETTINGS = _Belief(slope=0.0, least_norm=0.1, least_trust=0.5, alike=2.0)
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceGain:
-    """The gain over the best score so far that references suggest, in the unit of the score; below 0 stands for none.
+    """The gain over the best score so far predicted by references, in the unit of the score; below 0 means no gain.
 
     Attributes:
         middle: Its median.
         spread: Its standard deviation.
-        trust: The share that it should have in a forecast, 0 to 1.
-        room: What is left to the largest score.
-        when: When the best score of the references came, as a share of their lengths.
+        trust: The weight of the references in a forecast, 0 to 1.
+        room: The distance to the largest possible score.
+        when: The time of the best score of the references, as a share of their lengths.
     """
 
     middle: float
@@ -83,7 +83,7 @@ class ReferenceGain:
         return np.clip(self.middle + self.spread * ndtri(np.asarray(levels)), 0.0, self.room)
 
     def interval(self) -> tuple[float, float]:
-        """Return where four in five of those gains lie that come, and none unless one is nearly certain."""
+        """Return the interval that contains four in five gains, and 0 unless a gain is nearly certain."""
         none = float(ndtr(-self.middle / self.spread))
         low, high = (0.1, 0.9) if none < _NEARLY_CERTAIN else (0.0, 0.8)
         ends = self.quantiles((none + (1 - none) * low if low else _EPS, none + (1 - none) * high))
@@ -91,7 +91,7 @@ class ReferenceGain:
 
 
 def checked_references(references: Sequence[ArrayLike]) -> list[Array]:
-    """Return the newest references, the first ones, as arrays.
+    """Return the newest references, which come first, as arrays.
 
     Raises:
         ValueError: If one has too few scores.
@@ -111,15 +111,15 @@ def checked_references(references: Sequence[ArrayLike]) -> list[Array]:
 def gain_by_references(
     curve: SeenCurve, references: Sequence[Array], *, same_settings: bool = False
 ) -> ReferenceGain | None:
-    """Foretell the gain over the best score so far from the gains of earlier curves at the same share of their lengths.
+    """Predict the gain over the best score so far from the gains of earlier curves at the same share of their lengths.
 
     Args:
-        curve: What is known of the run.
+        curve: The known part of the run's curve.
         references: The scores of each earlier run, from its first epoch to its last.
-        same_settings: Whether they have the settings of the run.
+        same_settings: Whether they have the same settings as the run.
 
     Returns:
-        None where neither the run nor any reference has moved.
+        None if the scores of neither the run nor any reference have changed.
     """
     belief = _SAME_SETTINGS if same_settings else _OTHER_SETTINGS
     share = curve.now / curve.horizon
@@ -131,7 +131,7 @@ def gain_by_references(
     paths = np.array([_path(curve.epochs / curve.horizon, curve.values, share), *(k.path for k in known)])
     ranges = np.array([curve.range, *(k.seen for k in known)]) + _LEAST_RANGE * usual
     gains, bests = np.array([k.gain for k in known]), paths[:, -1]
-    # Rows: this run, then each reference, which does not count for itself.
+    # Rows: this run, then each reference, which is excluded from its own prediction.
     weights = _weights(paths, ranges)
     suggested = np.maximum(gains[None] + belief.slope * (bests[:, None] - bests[None, 1:]), 0.0)
     foretold = (weights * suggested).sum(1) / np.maximum(weights.sum(1), 1e-30)
@@ -158,14 +158,14 @@ def gain_by_references(
 
 @dataclass(frozen=True, kw_only=True)
 class _Known:
-    """What is known of a reference at the run's present share of its length.
+    """The known part of a reference at the run's current share of its length.
 
     Attributes:
-        path: Its best score so far, at some places up to there.
-        gain: By how much that was beaten later.
-        seen: The range of its scores until then.
-        whole: That of all of them.
-        when: When its best score came, as a share of its length.
+        path: Its best score so far, at some positions up to there.
+        gain: The later gain over this score.
+        seen: The range of its scores up to there.
+        whole: The range of all its scores.
+        when: The time of its best score, as a share of its length.
     """
 
     path: Array
@@ -194,7 +194,7 @@ def _path(places: Array, values: Array, share: float) -> Array:
 
 
 def _weights(paths: Array, ranges: Array) -> Array:
-    """Return how alike each curve (rows) is to each reference (columns), 0 to 1; 0 to itself."""
+    """Return the similarity of each curve (rows) to each reference (columns), 0 to 1; 0 to itself."""
     scales = np.sqrt(ranges[:, None] * ranges[None, 1:])
     apart = (((paths[:, None] - paths[None, 1:]) / scales[..., None]) ** 2).mean(-1)
     apart += (_BY_RANGE * np.log(ranges[:, None] / ranges[None, 1:])) ** 2
