@@ -1,5 +1,5 @@
-"""Figures and pictures of cases, curves, forecasts and datasets.
+"""Figures and images of cases, curves, forecasts and datasets.
 
-Tensors and numbers enter; Matplotlib figures (never of ``pyplot``) and PNG files leave. ``case`` and ``charts`` draw on
-what ``canvas`` offers; ``surface`` renders a label in 3-D.
+The inputs are tensors and numbers; the outputs are Matplotlib figures (never of ``pyplot``) and PNG files. ``case`` and
+``charts`` draw with ``canvas``; ``surface`` renders a label in 3-D.
 """

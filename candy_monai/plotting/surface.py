@@ -1,6 +1,6 @@
-"""A shaded picture of a label's surface on the CPU, without a graphics library: resample, first hit, shading.
+"""A shaded rendering of a label's surface on the CPU, without a graphics library: resample, first hit, shading.
 
-A class that others enclose would never be seen: the few classes that are mostly hidden shine through what is in front.
+A class that is enclosed by others would be invisible: the few classes that are mostly hidden are drawn through them.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from candy_monai.plotting.canvas.arrays import Floats, Ids, Pixels, Spacing, sam
 from candy_monai.plotting.canvas.colors import colorize
 
 _AZIMUTH, _ELEVATION = math.radians(38.0), math.radians(22.0)
-_LEVEL, _MISSED = 0.5, np.float32(1e6)  # occupancy at which the surface lies; depth of a ray that misses it
+_LEVEL, _MISSED = 0.5, np.float32(1e6)  # occupancy at the surface; depth of a ray that misses it
 _MOST_CLASSES_TO_LOOK_BEHIND, _MOST_HIDDEN_SHOWN = 24, 6
 _HIDDEN_BELOW, _SHINE_THROUGH = 0.25, np.float32(0.72)
 
 
 class Camera(NamedTuple):
-    """Parallel rays: unit vectors to the right, down and ahead, and where the scene begins and ends along these."""
+    """Parallel rays: unit vectors to the right, down and ahead, and the start and end of the scene along these."""
 
     axes: Floats
     low_mm: Floats
@@ -48,7 +48,7 @@ def render_surface(
 ) -> Pixels:
     """Draw the surface of label ids ``(X, Y, Z)`` in view order (see ``PatientAxes``) on white: ``(size, size, 3)``.
 
-    At most ``max_volume`` voxels are searched. A shared camera makes pictures comparable; by default it is the label's.
+    At most ``max_volume`` voxels are searched. A shared camera makes images comparable; by default it is the label's.
     """
     camera = camera or camera_for([ids], spacing_mm)
     if camera is None or not ids.any():
@@ -61,7 +61,7 @@ def render_surface(
 
 
 def _paint(ids: Ids, spacing_mm: Spacing, camera: Camera, size: int, max_volume: int) -> Floats:
-    """Return red, green, blue (times coverage) and coverage of what is not background, for every pixel."""
+    """Return red, green, blue (times coverage) and coverage of the foreground, for every pixel."""
     axes, low_mm, high_mm = camera
     box = bounding_box(ids != 0) or ()
     field, corner_mm, step_mm = _resampled(ids[box] != 0, spacing_mm, max_volume)
@@ -84,7 +84,7 @@ def _paint(ids: Ids, spacing_mm: Spacing, camera: Camera, size: int, max_volume:
         corners = np.float32(0.7) * np.array([[1, -1, -1], [-1, -1, 1], [-1, 1, -1], [1, 1, 1]], dtype=np.float32)
         normals = -np.sum([corner * sample_field(field, points + corner)[:, None] for corner in corners], axis=0)
         normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), np.float32(1e-9))
-        for inwards in (0.0, 0.7, 1.5, 2.5, 4.0):  # smoothing may have put the surface just outside of the voxels
+        for inwards in (0.0, 0.7, 1.5, 2.5, 4.0):  # smoothing may have moved the surface just outside the voxels
             lost = np.flatnonzero(classes[hit] == 0)
             places = points[lost] - np.float32(inwards) * normals[lost]
             classes[hit[lost]] = sample_ids(ids, (places * step_mm + corner_mm) / spacing_mm - 0.5)
@@ -104,7 +104,7 @@ def _paint(ids: Ids, spacing_mm: Spacing, camera: Camera, size: int, max_volume:
 
 
 def _resampled(filled: NDArray[np.bool_], spacing_mm: Spacing, max_volume: int) -> tuple[torch.Tensor, Floats, float]:
-    """Return how filled space is, smoothed, on cubes with an empty rim: ``(1, 1, X, Y, Z)``, their corner and side."""
+    """Return the smoothed occupancy on cubes with an empty rim: ``(1, 1, X, Y, Z)``, their corner and side."""
     extent = np.multiply(filled.shape, spacing_mm)
     step = max(min(spacing_mm), (extent.prod() / max(max_volume, 64)) ** (1 / 3))
     shape = np.minimum(np.maximum(np.rint(extent / step), 1), filled.shape).astype(int)
@@ -113,14 +113,14 @@ def _resampled(filled: NDArray[np.bool_], spacing_mm: Spacing, max_volume: int) 
     rim = np.ceil(3 / stretch - 0.3).astype(int)
     merged = source = F.pad(merged, np.repeat(rim[::-1], 2).tolist())
     mask, thick = merged[0, 0].numpy() >= _LEVEL, stretch.max() > 1.8 and merged.numel() <= 400_000
-    if thick:  # a mask would give a staircase: it is the distance to the outline that is interpolated between slices
+    if thick:  # a mask would give steps: the distance to the outline is interpolated between slices instead
         inside, outside = (ndimage.distance_transform_edt(part, sampling=stretch) for part in (mask, ~mask))
         source = torch.from_numpy(((inside - outside + 0.5 - mask) / 2.5).astype(np.float32))[None, None]
     values = F.interpolate(source, scale_factor=stretch.tolist(), mode="trilinear")[0, 0].numpy()
     for axis, factor in enumerate(stretch):
         values = ndimage.gaussian_filter1d(values, max(0.7, 0.45 * factor), axis=axis, mode="nearest")
     values = (values + np.float32(_LEVEL)).clip(0.0, 1.0) if thick else values
-    # What is so thin that smoothing took it below the level comes back: vessels, specks, single voxels.
+    # Restore structures so thin that smoothing took them below the level: vessels, specks, single voxels.
     occupied = F.interpolate(merged, scale_factor=stretch.tolist(), mode="nearest-exact")[0, 0].numpy() > 0.1
     lost = occupied & ~ndimage.maximum_filter(values >= _LEVEL + 0.1 * thick, 2 * math.ceil(stretch.max() / 2) + 1)
     if lost.any():
@@ -131,7 +131,7 @@ def _resampled(filled: NDArray[np.bool_], spacing_mm: Spacing, max_volume: int) 
 
 
 def _reach(field: torch.Tensor, origins: Floats, axes: Floats) -> tuple[Floats, Floats]:
-    """Return between which depths each ray may meet the surface, from the outermost voxels on a coarse screen."""
+    """Return the depths between which each ray may meet the surface, from the outermost voxels on a coarse screen."""
     rays = origins @ axes.T
     mask = field[0, 0].numpy() >= _LEVEL
     filled = (np.argwhere(mask & ~ndimage.minimum_filter(mask, 3)).astype(np.float32) + np.float32(0.5)) @ axes.T
@@ -142,13 +142,13 @@ def _reach(field: torch.Tensor, origins: Floats, axes: Floats) -> tuple[Floats, 
     near, far = np.full(shape, np.inf, dtype=np.float32), np.full(shape, -np.inf, dtype=np.float32)
     np.minimum.at(near.reshape(-1), cells, depths)
     np.maximum.at(far.reshape(-1), cells, depths)
-    # A ray that meets the surface comes nearer than two voxels to the middle of a filled one.
+    # A ray that meets the surface is less than two voxels from the centre of a filled one.
     near, far = ndimage.minimum_filter(near, 3) - 2, ndimage.maximum_filter(far, 3) + 2
     return near[tuple(of_rays)], far[tuple(of_rays)]
 
 
 def _first_hits(field: torch.Tensor, origins: Floats, ahead: Floats, near: Floats, far: Floats) -> Floats:
-    """Return at which depth each ray meets the surface, or ``_MISSED``."""
+    """Return the depth at which each ray meets the surface, or ``_MISSED``."""
     depth, rays = np.full(len(origins), _MISSED), np.flatnonzero(near < far)
     at, before, step = near[rays], np.zeros(len(rays), dtype=np.float32), np.zeros(len(rays), dtype=np.float32)
     while rays.size:
@@ -162,7 +162,7 @@ def _first_hits(field: torch.Tensor, origins: Floats, ahead: Floats, near: Float
 
 
 def _shade(classes: Ids, normals: Floats, openness: Floats, depth: Floats, axes: Floats) -> Floats:
-    """Light points: a lamp beside the camera, a dim sky, dark crevices and edges, haze in the distance of 0 to 1."""
+    """Shade points: a lamp beside the camera, dim ambient light, dark crevices and edges, haze at distances 0 to 1."""
     lamp = np.array([-0.45, -0.65, -1.0]) @ axes / math.sqrt(0.45**2 + 0.65**2 + 1)
     halfway = (lamp - axes[2]) / np.linalg.norm(lamp - axes[2])
     facing, diffuse, shine = ((normals @ towards).clip(0.0, 1.0)[:, None] for towards in (-axes[2], lamp, halfway))
@@ -173,17 +173,17 @@ def _shade(classes: Ids, normals: Floats, openness: Floats, depth: Floats, axes:
 
 
 def _points(ids: Ids, spacing_mm: Spacing) -> tuple[Floats, Ids, float]:
-    """Return the centres of a part of the foreground's voxels, evenly spread, their ids, and how far they are apart."""
+    """Return the centres of an evenly spread part of the foreground's voxels, their ids, and their distance."""
     stride = max(1, math.ceil((ids.size / 400_000) ** (1 / 3)))
     coarse = ids[::stride, ::stride, ::stride]
-    if not coarse.any():  # something tiny may lie between
+    if not coarse.any():  # small objects may lie between
         coarse, stride = ids, 1
     points = ((np.argwhere(coarse) * stride + 0.5) * spacing_mm).astype(np.float32)
     return points, coarse[coarse != 0], max(spacing_mm) * stride
 
 
 def _hidden_classes(ids: Ids, spacing_mm: Spacing, camera: Camera) -> list[int]:
-    """Return the classes of which little can be seen, largest first, from voxels dropped onto a coarse screen."""
+    """Return the classes that are mostly hidden, largest first, from voxels projected onto a coarse screen."""
     points, found, cell = _points(ids, spacing_mm)
     classes, which = np.unique(found, return_inverse=True)
     if not 1 < len(classes) <= _MOST_CLASSES_TO_LOOK_BEHIND:
