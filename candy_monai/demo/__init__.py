@@ -1,4 +1,4 @@
-"""The demonstration: a phantom dataset made out of nothing, and the main job run on it.
+"""The demonstration: a synthetic dataset, and the main workflow on it.
 
-A folder and a seed enter; a dataset, a trained model and pictures to look at leave.
+The inputs are a folder and a seed; the outputs are a dataset, a trained model and images of the results.
 """

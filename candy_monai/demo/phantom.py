@@ -1,7 +1,7 @@
 """A small synthetic labelled dataset, for demonstrations and tests.
 
-The task is meant to take learning: intensities of the classes and the background overlap, brightness differs between
-cases, and distractors have a body's intensity but not its texture, shape or place.
+The task is designed to need learning: intensities of the classes and the background overlap, brightness differs between
+cases, and distractors have a body's intensity but not its texture, shape or position.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _CLASS_NAMES = ("shell", "core", "tube")
-_MEANS = (1.3, 0.1, 1.6, -1.1)  # in the units of the background's texture; the classes take them in turn
+_MEANS = (1.3, 0.1, 1.6, -1.1)  # in units of the background's texture; used by the classes in turn
 _GRAINS = (0.7, 1.3, 0.5, 0.9)  # the texture's scale in voxels
 _TILT_DEGREES = (8.0, -5.0, 12.0)
 _NUM_DISTRACTORS = 4
@@ -47,21 +47,21 @@ def write_phantom_dataset(
 ) -> Path:
     """Write a synthetic dataset in nnU-Net's format.
 
-    Class 1 is a shell around class 2, class 3 a bent tube beside them, further classes are small bodies around; two
-    classes make one whole body. Volumes are anisotropic and tilted. The same arguments give the same bytes.
+    Class 1 is a shell around class 2, class 3 a bent tube beside them, and further classes are small bodies around
+    them; two classes make one whole body. Volumes are anisotropic and tilted. The same arguments give the same bytes.
 
     Args:
-        folder: The dataset's folder; created, and files in it replaced.
-        num_cases: Training cases, 1 or more.
-        num_test_cases: Test cases, which have labels, too.
+        folder: The dataset's folder; created if missing, and files in it are replaced.
+        num_cases: The number of training cases, at least 1.
+        num_test_cases: The number of test cases, which also have labels.
         num_dims: 2 or 3.
-        num_classes: 2 or more, the background included.
-        num_channels: 1 or more; each shows the same bodies with another contrast.
-        shape: Voxels of every case along each axis, 16 or more; ``None`` takes about 48 x 48 x 24 or 96 x 96, a little
+        num_classes: The number of classes with background, at least 2.
+        num_channels: At least 1; each shows the same bodies with another contrast.
+        shape: Voxels of every case along each axis, at least 16; ``None`` for about 48 x 48 x 24 or 96 x 96, slightly
             different in every case.
-        spacing_mm: Voxel size; ``None`` takes 1 x 1 x 2.5 mm, or 1 x 1 mm.
-        file_ending: ``None`` takes ``.nii.gz`` for volumes and ``.png`` for pictures (8 bit).
-        seed: Everything random follows from it.
+        spacing_mm: Voxel size; ``None`` for 1 x 1 x 2.5 mm, or 1 x 1 mm.
+        file_ending: ``None`` for ``.nii.gz`` for volumes and ``.png`` for pictures (8 bit).
+        seed: The random seed.
 
     Returns:
         The folder.
@@ -143,7 +143,7 @@ def _case(
 
 
 def _points(shape: Shape, spacing_mm: tuple[float, ...]) -> NDArray[np.float64]:
-    """Return each voxel's place, ``(num_dims, *shape)``: 0 in the centre, 1 at the nearest border."""
+    """Return each voxel's position, ``(num_dims, *shape)``: 0 in the centre, 1 at the nearest border."""
     extent = np.array(shape) * spacing_mm
     axes = [(np.arange(n) - (n - 1) / 2) * step * 2 / extent.min() for n, step in zip(shape, spacing_mm, strict=True)]
     return np.stack(np.meshgrid(*axes, indexing="ij"))
@@ -209,7 +209,7 @@ def _paint_satellites(
     num_classes: int,
     random: np.random.Generator,
 ) -> None:
-    """Write the classes from the fourth on into a label map, each at its own angle around the body."""
+    """Draw the classes from the fourth on into a label map, each at its own angle around the body."""
     for number in range(4, num_classes):
         angle = 2.2 + 2 * np.pi * (number - 4) / max(num_classes - 4, 3) * 0.7 + random.uniform(-0.15, 0.15)
         place = centre.copy()
@@ -221,7 +221,7 @@ def _paint_satellites(
 def _distractors(
     points: NDArray[np.float64], label: NDArray[np.unsignedinteger], random: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Return ragged blobs beside the bodies: 0 outside, else the class whose intensity they borrow."""
+    """Return irregular blobs beside the bodies: 0 outside, else the class whose intensity they have."""
     num_dims, shape = len(points), label.shape
     ragged = 0.35 * _noise(shape, max(shape) / 16, random)
     near = gaussian_filter((label > 0).astype(np.float64), 1.0) > 0.02
@@ -246,12 +246,12 @@ def _image(
         grain = _noise(shape, _GRAINS[(number - 1) % len(_GRAINS)], random)
         image = np.where(label == number, mean + 0.55 * grain + 0.35 * image, image)
         image = np.where(distractors == number, mean + 0.5 * image, image)
-    blurred = gaussian_filter(image, 0.5)  # borders mix, as in a scanner
+    blurred = gaussian_filter(image, 0.5)  # partial volume at borders, as in a scanner
     return blurred + 0.12 * random.standard_normal(shape) + 0.3 * _noise(shape, max(shape) / 4, random)
 
 
 def _as_scan(image: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.int32]:
-    """Return what a scanner without a common scale stores: each case has its own gain, offset and sensitivity map."""
+    """Return values as from a scanner without a common scale: with gain, offset and sensitivity map of the case."""
     bias = np.exp(0.12 * _noise(image.shape, max(image.shape) / 4, random))
     gain, offset = np.exp(random.uniform(-0.7, 0.7)), random.uniform(400, 700)
     return np.clip(np.rint((offset + 100 * image) * bias * gain), 0, 32767).astype(np.int32)  # type: ignore[no-any-return]
@@ -262,7 +262,7 @@ def _as_picture(image: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 
 def _affine(spacing_mm: tuple[float, ...], random: np.random.Generator) -> NDArray[np.float64]:
-    """Return the affine of a tilted volume somewhere in space, or of a straight picture."""
+    """Return the affine of a tilted volume at a random position, or of an axis-aligned picture."""
     affine = np.diag([*spacing_mm, *(1.0,) * (4 - len(spacing_mm))])
     shift = random.uniform(-20, 20, 3)
     if len(spacing_mm) == 3:

@@ -1,4 +1,4 @@
-"""The whole way on made-up data: write a phantom dataset, train on it, predict unseen cases, and show the result."""
+"""The whole workflow on synthetic data: write a dataset, train on it, predict unseen cases, and show the result."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def run_demo(
     seed: int = 0,
     on_progress: Callable[[str], None] = print,
 ) -> Path:
-    """Run the main job on a phantom dataset and leave pictures to look at.
+    """Run the main workflow on a synthetic dataset and write an image of the results.
 
     Args:
         out: The folder for the dataset, the experiment, the predictions and ``demo.png``.
-        budget_s: Seconds for preparing and training.
+        budget_s: Seconds for preparation and training.
         device: A PyTorch device, or ``auto``.
-        seed: Seeds the phantom and the training.
-        on_progress: Told what is being done.
+        seed: The seed of the dataset and of the training.
+        on_progress: Called with a description of each step.
 
     Returns:
-        The picture of the unseen cases: image, reference and prediction side by side.
+        The image of the unseen cases: image, reference and prediction side by side.
     """
     out = Path(out)
     on_progress(f"Writing a phantom dataset of {NUM_CASES} cases to {out}")
