@@ -1,4 +1,4 @@
-"""What every picture is made of: pixels, class colours, text and legends, Matplotlib figures without ``pyplot``.
+"""Components of all pictures: pixels, class colours, text and legends, Matplotlib figures without ``pyplot``.
 
-Tensors, ids, texts and numbers enter; arrays of pixels, figures and PNG files leave.
+The inputs are tensors, ids, texts and numbers; the outputs are arrays of pixels, figures and PNG files.
 """

@@ -1,4 +1,4 @@
-"""From any array to what can be shown: label ids, intensities in 0..1, 8-bit pixels."""
+"""Convert arrays for display: label ids, intensities in 0..1, 8-bit pixels."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def as_channels(image: ImageLike, num_spatial: int) -> NDArray[np.generic]:
 
 
 def as_ids(label: ImageLike, num_spatial: int) -> Ids:
-    """Return label ids ``(1, *spatial)`` or ``(*spatial)`` as integers ``(*spatial)``; a NaN counts as background.
+    """Return label ids ``(1, *spatial)`` or ``(*spatial)`` as integers ``(*spatial)``; NaN becomes background.
 
     Raises:
         BadInputError: If there are several channels: ids are expected, not probabilities.
@@ -78,9 +78,9 @@ def as_ids(label: ImageLike, num_spatial: int) -> Ids:
 
 
 def intensity_range(values: NDArray[np.generic]) -> tuple[float, float]:
-    """Return the robust darkest and brightest value, so that a few hot voxels do not darken the rest.
+    """Return a robust minimum and maximum, so that a few outliers do not darken the rest.
 
-    Both are equal if the image is constant or holds no finite value.
+    Both are equal if the image is constant or has no finite value.
     """
     samples = values.reshape(-1)
     if samples.size > _ENOUGH_SAMPLES:
@@ -90,16 +90,16 @@ def intensity_range(values: NDArray[np.generic]) -> tuple[float, float]:
         low, high = np.percentile(samples, _PERCENTILES)
         if high > low:
             return float(low), float(high)
-    finite = values[np.isfinite(values)]  # nearly all of it is one value: show what differs from it
+    finite = values[np.isfinite(values)]  # nearly constant: show the other values
     return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
 
 
 def to_unit(values: NDArray[np.generic], *, limits: tuple[float, float] | None = None) -> Floats:
-    """Scale intensities of any shape to 0..1; a constant image becomes mid-grey, a NaN 0.
+    """Scale intensities of any shape to 0..1; a constant image becomes mid-grey, NaN becomes 0.
 
     Args:
-        values: All of them share one scale.
-        limits: What becomes 0 and 1; by default ``intensity_range(values)``.
+        values: The intensities, with a common scale.
+        limits: The values that become 0 and 1; by default ``intensity_range(values)``.
     """
     low, high = limits or intensity_range(values)
     numbers = values.astype(np.float64)
@@ -113,12 +113,12 @@ def to_unit(values: NDArray[np.generic], *, limits: tuple[float, float] | None =
 def has_colors(image: NDArray[np.generic], rgb: bool | None = None) -> bool:
     """Return whether the channels of an image ``(C, *spatial)`` are red, green and blue rather than modalities.
 
-    Those of a 2-D image are if the values are those of a picture file (8 bit, 0..1 or whole numbers up to 255), or if
-    the channels rise and fall together, as they still do after normalisation.
+    They are for a 2-D image if the values are those of a picture file (8 bit, 0..1 or integers up to 255), or if the
+    channels are correlated, as they still are after normalisation.
 
     Args:
         image: The image.
-        rgb: The user's answer; ``None`` looks at the values.
+        rgb: The user's choice; ``None`` decides by the values.
 
     Raises:
         BadInputError: If ``rgb`` is true and there are not three channels.
@@ -141,7 +141,7 @@ def has_colors(image: NDArray[np.generic], rgb: bool | None = None) -> bool:
 def to_rgb(image: NDArray[np.generic], *, rgb: bool) -> Floats:
     """Return an image ``(C, *spatial)`` as red, green, blue in 0..1, ``(*spatial, 3)``.
 
-    Without colours the first channel is shown in grey: overlays of modalities mislead more than they tell.
+    Without colours the first channel is shown in grey, since overlays of modalities are misleading.
     """
     if not rgb:
         return np.repeat(to_unit(image[0])[..., None], 3, axis=-1)
@@ -161,13 +161,13 @@ def to_pixels(picture: Floats) -> Pixels:
 
 
 def resize_image(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    """Resize a picture to a height and width smoothly: bicubic when it grows, averaging when it shrinks."""
+    """Resize a picture smoothly to a height and width: bicubic for enlarging, averaging for shrinking."""
     picture = Image.fromarray(np.ascontiguousarray(pixels))
     return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
 
 def resize_ids(ids: Ids, size: tuple[int, int]) -> Ids:
-    """Resize label ids ``(H, W)`` to a height and width without inventing any: each pixel takes the nearest one."""
+    """Resize label ids ``(H, W)`` to a height and width without new ids, by nearest neighbour."""
     rows, columns = (
         ((np.arange(new) + 0.5) * old / new).astype(np.intp) for new, old in zip(size, ids.shape, strict=True)
     )
@@ -176,12 +176,12 @@ def resize_ids(ids: Ids, size: tuple[int, int]) -> Ids:
 
 
 def sample_ids(ids: Ids, places: Floats) -> Ids:
-    """Return the class at each place in voxels, ``(n, axes)``: voxels around vote by nearness, background not."""
+    """Return the class at positions in voxels, ``(n, axes)``, by a distance-weighted vote without the background."""
     base = np.floor(places).astype(np.intp)
     picks, last = list(np.ndindex((2,) * ids.ndim)), np.array(ids.shape) - 1
     corners = np.stack([ids[tuple((base + pick).clip(0, last).T)] for pick in picks])
     found: Ids = corners.max(axis=0)
-    mixed = np.flatnonzero(((corners != found) & (corners != 0)).any(axis=0))  # few places lie between two classes
+    mixed = np.flatnonzero(((corners != found) & (corners != 0)).any(axis=0))  # few positions are between two classes
     part, corners = (places - base)[mixed], corners[:, mixed]
     weights = np.stack([np.abs(part + pick - 1).prod(axis=1) for pick in picks]) * (corners != 0)
     votes = np.stack([(weights * (corners == corner)).sum(axis=0) for corner in corners])
@@ -190,7 +190,7 @@ def sample_ids(ids: Ids, places: Floats) -> Ids:
 
 
 def sample_field(field: torch.Tensor, places: Floats) -> Floats:
-    """Return a field ``(1, 1, X, Y, Z)`` at places in voxels from its corner, ``(n, 3)``, by linear interpolation."""
+    """Return a field ``(1, 1, X, Y, Z)`` at positions in voxels from its corner, ``(n, 3)``, interpolated linearly."""
     unit = places * (np.float32(2.0) / np.array(field.shape[2:], dtype=np.float32)) - np.float32(1.0)
     grid = torch.from_numpy(np.ascontiguousarray(unit[:, ::-1]))[None, None, None]  # the last axis comes first
     return np.asarray(F.grid_sample(field, grid, align_corners=False)[0, 0, 0, 0].numpy())

@@ -1,8 +1,8 @@
 """The colour of each class id.
 
-The same id has the same colour in every picture of this library, whatever other ids are present: a colour is a
-function of the id alone. The first colours are those of Okabe and Ito, the next ones are chosen greedily to be far
-from all before them for normal and for red-green blind eyes.
+An id has the same colour in every picture of this library, independently of the other ids. The first colours are those
+of Okabe and Ito, the next ones are chosen greedily to be far from all before them, for normal vision and for red-green
+colour blindness.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from candy_monai.errors import BadInputError
 
 RGB = tuple[int, int, int]
 
-# Okabe and Ito (https://jfly.uni-koeln.de/color/) without black, which is the background; the order puts strong
+# Okabe and Ito (https://jfly.uni-koeln.de/color/) without black, which is the background; in an order with strong
 # contrast first, as most tasks have one to three classes.
 _FIRST: tuple[RGB, ...] = (
     (86, 180, 233),
@@ -31,7 +31,7 @@ _CHOSEN = 256
 _GREATEST_ID = 2**22
 _SCRAMBLER = 10_368_889
 
-# OKLab (B. Ottosson, 2020): a space in which equal distances look about equally different.
+# OKLab (B. Ottosson, 2020): a perceptually nearly uniform colour space.
 _TO_LMS = np.array(
     [
         [0.4122214708, 0.5363325363, 0.0514459929],
@@ -61,10 +61,10 @@ def class_color(class_id: int) -> RGB:
     Distinct ids have distinct colours. The background, id 0, is black here and transparent in every overlay.
 
     Args:
-        class_id: The label id; negative ids, such as an ignore value of -1, have a colour too.
+        class_id: The label id; negative ids, such as an ignore value of -1, also have a colour.
 
     Raises:
-        BadInputError: If the id is beyond four million on either side.
+        BadInputError: If the absolute value of the id is above four million.
     """
     class_id = int(class_id)
     if class_id == 0:
@@ -108,7 +108,7 @@ def _chosen() -> NDArray[np.uint8]:
 
 
 def _candidates() -> NDArray[np.int64]:
-    """Return colours that stand out on a grey picture: neither dark, nor white, nor grey."""
+    """Return colours with contrast to a grey picture: neither dark, nor white, nor grey."""
     steps = np.linspace(0, 255, 18).round().astype(np.int64)
     grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
     lightness, *ab = _views(grid)[0].T
@@ -119,7 +119,7 @@ def _candidates() -> NDArray[np.int64]:
 
 
 def _views(colors: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return OKLab coordinates as seen by normal, deuteranopic and protanopic eyes: shape ``(3, n, 3)``."""
+    """Return OKLab coordinates for normal, deuteranopic and protanopic vision: shape ``(3, n, 3)``."""
     values = colors / 255.0
     linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
     seen = np.stack([linear, linear @ _DEUTERANOPIA.T, linear @ _PROTANOPIA.T]).clip(0.0, 1.0)
@@ -129,11 +129,11 @@ def _views(colors: NDArray[np.int64]) -> NDArray[np.float64]:
 
 @cache
 def _remaining(index: int) -> RGB:
-    """Return the ``index``-th of the scrambled colours that no id up to 256 has, none of them twice."""
+    """Return the ``index``-th of the permuted colours that no id up to 256 has, all of them distinct."""
     weights = np.array([65536, 256, 1])
     taken = np.sort(np.append(_chosen().astype(np.int64) @ weights, 0))
     free = 2**24 - len(taken)
-    # A multiplier that shares no factor with the count permutes the free colours: neighbours end up far apart.
+    # A multiplier coprime to the count permutes the free colours, so that neighbours are far apart.
     code = index * _SCRAMBLER % free
     for used in taken:
         if used > code:

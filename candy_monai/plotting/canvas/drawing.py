@@ -1,4 +1,4 @@
-"""Text, legends and the putting together of pictures, in pixels."""
+"""Draw text and legends, and combine pictures, in pixels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SHEET_GAP = 12
 
 @cache
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return a font that every installation has: matplotlib's DejaVu Sans, else Pillow's own."""
+    """Return a font that is always available: matplotlib's DejaVu Sans, else Pillow's own."""
     found = find_spec("matplotlib")
     if found is not None and found.origin is not None:
         name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
@@ -36,17 +36,17 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont | ImageFont.I
 
 
 def blank(height: int, width: int, brightness: int = 255) -> Pixels:
-    """Return a picture of one grey: white by default, black for 0."""
+    """Return a uniformly grey picture: white by default, black for 0."""
     return np.full((height, width, 3), brightness, dtype=np.uint8)
 
 
 def text_width(text: str, size: int, *, bold: bool = False) -> int:
-    """Return how many pixels a line of text takes."""
+    """Return the width of a line of text in pixels."""
     return int(np.ceil(_font(size, bold).getlength(text)))
 
 
 def shortened(text: str, width: int, size: int, *, bold: bool = False) -> str:
-    """Return a text on one line, its end replaced by an ellipsis if it takes more than ``width`` pixels."""
+    """Return a text on one line, truncated with an ellipsis if it is wider than ``width`` pixels."""
     text = " ".join(text.split())[:400]
     if text_width(text, size, bold=bold) <= width:
         return text
@@ -58,7 +58,7 @@ def shortened(text: str, width: int, size: int, *, bold: bool = False) -> str:
 def line_of_text(
     text: str, width: int, size: int, *, color: RGB = INK, bold: bool = False, centre: bool = False
 ) -> Pixels:
-    """Draw one line of text, shortened to ``width`` pixels, in a font of a size, on white."""
+    """Draw one line of text on white in the given font size, shortened to ``width`` pixels."""
     picture = Image.new("RGB", (width, round(size * 1.5)), PAPER)
     text = shortened(text, width, size, bold=bold)
     left = (width - text_width(text, size, bold=bold)) // 2 if centre else 0
@@ -70,9 +70,9 @@ def line_of_text(
 def write_on(
     pixels: Pixels, text: str, place: tuple[int, int], size: int, *, anchor: str, color: RGB = PAPER
 ) -> Pixels:
-    """Return a picture with a word at a column and row, as Pillow's two letters ``anchor`` it.
+    """Return a picture with a word at a column and row, positioned by Pillow's two-letter ``anchor``.
 
-    A light word has a dark rim, so that it can be read on anything.
+    A light word has a dark outline, so that it is legible on any background.
     """
     picture = Image.fromarray(pixels)
     rim = 2 if sum(color) > 384 else 0
@@ -83,9 +83,9 @@ def write_on(
 
 
 def legend(entries: Sequence[tuple[str, RGB | None]], width: int) -> Pixels:
-    """Draw a legend of texts, each with the colour beside it or none, in as few rows of a width as it needs.
+    """Draw a legend of texts, each with its colour if it has one, in as few rows of the given width as possible.
 
-    Entries beyond the third row are counted at its end.
+    Entries beyond the third row are replaced by their number.
     """
     size, gap, box, height = _LEGEND_SIZE, _LEGEND_SIZE, round(_LEGEND_SIZE * 0.85), round(_LEGEND_SIZE * 1.65)
     picture = Image.new("RGB", (width, height * _LEGEND_ROWS), PAPER)
@@ -114,7 +114,7 @@ def legend(entries: Sequence[tuple[str, RGB | None]], width: int) -> Pixels:
 
 
 def stacked(pictures: Sequence[Pixels], *, gap: int, margin: int = 0) -> Pixels:
-    """Stack at least one picture below each other on white, aligned at the left, a gap between and a margin around."""
+    """Stack one or more pictures vertically on white, left-aligned, with a gap between and a margin around them."""
     height = sum(len(picture) + gap for picture in pictures) - gap
     canvas = blank(height + 2 * margin, max(picture.shape[1] for picture in pictures) + 2 * margin)
     top = margin
@@ -125,12 +125,12 @@ def stacked(pictures: Sequence[Pixels], *, gap: int, margin: int = 0) -> Pixels:
 
 
 def paste(canvas: Pixels, picture: Pixels, top: int, left: int) -> None:
-    """Paste a picture onto a canvas, which is changed."""
+    """Paste a picture into a canvas, in place."""
     canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
 
 
 def contact_sheet(pictures: Sequence[Pixels], captions: Sequence[str], *, columns: int) -> Pixels:
-    """Arrange at least one picture of any size in a table on white, each in the middle of its cell over its caption."""
+    """Arrange one or more pictures of any size in a table on white, each centred in its cell above its caption."""
     across, gap = min(columns, len(pictures)), _SHEET_GAP
     wide, high = max(picture.shape[1] for picture in pictures), max(len(picture) for picture in pictures)
     size = min(22, max(12, wide // 24))
@@ -144,7 +144,7 @@ def contact_sheet(pictures: Sequence[Pixels], captions: Sequence[str], *, column
 
 
 def save_png(pixels: Pixels, path: PathLike) -> Path:
-    """Write a picture as PNG and return the path, whose folder is made; readers never see half of a file."""
+    """Write a picture as PNG atomically and return the path; its folder is created if missing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path, durable=False) as temporary:

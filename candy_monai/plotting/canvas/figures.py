@@ -1,4 +1,4 @@
-"""Figures without pyplot: nothing of matplotlib's global state is read or changed beyond the user's own defaults."""
+"""Figures without pyplot: Matplotlib's global state is neither read nor changed, except for the user's defaults."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DPI = 120.0
 
 
 class NotebookFigure(Figure):
-    """A figure on Agg that Jupyter shows when a cell returns it, whether or not pyplot was ever imported."""
+    """A figure on Agg that Jupyter displays when a cell returns it, whether or not pyplot is imported."""
 
     def _repr_png_(self) -> bytes:
         buffer = BytesIO()
@@ -36,7 +36,7 @@ def new_figure(width: float, height: float) -> NotebookFigure:
 
 
 def figure_of(pixels: Pixels) -> NotebookFigure:
-    """Return a figure that shows a picture pixel by pixel."""
+    """Return a figure that displays a picture pixel by pixel."""
     figure = new_figure(pixels.shape[1] / _DPI, pixels.shape[0] / _DPI)
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set_axis_off()
@@ -45,7 +45,7 @@ def figure_of(pixels: Pixels) -> NotebookFigure:
 
 
 def prepare_axes(axes: Axes, title: str) -> None:
-    """Set axes' title at the left, of which nothing is read as a formula, faint rules, and two spines less."""
+    """Set a left-aligned title without mathematical notation, faint grid lines, and remove two spines."""
     axes.set_title(title, loc="left", fontsize=10.5, color=INK, fontweight="bold", parse_math=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -57,7 +57,7 @@ def prepare_axes(axes: Axes, title: str) -> None:
 
 
 def show_epochs(axes: Axes, first: float, last: float) -> None:
-    """Set the horizontal axis to these epochs, with whole numbers below it."""
+    """Set the horizontal axis to these epochs, with integer ticks."""
     axes.set_xlim(first - 0.5, last + max(0.5, 0.02 * (last - first)))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
 

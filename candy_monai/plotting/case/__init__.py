@@ -1,4 +1,4 @@
-"""One case, drawn: a picture as it is, a volume as three planes and a surface.
+"""Drawings of one case: a picture unchanged, a volume as three planes and a surface.
 
-An image and its labels enter; previews, panels, overlays and figures leave.
+The inputs are an image and its labels; the outputs are previews, panels, overlays and figures.
 """

@@ -1,4 +1,4 @@
-"""Which cases of a validation to draw: the worst, the median and the best, of which few are held at once."""
+"""Choose the cases of a validation to draw, the worst, the median and the best, with few in memory at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Case = TypeVar("Case")
 Role = Literal["worst", "median", "best"]
 
 MOST_HELD = 8
-"""Cases that are held at once, unless it is said. With more, the median is the nearest to it of those that are held."""
+"""Default number of cases in memory. With more cases, the median is approximated by the nearest one in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +25,12 @@ class HeldCase(Generic[Case]):
 
 
 class CaseChoice(Generic[Case]):
-    """Holds the worst and the best of the cases that it is offered and some near the median.
+    """Keeps the worst and the best of the offered cases and some near the median.
 
-    Memory does not grow with the cases.
+    Memory does not grow with the number of cases.
 
     Args:
-        most: Cases that are held at once, at least 3.
+        most: The maximum number of cases in memory, at least 3.
     """
 
     def __init__(self, most: int = MOST_HELD) -> None:
@@ -39,11 +39,11 @@ class CaseChoice(Generic[Case]):
         self._held: list[HeldCase[Case]] = []
 
     def offer(self, score: float, look: Callable[[], Case | None]) -> None:
-        """Hold a case unless it is neither the worst nor the best and those that are held are nearer to the median.
+        """Keep a case if it is the worst or the best so far, or nearer to the median than one of the kept cases.
 
         Args:
-            score: Higher is better; a case whose score is NaN is passed over.
-            look: Returns the case, or None if there is nothing to see of it. Called only if it is to be held.
+            score: Higher is better; a case whose score is NaN is ignored.
+            look: Returns the case, or None if there is nothing to draw. Called only if it is to be kept.
         """
         if math.isnan(score):
             return
@@ -60,10 +60,10 @@ class CaseChoice(Generic[Case]):
         self._held.append(HeldCase(score=score, case=case))
 
     def chosen(self, scores: Sequence[float] = ()) -> dict[Role, HeldCase[Case]]:
-        """Return the worst, the median and the best case; of fewer cases fewer, each once.
+        """Return the worst, the median and the best case, without duplicates if there are fewer than three.
 
         Args:
-            scores: Those that the median is of; by default those that were offered.
+            scores: The scores for the median; by default those of the offered cases.
         """
         held = sorted(self._held, key=lambda one: one.score)
         found: dict[Role, HeldCase[Case]] = {}

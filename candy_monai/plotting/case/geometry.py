@@ -1,4 +1,4 @@
-"""How a volume lies in the patient, the three planes that radiologists look at, and the slices that tell most."""
+"""Map a volume to patient axes, the three anatomical planes, and the most informative slices."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from candy_monai.plotting.canvas.arrays import Ids, ImageLike, Spacing, as_array
 
 @dataclass(frozen=True, kw_only=True)
 class PatientAxes:
-    """How the axes of a volume lie in the patient.
+    """The orientation of the axes of a volume in the patient.
 
     Args:
         spacing_mm: Distance between voxel centres along each of the three axes, in millimetres.
-        order: Which array axis runs closest to left-right, to front-back, and to bottom-top.
-        flipped: Which of these run towards the right, the front or the top; all do in a file of axis codes RAS.
-        known: Whether a file said so; otherwise RAS is assumed and no direction is written on a picture.
+        order: The array axes that are closest to left-right, front-back, and bottom-top.
+        flipped: Which of these run towards the right, the front or the top; all do in a file with axis codes RAS.
+        known: Whether this is from a file; otherwise RAS is assumed and pictures have no direction labels.
     """
 
     spacing_mm: Spacing = (1.0, 1.0, 1.0)
@@ -31,7 +31,7 @@ class PatientAxes:
     known: bool = False
 
     def to_view(self, volume: NDArray[Any]) -> NDArray[Any]:
-        """Return a view of a volume whose axes run to the patient's left, back and feet, as radiologists look at it."""
+        """Return a view of a volume with axes to the patient's left, back and feet, the radiological convention."""
         steps = tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flipped)
         return volume.transpose(self.order)[steps]
 
@@ -45,13 +45,13 @@ class PatientAxes:
 def patient_axes(
     image: ImageLike, *, spacing_mm: Sequence[float] | None = None, orientation: str | None = None
 ) -> PatientAxes:
-    """Return how a volume lies in the patient.
+    """Return the orientation of a volume in the patient.
 
     Args:
-        image: The volume; a MetaTensor brings its own affine.
+        image: The volume; the affine of a MetaTensor is used.
         spacing_mm: One number for each array axis; overrides the affine's.
-        orientation: Axis codes such as ``"RAS"`` or ``"LPS"``, one letter for where each array axis leads to; overrides
-            the affine's.
+        orientation: Axis codes such as ``"RAS"`` or ``"LPS"``, one letter for the direction of each array axis;
+            overrides the affine's.
 
     Raises:
         BadInputError: If the spacing is not three positive numbers, or the orientation not three directions.
@@ -59,7 +59,7 @@ def patient_axes(
     affine = getattr(image, "affine", None)
     matrix = np.eye(4) if affine is None else as_array(affine).astype(np.float64)
     if not (matrix.shape == (4, 4) and np.isfinite(matrix).all() and abs(np.linalg.det(matrix[:3, :3])) > 0):
-        matrix, affine = np.eye(4), None  # a singular affine, or one of a 2-D file, tells nothing about three axes
+        matrix, affine = np.eye(4), None  # a singular affine, or one of a 2-D file, does not define three axes
     directions = _directions(matrix, orientation)
     spacing = [float(value) for value in (np.linalg.norm(matrix[:3, :3], axis=0) if spacing_mm is None else spacing_mm)]
     if len(spacing) != 3 or not all(np.isfinite(value) and value > 0 for value in spacing):
@@ -74,7 +74,7 @@ def patient_axes(
 
 
 def _directions(matrix: NDArray[np.float64], orientation: str | None) -> NDArray[np.float64]:
-    """Return for each array axis the world axis closest to it, and whether it runs with it (1) or against it (-1)."""
+    """Return for each array axis the closest world axis, and whether it has the same (1) or opposite (-1) direction."""
     from nibabel.orientations import axcodes2ornt, io_orientation
 
     if orientation is None:
@@ -90,9 +90,9 @@ class Plane:
     """One of the three planes of a volume in view order (see ``PatientAxes.to_view``).
 
     Args:
-        name: What radiologists call it.
+        name: Its anatomical name.
         normal: The axis that it is perpendicular to.
-        sides: The letters of the patient's side at the left edge, the right edge, the top and the bottom.
+        sides: The letters of the patient's sides at the left edge, the right edge, the top and the bottom.
     """
 
     name: str
@@ -119,12 +119,12 @@ PLANES = AXIAL, CORONAL, SAGITTAL = (
 
 
 def telling_slices(shape: Shape3d, labels: Sequence[Ids]) -> Shape3d:
-    """Return one slice of each axis.
+    """Return the index of the most informative slice along each axis.
 
-    The first label that has any foreground decides, so that pictures of one case stay comparable while its prediction
-    changes from epoch to epoch. Within it, each class votes for a slice with the share that the slice has of the
-    class's largest cross-section: a small lesion counts as much as the organ around it. Without any foreground, the
-    middle of the volume is chosen.
+    The first label with any foreground is used, so that pictures of one case stay comparable while its prediction
+    changes between epochs. In it, each class votes for a slice with the slice's share of the class's largest
+    cross-section, so that a small lesion has the same weight as the organ around it. Without any foreground, the middle
+    of the volume is chosen.
     """
     for label in labels:
         places = np.nonzero(label)
@@ -138,9 +138,9 @@ def telling_slices(shape: Shape3d, labels: Sequence[Ids]) -> Shape3d:
 
 
 def _numbered(ids: Ids) -> tuple[int, NDArray[np.intp]]:
-    """Number the classes from 0: how many there are, and the number of each element."""
+    """Number the classes from 0: return their number, and the index of each element's class."""
     low, high = int(ids.min()), int(ids.max())
-    if high - low < 65_536:  # a table is much faster than sorting millions of voxels
+    if high - low < 65_536:  # a lookup table is much faster than sorting millions of voxels
         seen = np.bincount(ids.astype(np.intp) - low) > 0
         return int(seen.sum()), (np.cumsum(seen) - 1)[ids.astype(np.intp) - low]
     present, which = np.unique(ids, return_inverse=True)

@@ -1,4 +1,4 @@
-"""Where the planes of a volume and its surface go in a picture, in pixels."""
+"""The positions of the planes and the surface of a volume in a picture, in pixels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MUCH = 1.4
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
-    """A tile, from the top left corner of the picture. Its caption is above it."""
+    """A tile, relative to the top left corner of the picture. Its caption is above it."""
 
     left: int
     top: int
@@ -27,7 +27,7 @@ class Box:
 
     @property
     def right(self) -> int:
-        """The first column beside it."""
+        """The first column to the right of it."""
         return self.left + self.width
 
     @property
@@ -38,7 +38,7 @@ class Box:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """One tile for each plane, all at the same millimetres per pixel, and a square one for the surface, if any."""
+    """A tile for each plane, all with the same millimetres per pixel, and a square one for the surface, if any."""
 
     planes: tuple[Box, ...]
     surface: Box | None = None
@@ -50,14 +50,14 @@ class Layout:
 
     @property
     def height(self) -> int:
-        """The height of everything."""
+        """The total height."""
         return max(box.bottom for box in (*self.planes, self.surface or self.planes[0]))
 
 
 def arrange(sizes_mm: Sequence[tuple[float, float]]) -> Layout:
-    """Place three planes of a width and height side by side, or two below each other if that shows much more.
+    """Place three planes of given sizes side by side, or two below each other if they are then much larger.
 
-    The surface stands at the right.
+    The surface is on the right.
     """
     row, stack = (_arranged(sizes_mm, stack=stack) for stack in (False, True))
     return stack if stack.planes[0].width > _MUCH * row.planes[0].width else row
@@ -68,7 +68,7 @@ def alone(size_mm: tuple[float, float], shape: tuple[int, int]) -> Layout:
 
     Args:
         size_mm: Its width and height.
-        shape: Its columns and rows. Square pixels grow by a whole number, so that they stay even.
+        shape: Its columns and rows. Square pixels are enlarged by an integer factor, so that they stay even.
     """
     wide, high = size_mm
     if wide / shape[0] == high / shape[1]:
@@ -85,7 +85,7 @@ def _arranged(sizes_mm: Sequence[tuple[float, float]], *, stack: bool) -> Layout
     first, second, third = sizes_mm
     columns = [first[0], max(second[0], third[0])] if stack else [size[0] for size in sizes_mm]
     height = max(first[1], second[1] + third[1]) if stack else max(size[1] for size in sizes_mm)
-    extra = CAPTION + GAP if stack else 0  # between the two planes below each other
+    extra = CAPTION + GAP if stack else 0  # between the two stacked planes
     # The surface is as high as the planes, so that both share the width: scale * (columns + height) + gaps.
     free = _WIDTH - GAP * len(columns)
     most = min((_MOST_HEIGHT - extra) / height, _MOST_PIXELS_PER_MM)

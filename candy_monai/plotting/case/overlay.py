@@ -1,4 +1,4 @@
-"""Labels drawn over images: a translucent area and a crisp line for every class."""
+"""Label overlays on images: a translucent area and an opaque outline for every class."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ def overlay(
 ) -> torch.Tensor:
     """Draw a label over a picture.
 
-    The image's intensities are stretched between robust percentiles. Three channels that look like a picture are drawn
-    in colour; of two, or more than three, the first is drawn in grey.
+    Intensities are scaled between robust percentiles. Three channels that look like a colour picture are drawn in
+    colour; of two, or more than three, the first is drawn in grey.
 
     Args:
         image: ``(C, H, W)`` or ``(H, W)``, any range of values.
-        label: ``(1, H, W)`` or ``(H, W)``, label ids; 0 is left transparent.
-        max_label_opacity: Opacity of the areas, 0 to 1. A contour is always opaque, and with one the area is drawn at
-            half of this, so that the image below remains visible.
-        contour: Whether to draw the outline of every class, inside of it and one pixel wide.
-        rgb: Whether three channels are colours; ``None`` looks at them.
+        label: ``(1, H, W)`` or ``(H, W)``, label ids; 0 is transparent.
+        max_label_opacity: Opacity of the areas, 0 to 1. An outline is always opaque, and with it the area has half of
+            this opacity, so that the image remains visible.
+        contour: Whether to draw the outline of every class, one pixel wide along the inside.
+        rgb: Whether three channels are colours; ``None`` decides by their values.
 
     Returns:
         ``(3, H, W)`` float32 in 0..1, on the CPU.
 
     Raises:
-        BadInputError: If the shapes do not fit each other, or the opacity is outside 0..1.
+        BadInputError: If the shapes do not match, or the opacity is outside 0..1.
     """
     if not 0.0 <= max_label_opacity <= 1.0:
         raise BadInputError(f"max_label_opacity is {max_label_opacity}: expected 0 to 1")
@@ -52,9 +52,9 @@ def blend(picture: Floats, ids: Ids, *, opacity: float, line_width: int) -> Floa
 
 
 def outline(ids: Ids, width: int) -> NDArray[np.bool_]:
-    """Return the pixels of each class that lie within ``width`` of another class or the background.
+    """Return the pixels of each class within ``width`` of another class or the background.
 
-    The border of the picture is no outline: the class may go on beyond it.
+    The border of the picture is not an outline, as the class may continue beyond it.
     """
     height, breadth = ids.shape
     padded = np.pad(ids, width, mode="edge")

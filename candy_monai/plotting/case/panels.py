@@ -1,4 +1,4 @@
-"""A case in one row, or in one square, for sheets of many."""
+"""Draw a case in one row, or in one square, for sheets of several cases."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _HEIGHT = 320
 def case_panel(image: ImageLike, label: ImageLike, prediction: ImageLike) -> Pixels:
     """Draw a case in one row: image, reference, prediction with its mean Dice, and for a volume the two surfaces.
 
-    Of an image ``(C, *spatial)`` the plane with the smallest pixels is shown; labels are ids ``(1, *spatial)``.
+    For an image ``(C, *spatial)`` the plane with the smallest pixels is shown; labels are ids ``(1, *spatial)``.
 
     Raises:
-        BadInputError: If shapes do not fit.
+        BadInputError: If the shapes do not match.
     """
     case = CasePictures(image, [label, prediction])
     plane = case.finest_plane
@@ -38,16 +38,16 @@ def case_panel(image: ImageLike, label: ImageLike, prediction: ImageLike) -> Pix
 
 
 def region_panel(image: ImageLike, label: ImageLike, prediction: ImageLike, region: ImageLike) -> Pixels:
-    """Draw one plane of a case through a region of it: the image, the region, the label, the prediction.
+    """Draw one plane of a case through a region: the image, the region, the label, the prediction.
 
     Args:
         image: ``(C, *spatial)``.
         label: Ids ``(1, *spatial)``.
         prediction: The same.
-        region: 1 in the region, else 0, ``(1, *spatial)``; it chooses the plane.
+        region: 1 in the region, else 0, ``(1, *spatial)``; it determines the plane.
 
     Raises:
-        BadInputError: If shapes do not fit.
+        BadInputError: If the shapes do not match.
     """
     case = CasePictures(image, [region, label, prediction])
     plane = case.finest_plane
@@ -63,7 +63,7 @@ def region_panel(image: ImageLike, label: ImageLike, prediction: ImageLike, regi
 
 
 def case_tile(image: ImageLike, label: ImageLike, *, size: int) -> Pixels:
-    """Draw the most telling slice of a case as ``case_panel`` does, its label over it, in a black square of pixels."""
+    """Draw the most informative slice of a case as ``case_panel`` does, with its label, in a black square."""
     case = CasePictures(image, [label])
     wide, high = case.size_mm(case.finest_plane)
     height, width = (max(1, round(size * side / max(wide, high))) for side in (high, wide))
@@ -74,7 +74,7 @@ def case_tile(image: ImageLike, label: ImageLike, *, size: int) -> Pixels:
 
 
 def _in_a_row(tiles: Sequence[tuple[str, Pixels]]) -> Pixels:
-    """Return pictures of one height beside each other, each below its name."""
+    """Return pictures of the same height side by side, each below its name."""
     canvas = drawing.blank(CAPTION + _HEIGHT, sum(tile.shape[1] + GAP for _, tile in tiles) - GAP)
     left = 0
     for name, tile in tiles:

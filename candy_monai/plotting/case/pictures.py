@@ -1,4 +1,4 @@
-"""One case, prepared once and drawn several times: all its panels show the same slices, intensities and camera."""
+"""Draw one case several times, with the same slices, intensities and camera in all panels."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ _MOST_SCORES_LISTED = 24
 
 
 class CasePictures:
-    """One case, ready to be drawn.
+    """A case prepared for drawing.
 
     Args:
         image: ``(C, *spatial)`` or ``(*spatial)``, two or three spatial axes.
-        labels: Label ids of the image's spatial shape, ``(1, *spatial)`` or ``(*spatial)``, the most trusted first: it
-            chooses the slices.
-        num_spatial: 2 for pictures, 3 for volumes; by default the axes of the first label, less its channel.
-        spacing_mm: Of the three axes of a volume; by default the image's affine tells.
-        orientation: Axis codes of a volume such as ``"RAS"``; by default the image's affine tells.
-        max_volume: Most voxels of a surface.
-        class_names: What the legend calls the ids; by default ``class 1``.
-        rgb: Whether three channels are colours; by default those of 2-D images are looked at.
+        labels: Label ids of the image's spatial shape, ``(1, *spatial)`` or ``(*spatial)``, the most reliable first, as
+            it determines the slices.
+        num_spatial: 2 for pictures, 3 for volumes; by default the number of spatial axes of the first label.
+        spacing_mm: The spacing of the three axes of a volume; by default from the image's affine.
+        orientation: Axis codes of a volume such as ``"RAS"``; by default from the image's affine.
+        max_volume: The maximum number of voxels for a surface.
+        class_names: Names of the ids in the legend; by default ``class 1``.
+        rgb: Whether three channels are colours; by default decided by the values for 2-D images.
 
     Raises:
-        BadInputError: If shapes do not fit.
+        BadInputError: If the shapes do not match.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class CasePictures:
             self._crop()
 
     def _crop(self) -> None:
-        """Cut off what is as empty as the image's corner and holds no label: masked images may be mostly that."""
+        """Crop the margin with the value of the image's corner and no label, which may be most of a masked image."""
         filled = np.zeros(self._whole, dtype=np.bool_)
         for channel in self._channels[:_MOST_CHANNELS]:
             filled |= channel != channel[0, 0, 0]
@@ -103,18 +103,18 @@ class CasePictures:
 
     @cached_property
     def planes(self) -> tuple[Plane, ...]:
-        """The planes that show something: a single slice has one, a volume three."""
+        """The planes to draw: one for a single slice, three for a volume."""
         wide = tuple(plane for plane in PLANES if min(self._shape[axis] for axis in plane.axes) > 1)
         return wide if len(wide) in (1, 3) else PLANES[:1]
 
     @property
     def has_surface(self) -> bool:
-        """Whether the case is a body rather than a picture."""
+        """Whether the case is a volume rather than a picture."""
         return len(self.planes) == 3
 
     @cached_property
     def slices(self) -> Shape3d:
-        """The chosen slice of each view axis."""
+        """The chosen slice along each view axis."""
         return telling_slices(self._shape, self.ids)
 
     @cached_property
@@ -143,12 +143,12 @@ class CasePictures:
 
     @property
     def num_rows(self) -> int:
-        """How many rows show all of the image: one a channel, at most four; colours are one."""
+        """The number of rows for all channels of the image: one per channel, at most four; one for colours."""
         return 1 if self._rgb else min(len(self._channels), _MOST_CHANNELS)
 
     @cached_property
     def layout(self) -> Layout:
-        """Where the planes go, and the surface if the case has one."""
+        """The positions of the planes, and of the surface if the case has one."""
         sizes = [self.size_mm(plane) for plane in self.planes]
         if len(sizes) == 3:
             return arrange(sizes)
@@ -169,13 +169,13 @@ class CasePictures:
         """Draw one plane.
 
         Args:
-            plane: Which one.
+            plane: The plane.
             size: Height and width in pixels.
             image: Whether to draw the image, or black.
-            layer: Which of the labels to draw, if any.
-            channel: Which channel of the image.
-            tint: The 256 colours of dark to bright, ``(256, 3)``; by default grey.
-            reference: Which of the labels to outline in white below the other one, so that what was missed is seen.
+            layer: The index of the label to draw, if any.
+            channel: The channel of the image.
+            tint: The colour map, 256 colours from dark to bright, ``(256, 3)``; by default grey.
+            reference: The index of the label to outline in white below the other one, to show missed regions.
         """
         index = self.slices[plane.normal]
         picture = drawing.blank(*size, 0)
@@ -202,7 +202,7 @@ class CasePictures:
         return np.repeat(grey[..., None], 3, axis=2)
 
     def surface(self, layer: int, size: int | None = None) -> Pixels | None:
-        """Draw the surface of a label in a square, by default the layout's; ``None`` if the case is no body."""
+        """Draw the surface of a label in a square, by default the layout's; ``None`` if the case is not a volume."""
         if self.layout.surface is None:
             return None
         size = size or self.layout.surface.width
@@ -229,7 +229,7 @@ class CasePictures:
         tint: Pixels | None = None,
         reference: int | None = None,
     ) -> Pixels:
-        """Draw all planes, with captions if there are several, and what ``surface`` drew beside them.
+        """Draw all planes, with captions if there are several, and the result of ``surface`` beside them.
 
         The other arguments are those of ``plane``.
         """
@@ -289,15 +289,15 @@ class CasePictures:
 
 
 def dice_by_class(label: Ids, prediction: Ids, *, num_classes: int | None = None) -> dict[int, float]:
-    """Compute the Dice of each foreground id that a label or its prediction holds, as a picture says it.
+    """Compute the Dice of each foreground id in a label or its prediction, for display in a picture.
 
-    An id that only one of them holds scores 0. Not a metric of training: see ``candy_monai.metrics`` for those.
+    An id in only one of them scores 0. Not a metric for training: see ``candy_monai.metrics`` for those.
 
     Args:
         label: The reference.
         prediction: Of the same shape.
-        num_classes: Ids from here on, such as an ignore value, are no classes: where the reference holds one, or a
-            negative id, nothing is counted. ``None`` takes every positive id for a class.
+        num_classes: Ids from this number on, such as an ignore value, are not classes: voxels where the reference has
+            one, or a negative id, are ignored. ``None`` treats every positive id as a class.
     """
     counted = (label >= 0) & ((label > 0) | (prediction > 0))
     if num_classes is not None:
@@ -322,7 +322,7 @@ def _num_spatial(label: ImageLike) -> int:
 
 
 def write_caption(canvas: Pixels, box: Box, text: str) -> None:
-    """Write a line above a box onto a canvas, which is changed."""
+    """Write a line of text above a box onto a canvas, in place."""
     width = min(max(box.width, 150), canvas.shape[1] - box.left)
     line = drawing.line_of_text(text, width, _CAPTION_SIZE, color=drawing.FAINT)[:CAPTION]
     drawing.paste(canvas, line, box.top - CAPTION, box.left)

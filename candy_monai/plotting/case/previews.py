@@ -1,4 +1,4 @@
-"""The five pictures of a case that a run leaves in its folder."""
+"""The five pictures of a case in the folder of a run."""
 
 from __future__ import annotations
 
@@ -31,31 +31,31 @@ def save_preview_files(
     title: str | None = None,
     rgb: bool | None = None,
 ) -> tuple[Path, ...]:
-    """Write what a case looks like, what was expected and what came out, as five PNG files.
+    """Write the image, the label and the prediction of a case as five PNG files.
 
     ``input`` is the image, one row for each of its first four channels; ``label`` and ``prediction`` are label ids;
     ``expected`` and ``actual`` draw them over the first channel. A volume is shown in three planes, the same slices in
-    all files, and as a surface. The label chooses the slices; the prediction does if the label is empty. Without an
-    affine or an orientation the axes are taken for RAS, and no directions are written.
+    all files, and as a surface. The slices are chosen by the label, or by the prediction if the label is empty. Without
+    an affine or an orientation RAS axes are assumed, and no directions are shown.
 
     Args:
-        folder: Where the files go; existing ones are replaced.
+        folder: The folder of the files; existing ones are replaced.
         image: ``(C, *spatial)``, any range of values.
         label: ``(1, *spatial)`` label ids.
         prediction: ``(1, *spatial)`` label ids.
-        quality: Most voxels of a surface, in millions.
-        num_classes: Background included; ids from here on get no Dice. ``None`` takes every positive id for a class.
-        spacing_mm: Of the three axes of a volume; by default the image's affine tells.
-        orientation: Axis codes of a volume such as ``"RAS"``; by default the image's affine tells.
-        class_names: What the legend calls the ids.
-        title: Written above each picture.
-        rgb: Whether three channels are colours; by default those of 2-D images are looked at.
+        quality: The maximum number of voxels for a surface, in millions.
+        num_classes: The number with background; higher ids get no Dice. ``None`` treats every positive id as a class.
+        spacing_mm: The spacing of the three axes of a volume; by default from the image's affine.
+        orientation: Axis codes of a volume such as ``"RAS"``; by default from the image's affine.
+        class_names: Names of the ids in the legend.
+        title: The title above each picture.
+        rgb: Whether three channels are colours; by default decided by the values for 2-D images.
 
     Returns:
         The paths of the five files.
 
     Raises:
-        BadInputError: If shapes do not fit each other or the quality is not positive.
+        BadInputError: If the shapes do not match or the quality is not positive.
     """
     if not quality > 0:
         raise BadInputError(f"quality is {quality}: expected millions of voxels, more than 0")

@@ -1,4 +1,4 @@
-"""A case in the form in which a page shows it slice by slice: eight bits, cut out around its foreground, thinned."""
+"""Prepare a case for the slice viewer of a page: 8 bits, cropped to its foreground, downsampled."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from candy_monai.plotting.canvas.arrays import has_colors, intensity_range
 from candy_monai.plotting.case.geometry import PatientAxes, patient_axes
 
 MOST_VALUES = 700_000
-"""Values of an image that a view holds, all channels together; of a picture, half as many more."""
+"""The maximum number of values of an image in a view, for all channels together; half as many more for a picture."""
 MOST_CHANNELS = 4
 _MARGIN = 0.2
 _LEAST_MARGIN = 8
-_ROOM = 0.25  # beyond the usual range of intensities, for whoever widens the window
+_ROOM = 0.25  # margin around the usual range of intensities, for wider windows
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseView:
-    """One case, reduced.
+    """A reduced case.
 
-    Arrays run from feet to head, from front to back and from right to left of the patient: ``(Z, Y, X)`` with the first
-    slice on top. A picture is one slice.
+    Arrays run from the patient's feet to head, front to back and right to left: ``(Z, Y, X)`` with the first slice on
+    top. A picture is one slice.
 
     Attributes:
         image: ``(C, Z, Y, X)``, 8 bits.
-        limits: Of each channel the intensities that 0 and 255 stand for.
-        windows: Of each channel the intensities that are black and white at first.
-        label: ``(Z, Y, X)``, ids; None where there is no reference.
-        prediction: The same of the prediction.
-        spacing_mm: Between the elements, along X, Y and Z.
-        is_oriented: Whether it is known which way the axes run in the patient.
+        limits: For each channel the intensities represented by 0 and 255.
+        windows: For each channel the intensities that are initially black and white.
+        label: ``(Z, Y, X)``, ids; None without a reference.
+        prediction: The same for the prediction.
+        spacing_mm: The spacing of the elements, along X, Y and Z.
+        is_oriented: Whether the directions of the axes in the patient are known.
         is_rgb: Whether the channels are red, green and blue.
-        first: The voxel of the whole case at which it was cut out, along X, Y and Z.
-        factors: How many voxels became one, along X, Y and Z.
+        first: The first voxel of the crop in the whole case, along X, Y and Z.
+        factors: The downsampling factors along X, Y and Z.
         whole: The size of the whole case, along X, Y and Z.
     """
 
@@ -73,18 +73,18 @@ def case_view(
     orientation: str | None = None,
     most_values: int = MOST_VALUES,
 ) -> CaseView:
-    """Return a case in the form in which a page shows it.
+    """Return a case prepared for a page.
 
-    A case that is too large is cut out around its foreground, and then thinned along its finest axes: images by means,
-    label maps by every so many voxels, so that no id is invented. Tensors on a GPU are reduced there.
+    A case that is too large is cropped to its foreground, and then downsampled along its finest axes: images by means,
+    label maps by subsampling, so that no new ids are created. Tensors on a GPU are reduced there.
 
     Args:
         image: ``(C, *spatial)``, two or three axes; at most four channels are kept.
         label: The reference, ``(1, *spatial)`` of ids; None for none.
-        prediction: The same of the prediction.
-        spacing_mm: Of the axes of a volume; by default the image's affine tells.
-        orientation: Axis codes such as ``"RAS"``; by default the image's affine tells.
-        most_values: Values of the image to keep at most.
+        prediction: The same for the prediction.
+        spacing_mm: The spacing of the axes of a volume; by default from the image's affine.
+        orientation: Axis codes such as ``"RAS"``; by default from the image's affine.
+        most_values: The maximum number of values of the image to keep.
     """
     is_volume = image.ndim == 4
     axes = patient_axes(image, spacing_mm=spacing_mm, orientation=orientation) if is_volume else PatientAxes()
@@ -120,7 +120,7 @@ def case_view(
 
 
 def _box(maps: Sequence[Tensor | None], size: Sequence[int], spacing: Sequence[float]) -> tuple[slice, ...]:
-    """Return the box around what is foreground in any of the maps, with a margin; the whole case without any."""
+    """Return the box around the foreground of all maps, with a margin; the whole case if there is none."""
     filled = [ids != 0 for ids in maps if ids is not None]
     if not filled:
         return tuple(slice(0, length) for length in size)
@@ -133,7 +133,7 @@ def _box(maps: Sequence[Tensor | None], size: Sequence[int], spacing: Sequence[f
         if not places:
             return tuple(slice(0, length) for length in size)
         sides.append((places[0], places[-1] + 1))
-    # The same margin in millimetres all around.
+    # The same margin in millimetres on all sides.
     margin_mm = _MARGIN * max((stop - start) * step for (start, stop), step in zip(sides, spacing, strict=True))
     box = []
     for (start, stop), length, step in zip(sides, size, spacing, strict=True):
@@ -143,7 +143,7 @@ def _box(maps: Sequence[Tensor | None], size: Sequence[int], spacing: Sequence[f
 
 
 def _factors(size: Sequence[int], spacing: Sequence[float], most: int) -> tuple[int, ...]:
-    """Return how many voxels along each axis become one, so that at most so many are left."""
+    """Return the downsampling factor of each axis such that at most a given number of voxels is left."""
     factors = [1] * len(size)
     while math.prod(-(-length // factor) for length, factor in zip(size, factors, strict=True)) > most:
         thin = [axis for axis, length in enumerate(size) if -(-length // factors[axis]) > 1]
@@ -171,7 +171,7 @@ def _every(ids: Tensor, factors: Sequence[int]) -> Tensor:
 def _quantized(
     values: NDArray[np.float32],
 ) -> tuple[NDArray[np.uint8], list[tuple[float, float]], list[tuple[float, float]], bool]:
-    """Return an image in 8 bits, and of each channel its limits and its first window, and whether it is in colours."""
+    """Return an image in 8 bits, the limits and the first window of each channel, and whether it has colours."""
     if has_colors(values):
         low, high = float(np.nanmin(values)), float(np.nanmax(values))
         limits = (
@@ -215,7 +215,7 @@ def _ids(axes: PatientAxes, ids: Tensor | None) -> NDArray[np.uint16] | None:
 def _in_view(
     axes: PatientAxes, box: Sequence[slice], factors: Sequence[int], size: Sequence[int]
 ) -> tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int]]:
-    """Return where a box begins, the factors and the size of the whole case, along the axes of the view."""
+    """Return the start of a box, the factors and the size of the whole case, along the axes of the view."""
     if len(size) == 2:  # rows run down, columns to the right
         return (box[1].start, box[0].start, 0), (factors[1], factors[0], 1), (size[1], size[0], 1)
     start = [
@@ -227,7 +227,7 @@ def _in_view(
 
 
 def dice_in_view(view: CaseView) -> Mapping[int, float]:
-    """Compute the Dice of each id that label or prediction of a view holds; empty where one of the two is missing."""
+    """Compute the Dice of each id in the label or prediction of a view; empty if one of the two is missing."""
     if view.label is None or view.prediction is None:
         return {}
     from candy_monai.plotting.case.pictures import dice_by_class

@@ -1,4 +1,4 @@
-"""One picture or one volume as a figure, for notebooks and scripts."""
+"""Show one picture or one volume as a figure, for notebooks and scripts."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def visualize2d(
     """Show a picture.
 
     Args:
-        image: ``(C, H, W)`` or ``(H, W)``. Three channels that look like a picture are shown in colour, of others the
-            first is shown, stretched between robust percentiles.
-        title: Written above.
-        cmap: A colour map of matplotlib for one channel, by default grey.
-        is_label: Whether the values are label ids, each to be shown in its own colour.
+        image: ``(C, H, W)`` or ``(H, W)``. Three channels that look like a colour picture are shown in colour;
+            otherwise the first is shown, scaled between robust percentiles.
+        title: The title above the picture.
+        cmap: A Matplotlib colour map for one channel, by default grey.
+        is_label: Whether the values are label ids, each shown in its own colour.
         class_names: Names by label id, or in order from the background, for the legend of a label.
-        screenshot_as: A PNG file to write as well.
+        screenshot_as: A PNG file to also write.
 
     Returns:
-        The figure. A notebook shows it if it is a cell's last value.
+        The figure. A notebook displays it if it is a cell's last value.
 
     Raises:
-        BadInputError: If the image has another number of axes, or there is no such colour map.
+        BadInputError: If the image has another number of axes, or the colour map does not exist.
     """
     return _figure(_case(image, 2, is_label, None, 1, class_names), title, cmap, is_label, screenshot_as)
 
@@ -56,26 +56,26 @@ def visualize3d(
     spacing_mm: Sequence[float] | None = None,
     screenshot_as: PathLike | None = None,
 ) -> Figure:
-    """Show a volume: three planes and, of a label, its surface.
+    """Show a volume: three planes and, for a label, its surface.
 
-    Planes of an image are cut through its middle, those of a label where most can be seen of its classes.
+    The planes of an image are its middle slices, those of a label the most informative slices.
 
     Args:
         image: ``(C, D, H, W)`` or ``(D, H, W)``; the first channel is shown. A MetaTensor's affine sets the proportions
-            and the directions; otherwise the axes are taken for RAS.
-        title: Written above.
-        cmap: A colour map of matplotlib for images, by default grey.
-        max_volume: Most voxels of the surface.
+            and the directions; otherwise RAS axes are assumed.
+        title: The title above the picture.
+        cmap: A Matplotlib colour map for images, by default grey.
+        max_volume: The maximum number of voxels for the surface.
         is_label: Whether the values are label ids.
         class_names: Names by label id, or in order from the background, for the legend of a label.
-        spacing_mm: Of the three axes; overrides the affine's.
-        screenshot_as: A PNG file to write as well.
+        spacing_mm: The spacing of the three axes; overrides the affine's.
+        screenshot_as: A PNG file to also write.
 
     Returns:
-        The figure. A notebook shows it if it is a cell's last value.
+        The figure. A notebook displays it if it is a cell's last value.
 
     Raises:
-        BadInputError: If the image has another number of axes, or there is no such colour map.
+        BadInputError: If the image has another number of axes, or the colour map does not exist.
     """
     if max_volume < 1:
         raise BadInputError(f"max_volume is {max_volume}: expected at least 1 voxel")

@@ -1,4 +1,4 @@
-"""Numbers, drawn: the curves of a run, the forecast of its best score, the fingerprint of a dataset.
+"""Charts: the curves of a run, the forecast of its best score, the fingerprint of a dataset.
 
-Numbers over epochs or cases enter; Matplotlib figures leave.
+The inputs are numbers over epochs or cases; the outputs are Matplotlib figures.
 """

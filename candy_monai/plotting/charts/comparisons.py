@@ -1,4 +1,4 @@
-"""Methods on the same cases in charts: the values of each as a box, and the paired differences with their intervals."""
+"""Charts of methods on the same cases: box plots of the values, and paired differences with their intervals."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class PairedDifferences:
     """The differences of two methods, case by case.
 
     Attributes:
-        name: What is subtracted from what.
+        name: The names of the methods, with the direction of the difference.
         values: One for each case.
-        mean: Of the finite ones.
-        interval: The confidence interval of the mean; None where there is none.
+        mean: The mean of the finite ones.
+        interval: The confidence interval of the mean; None if undefined.
     """
 
     name: str
@@ -42,8 +42,8 @@ class ComparedMetric:
 
     Attributes:
         title: The metric, and which values are better.
-        values: Of each case, by method.
-        pairs: Of the methods.
+        values: The values of the cases, by method.
+        pairs: The differences between pairs of methods.
     """
 
     title: str
@@ -105,7 +105,7 @@ def _draw_differences(axes: Axes, pairs: Sequence[PairedDifferences]) -> None:
 
 
 def _places(axes: Axes, names: Sequence[str]) -> list[int]:
-    """Set the names below each other, the first on top, and return where each is."""
+    """Set the names below each other, the first on top, and return the position of each."""
     places = list(range(len(names)))[::-1]
     shown = [name if len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}" for name in names]
     axes.set_yticks(places, shown, color=INK, parse_math=False)

@@ -1,4 +1,4 @@
-"""The metrics of a run over its epochs, as figures."""
+"""Figures of the metrics of a run over its epochs."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ _MOST_PANELS = 12
 _MOST_CLASSES, _NUM_WORST = 8, 5
 _TRAINING_COLOR, _VALIDATION_COLOR = "#0072b2", "#d55e00"
 _CLASS_COLORS = ("#56a5d8", "#d98e00", "#009e73", "#cc79a7", "#b3a400", "#d55e00", "#0059a0", "#7a5195")
-"""Those of the first class ids (`class_color`), darker where they would be too pale on white."""
+"""The colours of the first class ids (`class_color`), darkened if they are too pale on white."""
 
 
 def curve_figure(name: str, values: Sequence[float], *, x: Sequence[float] | None = None) -> Figure:
-    """Draw one metric over the epochs, its best value marked if its name tells what is better.
+    """Draw one metric over the epochs, with its best value marked if its name implies a direction.
 
     Args:
         name: The metric's name. Names with "loss" or "distance" are better when lower, those with "score" or "dice"
-            when higher; of others no best is marked.
-        values: One value for each epoch; a NaN or an infinity leaves a gap.
-        x: Where the values belong; by default epochs 1, 2, ...
+            when higher; for others no best value is marked.
+        values: One value for each epoch; NaN or infinity leaves a gap.
+        x: The positions of the values; by default epochs 1, 2, ...
 
     Raises:
-        BadInputError: If ``x`` has another length than ``values``.
+        BadInputError: If the lengths of ``x`` and ``values`` differ.
     """
     numbers = _numbers(values)
     epochs = np.arange(1, len(numbers) + 1, dtype=float) if x is None else np.asarray(x, dtype=float)
@@ -58,14 +58,14 @@ def curve_figure(name: str, values: Sequence[float], *, x: Sequence[float] | Non
 
 
 def class_figure(name: str, curves: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw what a metric says of each class over the epochs.
+    """Draw a metric of each class over the epochs.
 
-    Of more than eight classes the median, the middle half and the whole range are drawn, and the five that are worst
-    in the last epoch by name.
+    For more than eight classes the median, the middle half and the whole range are drawn, and separately the five that
+    are worst in the last epoch.
 
     Args:
         name: The metric's name.
-        curves: By the name of the class one value for each epoch; a NaN or an infinity leaves a gap.
+        curves: One value for each epoch, by class name; NaN or infinity leaves a gap.
     """
     figure = new_figure(8.6, 4.2)
     axes = figure.add_axes((0.085, 0.13, 0.66, 0.76))
@@ -84,16 +84,16 @@ def progress_figure(
     forecast: Forecast | None = None,
     num_epochs: int = 0,
 ) -> Figure:
-    """Draw a run at a glance: the score, what was trained and validated, the learning rate, the time.
+    """Draw an overview of a run: the score, training and validation metrics, the learning rate, the time.
 
     Training and validation of the same metric share a panel, as do the classes of one; all panels share the epochs.
 
     Args:
         metrics: Each metric's values over the epochs, as in ``metrics.csv``: ``val dice`` is the validation of
             ``dice``. At most twelve panels are drawn.
-        classes: The columns of metrics of classes with the name of each class, as `columns.by_class` returns them.
+        classes: The columns with metrics of classes, with the name of each class, from `columns.by_class`.
         forecast: Drawn into the panel of the score if it has an interval.
-        num_epochs: Epochs planned, as far as which a forecast is drawn.
+        num_epochs: The planned number of epochs, up to which a forecast is drawn.
     """
     classes = classes or {}
     shared = {column for members in classes.values() for column in members}
@@ -107,7 +107,7 @@ def progress_figure(
     longest = max(1, *(len(values) for values in metrics.values()))
     expected = forecast is not None and forecast.interval is not None and SCORE in metrics
     last = max(longest, forecast.epoch, num_epochs) if forecast is not None and expected else longest
-    # Placed by hand: matplotlib's own layouts cost more than all the drawing.
+    # Placed manually, since matplotlib's own layouts take longer than all the drawing.
     width, height = figure.get_size_inches()
     left, right, top, bottom, across, between = 0.75, 0.2, 0.4, 0.5, 0.75, 0.55
     wide = (width - left - right - across * (columns - 1)) / columns
@@ -144,7 +144,7 @@ def _panels(names: Sequence[str], classes: Sequence[list[str]] = ()) -> list[lis
 
 
 def _draw_classes(axes: Axes, name: str, curves: Mapping[str, Sequence[float]]) -> tuple[Numbers, list[Numbers]]:
-    """Draw the curves of classes, and return the epochs and what was drawn."""
+    """Draw the curves of classes, and return the epochs and the drawn values."""
     longest = max(map(len, curves.values()))
     values = np.full((len(curves), longest), np.nan)
     for row, numbers in zip(values, curves.values(), strict=True):
@@ -153,7 +153,7 @@ def _draw_classes(axes: Axes, name: str, curves: Mapping[str, Sequence[float]]) 
     known = np.isfinite(values)
     named = list(curves)
     if len(curves) > _MOST_CLASSES:
-        columns = known.any(axis=0)  # the quantiles of no value are undefined
+        columns = known.any(axis=0)  # quantiles without values are undefined
         spread = np.full((5, longest), np.nan)
         spread[:, columns] = np.nanquantile(values[:, columns], (0, 0.25, 0.5, 0.75, 1), axis=0)
         at = epochs[columns]
@@ -167,7 +167,7 @@ def _draw_classes(axes: Axes, name: str, curves: Mapping[str, Sequence[float]]) 
 
 
 def _worst(name: str, class_names: Sequence[str], values: Numbers) -> list[str]:
-    """Return the classes whose newest values are worst."""
+    """Return the classes with the worst newest values."""
     newest = [row[np.isfinite(row)][-1:] for row in values]
     better = _direction(name) or 1
     measured = [(better * float(last[0]), index) for index, last in enumerate(newest) if last.size]
@@ -176,7 +176,7 @@ def _worst(name: str, class_names: Sequence[str], values: Numbers) -> list[str]:
 
 def _list_classes(axes: Axes, *, size: float) -> None:
     style: dict[str, Any] = {"frameon": False, "fontsize": size, "borderaxespad": 0.0, "handlelength": 1.2}
-    if size > 8:  # the figure of its own has room beside the axes
+    if size > 8:  # a separate figure has room beside the axes
         style |= {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0)}
     else:
         style |= {"loc": "lower right", "ncols": 2, "columnspacing": 1.0}
@@ -218,7 +218,7 @@ def _panel(
 
 def _draw(axes: Axes, epochs: Numbers, numbers: Numbers, *, color: str, label: str | None = None) -> None:
     axes.plot(epochs, numbers, color=color, linewidth=1.6, label=label, solid_capstyle="round")
-    # A value between two gaps makes no line: without a dot it would not be seen.
+    # A value between two gaps has no line, so that it needs a dot to be visible.
     known = np.isfinite(numbers)
     around = np.pad(known, 1)
     alone = known & ~around[:-2] & ~around[2:]
@@ -250,7 +250,7 @@ def _finish(axes: Axes, name: str, epochs: Numbers, drawn: Sequence[Numbers]) ->
     if LEARNING_RATE in name.lower() and low > 0 and high / low > 30:
         axes.set_yscale("log")
         return
-    # One wild value at the start must not flatten all the rest.
+    # An extreme value at the start must not flatten the rest.
     if _direction(name) < 0 and numbers.size > 20:
         usual = float(np.percentile(numbers, 97))
         if high - usual > 4 * (usual - low) > 0:
@@ -264,12 +264,12 @@ def _finish(axes: Axes, name: str, epochs: Numbers, drawn: Sequence[Numbers]) ->
 def _numbers(values: Sequence[float]) -> Numbers:
     numbers = np.array([float(value) for value in values], dtype=np.float64)
     numbers[np.abs(numbers) < 1e-100] = 0.0
-    # What is beyond has diverged, and matplotlib cannot place ticks there.
+    # Larger values have diverged, and matplotlib cannot place ticks for them.
     return np.where(np.abs(numbers) < 1e100, numbers, np.nan)
 
 
 def _direction(name: str) -> int:
-    """Return 1 if higher is better, -1 if lower is, 0 if the name does not tell."""
+    """Return 1 if higher is better, -1 if lower is, 0 if the name does not imply a direction."""
     lowered = name.lower()
     if _LOWER.search(lowered):  # "dice loss" is a loss
         return -1
@@ -281,7 +281,7 @@ def _color_of(name: str) -> str:
 
 
 def _plain(text: str, longest: int = 60) -> str:
-    """Return a text on one line that fits."""
+    """Return a text shortened to fit on one line."""
     text = " ".join(text.split())
     return text if len(text) <= longest else text[: longest - 1] + "…"
 

@@ -1,4 +1,4 @@
-"""A dataset's fingerprint in charts: how frequent each class is, how spacings and shapes spread."""
+"""Charts of a dataset's fingerprint: the frequency of classes, and the distribution of spacings and shapes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NOTE: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize
 def fingerprint_figure(fingerprint: Fingerprint) -> Figure:
     """Draw class frequencies, and beside them the spacings and the shapes of the cases along each axis.
 
-    Axes are those of the patient where the files know them. Of many classes the most frequent thirty are drawn.
+    Axes are those of the patient if the files define them. At most the thirty most frequent classes are drawn.
     """
     rows = _class_rows(fingerprint)
     height = max(3.4, 0.9 + 0.24 * len(rows))
@@ -50,7 +50,7 @@ def fingerprint_figure(fingerprint: Fingerprint) -> Figure:
 
 
 def _class_rows(fingerprint: Fingerprint) -> list[tuple[str, int, int, int]]:
-    """Return for each label its name, an id for its colour, its voxels, and in how many cases it is."""
+    """Return for each label its name, an id for its colour, its voxels, and the number of cases with it."""
     rows = []
     labels = dict(fingerprint.labels)
     if fingerprint.ignore_label is not None:
@@ -103,7 +103,7 @@ def _patient_order(case: CaseFingerprint) -> list[int]:
 
 
 def _draw_spread(axes: Axes, title: str, names: Sequence[str], values: NDArray[np.float64]) -> None:
-    """Draw a column of dots for each axis, one dot a case, and a line at the median."""
+    """Draw a column of dots for each axis, one dot per case, and a line at the median."""
     from matplotlib.ticker import NullFormatter
 
     prepare_axes(axes, title)

@@ -1,4 +1,4 @@
-"""A forecast as a picture: the curve so far, what is expected of it, and how sure that is."""
+"""Draw a forecast: the curve so far, the expected best score, and its uncertainty."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COLOR, _CURVE_COLOR = "#009e73", "#d55e00"
 
 
 def draw_forecast(axes: Axes, forecast: Forecast, *, now: int, best: float, horizon: int) -> None:
-    """Draw into a panel how the best score is expected to move from epoch ``now`` to ``horizon``, in its interval."""
+    """Draw the expected best score from epoch ``now`` to ``horizon``, with its interval, into a panel."""
     assert forecast.interval is not None
     low, high = forecast.interval
     target = min(max(forecast.epoch, now + 1), max(horizon, now + 1))
@@ -51,11 +51,11 @@ def forecast_figure(
     """Draw the scores so far, the forecast of the best, its 80 % interval and its epoch; or why there is none.
 
     Args:
-        scores: One for each epoch so far; a NaN leaves a gap.
-        forecast: What is expected of them.
-        horizon: Epochs planned.
-        name: What the score is.
-        first_epoch: The number that the tool which trained gives to the first epoch.
+        scores: One for each epoch so far; NaN leaves a gap.
+        forecast: The forecast from these scores.
+        horizon: The planned number of epochs.
+        name: The name of the score.
+        first_epoch: The number of the first epoch in the tool that trained the model.
     """
     values = np.asarray(scores, dtype=float)
     values = np.where(np.isfinite(values), values, np.nan)
