@@ -38,7 +38,7 @@ def atomic_path(path: PathLike, *, durable: bool = True) -> Iterator[Path]:
     Args:
         path: The file to write. Its folder must exist.
         durable: Also wait until the data are on the disk, so that the file survives a power failure. Not needed for
-        files that can be created again (pictures, caches).
+            files that can be created again (pictures, caches).
     """
     target = Path(path)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix="".join(target.suffixes))
@@ -86,8 +86,8 @@ def digest_of_file(path: PathLike) -> str:
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a new, empty file, and leave it open for `finish_file`; it is removed if the block raises.
 
-    Data go to the disk during writing, so that little remains to wait for at the end. A crash leaves a
-    partial file under this name: for files that are not read before something else confirms them.
+    Data go to the disk during writing, so that little remains to wait for at the end. A crash leaves a partial file
+    under this name: for files that are not read before something else confirms them.
     """
     path.unlink(missing_ok=True)  # never overwritten: another name may be a link to it
     file = cast(BinaryIO, io.BufferedWriter(_SteadyFile(path, "xb")))

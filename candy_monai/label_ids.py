@@ -53,7 +53,7 @@ def highest_id(labels: Tensor, *, what: str, ignore_index: int | None = None) ->
 
     Raises:
         BadInputError: If a value is not an id: NaN, infinite, a fraction, negative, complex. The message contains the
-        values and what to do.
+            values and what to do.
     """
     plain = widened(labels.detach())
     if plain.is_complex():

@@ -22,7 +22,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Args:
         device: The type of device to count, such as ``"meta"``; None for all.
         besides: Returns the bytes that a library allocates besides its tensors during an operation, given the
-        operation, its arguments and the returned tensors; None for nothing.
+            operation, its arguments and the returned tensors; None for nothing.
 
     Attributes:
         now: Bytes of the live storages.

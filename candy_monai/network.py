@@ -22,7 +22,7 @@ def choose_precision(amp: str | None, device: torch.device) -> Precision:
 
     Args:
         amp: ``"bf16"``, ``"fp16"``, None for that of the weights, or ``"auto"``: on a CUDA device bfloat16 if it is
-        fast, else float16; elsewhere None.
+            fast, else float16; elsewhere None.
         device: The device of the network.
     """
     if amp == "auto":

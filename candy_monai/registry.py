@@ -34,7 +34,7 @@ class Bundle:
         trainer: The trainer's class, a `SegmentationTrainer`.
         predictor: The predictor's class, a `Predictor`; None for `Predictor` itself.
         networks: Classes of networks that MONAI lacks, for inclusion in MONAI Bundles. Each is in a module that imports
-        only PyTorch, MONAI, NumPy and SciPy, and is built from plain values.
+            only PyTorch, MONAI, NumPy and SciPy, and is built from plain values.
     """
 
     name: str

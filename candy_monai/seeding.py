@@ -32,7 +32,7 @@ def set_seed(seed: int, *, deterministic: bool = False) -> None:
     Args:
         seed: 0 to 2**32 - 1, the range that NumPy accepts.
         deterministic: Also use only deterministic algorithms in PyTorch, and no cuDNN autotuning. Operations without a
-        deterministic form then warn. False undoes only what an earlier call with True changed.
+            deterministic form then warn. False undoes only what an earlier call with True changed.
 
     Raises:
         ValueError: If ``seed`` is out of range.

@@ -54,7 +54,7 @@ def read_json(path: PathLike) -> Any:
     Raises:
         OSError: If it cannot be read.
         ValueError: If it is not JSON, has another encoding, or repeats a name in one object, for which Python's own
-        reader would take the last value.
+            reader would take the last value.
     """
     try:
         return json.loads(read_text(path), object_pairs_hook=_named_once)

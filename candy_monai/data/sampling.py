@@ -119,7 +119,7 @@ def shared_loader(loader: DataLoader[Any], processes: Processes, *, evenly: bool
         loader: The loader of all samples; its batch size is that of one process.
         processes: The processes.
         evenly: Omit the last few samples so that all processes get the same number, for training; if False, as for
-        validation, each sample is in some share.
+            validation, each sample is in some share.
 
     Raises:
         BadInputError: If the loader cannot be shared, or there are fewer samples than processes.

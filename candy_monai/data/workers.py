@@ -73,8 +73,8 @@ def shares(items: Sequence[T], processes: Processes | None, folder: Path) -> Ite
 
     A share is locked during its processing, and the system releases the locks of a killed process. So each item is
     processed by one process, and the unfinished items of a process by another, if the caller skips finished items. On a
-    file system without locks there is no waiting, and some items are processed twice. A single process has all items
-    in its share, and locks nothing.
+    file system without locks there is no waiting, and some items are processed twice. A single process has all items in
+    its share, and locks nothing.
 
     Args:
         items: The same in all processes.

@@ -76,7 +76,7 @@ class CheckedReader(ImageReader):
 
         Raises:
             ImageReadError: If a file is missing, damaged, not a label map although it should be, the grids of the
-            channels cover different regions, or the number of channels is not the expected one.
+                channels cover different regions, or the number of channels is not the expected one.
         """
         files = _files(img)
         scan = read_channels(files, is_label=self.is_label)

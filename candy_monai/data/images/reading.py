@@ -1,7 +1,7 @@
 """Read images with their geometry, or geometry alone: the entry point for all formats.
 
-This module defines what a loaded image looks like (channel first, types, metadata) and how a bad file is reported;
-the modules of ``candy_monai.data.images.formats`` decode single formats. Axes stay in the order of the file.
+This module defines what a loaded image looks like (channel first, types, metadata) and how a bad file is reported; the
+modules of ``candy_monai.data.images.formats`` decode single formats. Axes stay in the order of the file.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def load_image(
             with the extra ``dicom`` the folder of a DICOM series, or any of its files.
         is_label: The file holds label ids: whole numbers, one channel.
         align_spacing: Resample to the finest spacing along every axis (nearest neighbour for labels). Coarse axes grow
-        accordingly, so a training plan that keeps the spacing of each axis is usually better.
+            accordingly, so a training plan that keeps the spacing of each axis is usually better.
         device: The device of the tensor.
 
     Returns:
@@ -195,7 +195,7 @@ def read_geometry(path: PathLike) -> Geometry:
 
     Raises:
         ImageReadError: If the file is missing, of an unknown format or its header is damaged. Damage after the header
-        is detected only when the file is loaded.
+            is detected only when the file is loaded.
     """
     path = Path(path)
     with _readable(path, "an image"):
@@ -206,8 +206,8 @@ def geometry_of(image: MetaTensor, *, name: str | None = None) -> Geometry:
     """Return the grid of a loaded ``(C, *spatial)`` tensor, including the effect of transforms.
 
     Raises:
-        BadInputError: If its affine is invalid (NaN, a voxel size of 0, axes in one plane); ``name`` is its name in
-        the message, by default its file.
+        BadInputError: If its affine is invalid (NaN, a voxel size of 0, axes in one plane); ``name`` is its name in the
+            message, by default its file.
     """
     from monai.data.utils import to_affine_nd
 

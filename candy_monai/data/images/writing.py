@@ -33,18 +33,18 @@ def save_image(
 
     Args:
         image: ``(C, *spatial)`` or ``(*spatial)``. Without any geometry, three axes are ``(C, H, W)`` for a picture or
-        if the first has length 1, else a volume.
+            if the first has length 1, else a volume.
         path: The suffix determines the format; ``.mhd`` and ``.nhdr`` are read but not written, since they need two
-        files. Folders are created.
+            files. Folders are created.
         like: The file or the loaded tensor with the grid of the image. ``None`` uses the grid of ``image`` itself if it
-        has one.
+            has one.
         dtype: The NumPy type to store, or a wider one if it cannot hold the values. Integers are never stored as
-        floating point, and floating point as integers only if all values are whole. ``None`` uses the smallest type for
-        integers and keeps the others.
+            floating point, and floating point as integers only if all values are whole. ``None`` uses the smallest type
+            for integers and keeps the others.
 
     Raises:
         BadInputError: If the shape is not that of ``like``, the format cannot hold the image, or ``dtype`` is an
-        integer type and the image contains fractions.
+            integer type and the image contains fractions.
     """
     from monai.data import MetaTensor
 
