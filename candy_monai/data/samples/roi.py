@@ -55,8 +55,7 @@ class ROIDataset(DerivedDataset):
     """One crop of a fixed shape from each case, around the centre of its foreground.
 
     The crop stays within the case if the case is large enough; smaller cases are centred and padded, images by 0,
-    labels by the ignore label or else the background. Without foreground, it is at the case's centre. Affines are
-    updated.
+    labels by the ignore label or else the background. Without foreground, it is the case's centre. Affines follow.
 
     Args:
         base: The dataset to crop from, whose transforms apply first.
