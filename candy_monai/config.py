@@ -32,7 +32,7 @@ Secret: TypeAlias = str | int | float | bool
 SETTINGS_FILE = "settings.yml"
 SECRETS_FILE = "secrets.yml"
 MAX_BYTES = 1 << 20
-"""The size limit of files: nobody writes a megabyte of settings by hand."""
+"""The size limit of files, far above that of any settings written by hand."""
 
 _HOME_UNKNOWN = "the home folder is unknown: set CANDY_MONAI_CONFIG to the configuration folder"
 _ENVIRONMENT_PREFIX = "CANDY_MONAI_"

@@ -15,7 +15,7 @@ class HasDevice:
         device: The device, or its name.
 
     Raises:
-        BadInputError: If PyTorch knows no such device, or this machine lacks it.
+        BadInputError: If PyTorch does not support the device, or this machine lacks it.
     """
 
     def __init__(self, device: Device) -> None:
@@ -28,7 +28,7 @@ class HasDevice:
             device: The device to use from now on. Existing tensors are not moved.
 
         Raises:
-            BadInputError: If PyTorch knows no such device, or this machine lacks it.
+            BadInputError: If PyTorch does not support the device, or this machine lacks it.
         """
         if device is not None:
             self._device = find_device(device)
@@ -59,7 +59,7 @@ def find_device(device: Device) -> torch.device:
     """Return a device by its name, or the best one for ``auto``.
 
     Raises:
-        BadInputError: If PyTorch knows no such device, or this machine lacks it.
+        BadInputError: If PyTorch does not support the device, or this machine lacks it.
     """
     try:
         parsed = torch.device(auto_device() if device == "auto" else device)

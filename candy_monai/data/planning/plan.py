@@ -43,7 +43,7 @@ from candy_monai.transforms.normalization import SCHEMES as SCHEME_NAMES
 if TYPE_CHECKING:
     from candy_monai.data.inspection.fingerprint import Orientation
 
-_LEARNING_RATE = 3e-3  # AdamW with clipped gradients and normalised layers bears it, and short schedules need it
+_LEARNING_RATE = 3e-3  # AdamW with clipped gradients and normalised layers tolerates it; short schedules need it
 
 
 @dataclass(frozen=True, kw_only=True)
