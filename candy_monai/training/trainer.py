@@ -135,8 +135,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
             early_stop_margin: With ``"forecast"``: a gain that is considered negligible, as a fraction of the range of
                 the scores so far.
             val_score_prediction: Forecast the best validation score.
-            val_score_prediction_degree: Upper bound of the polynomial degree of the forecast, and the number of epochs
-                before the first forecast.
+            val_score_prediction_degree: Maximum degree of the forecast's polynomials, and epochs before the first one.
             save_preview: Draw previews of the validation case with the worst score.
             save_report: Write ``report.html``, the report page of the run, after each epoch and at the end.
             preview_quality: Maximum number of voxels, in millions, from which the preview of a volume is made.
