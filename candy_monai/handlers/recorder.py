@@ -272,7 +272,7 @@ class Recorder:
             early_stop_tolerance=experiment.early_stopping.tolerance,
         )
 
-    # While the run goes on
+    # During the run
 
     def _epoch_started(self) -> None:
         self._current().begin_epoch(self._engine.optimizer.param_groups[0]["lr"])

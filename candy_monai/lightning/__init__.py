@@ -1,6 +1,6 @@
 """Callbacks for Lightning's Trainer: experiment folder, forecast, previews. Needs the extra ``lightning``.
 
-They read from Lightning's hooks, and write an experiment folder, forecasts to the log, and pictures. No callback
+They use Lightning's hooks, and write an experiment folder, a log of the forecast, and pictures. No callback
 changes the training.
 """
 
