@@ -78,7 +78,7 @@ def batches(loader: DataLoader[Any], started: Iterator[object] | None = None) ->
 
     Args:
         loader: The loader.
-        started: An iterator of the loader to continue; None to start a new one.
+        started: The iterator that ``iter`` returned for it; None to start a new one.
 
     Raises:
         BadInputError: If samples of different sizes cannot be stacked into a batch; the message says what to do.
