@@ -135,8 +135,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
             early_stop_margin: With ``"forecast"``: a gain that is considered negligible, as a fraction of the range of
                 the scores so far.
             val_score_prediction: Forecast the best validation score.
-            val_score_prediction_degree: Upper bound of the polynomial degree of the forecast, and the number of epochs
-                before the first forecast.
+            val_score_prediction_degree: Maximum degree of the forecast's polynomials, and epochs before the first one.
             save_preview: Draw previews of the validation case with the worst score.
             save_report: Write ``report.html``, the report page of the run, after each epoch and at the end.
             preview_quality: Maximum number of voxels, in millions, from which the preview of a volume is made.
@@ -231,7 +230,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
         gradients = GradientWatch(self, toolbox)
         toolbox.model.train()
         if toolbox.ema is not None:
-            toolbox.ema.eval()  # in one mode always, so that what it computes does not depend on what came before
+            toolbox.ema.eval()  # always in one mode, so that its results do not depend on earlier calls
         group, usable = 0, True
         for batch in run.batches():
             first = progress.batch - progress.batch % settings.accumulate
@@ -424,7 +423,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
             self.record(metric, value)
 
     def metrics(self) -> dict[str, list[float]]:
-        """Return every metric over the epochs so far; NaN where an epoch has none. Called, not overridden."""
+        """Return every metric over the epochs so far; NaN for epochs without it. Called, not overridden."""
         return self._current().history.metrics()
 
     def experiment_folder(self) -> Path:
