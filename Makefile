@@ -1,4 +1,4 @@
-# Every command makes the environment it needs; nothing has to be prepared.
+# Every target creates the environment that it needs; no preparation is required.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 demo: $(VENV)/.demo
 	$(BIN)/candy-monai demo --out candy_demo
 
-# Without what trains or reads images: see "Set up" in CONTRIBUTING.md.
+# The tests that neither train a planned run nor read images: see "Set up" in CONTRIBUTING.md.
 QUICK_TESTS := tests/golden tests/unit/test_*.py $(addprefix tests/unit/,experiment forecasting metrics nn transforms)
 
 fmt: $(VENV)/.test
@@ -26,10 +26,10 @@ test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m "(slow or realdata) and not alone" --numprocesses 2 --dist worksteal
 	$(BIN)/python -m pytest -m alone
 
-# The tests of `quick` with another Python and other versions of the dependencies, in an environment made by uv:
+# The tests of `quick` with another Python and other versions of the dependencies, in an environment created by uv:
 #     make test-python PYTHON=3.13 VERSIONS=pinned|lowest|newest|weekly
-# PYTHON is a version that uv finds or downloads. pinned: the versions of constraints.txt; lowest and newest: of our direct
-# dependencies, as pyproject.toml allows them; weekly: the newest, with MONAI's build of this week.
+# PYTHON is a version that uv finds or downloads. pinned: the versions of constraints.txt; lowest, newest: the lowest or newest
+# versions of the direct dependencies that pyproject.toml allows; weekly: the newest, with MONAI's weekly build.
 VERSIONS ?= pinned
 OTHER := $(VENV)-$(PYTHON)-$(VERSIONS)
 UV := $(BIN)/uv
@@ -65,13 +65,13 @@ docs: $(VENV)/.test
 tutorials: $(VENV)/.test
 	$(BIN)/python -m tests.notebooks tutorials/*.ipynb
 
-# Every benchmark that has no result yet, and the tables of the README and the documentation: see benchmarks/run.py.
+# Run every benchmark without a result, and update the tables of the README and the documentation: see benchmarks/run.py.
 ONLY ?= *
 benchmarks: $(VENV)/.test
 	$(BIN)/python benchmarks/run.py --only '$(ONLY)' $(if $(QUICK),--quick) $(if $(AGAIN),--again)
 	$(BIN)/python benchmarks/tables.py
 
-# Source distribution, wheel and Dockerfile, looked over before anyone else gets them.
+# Build and check the source distribution and the wheel, and check the Dockerfile, before a release.
 package: $(VENV)/.package
 	rm -rf dist
 	$(BIN)/python -m build --quiet
@@ -85,7 +85,7 @@ golden: $(VENV)/.test
 clean:
 	rm -rf $(VENV) build *.egg-info candy_demo docs/_build docs/reference docs/tutorials
 
-# A bare version, as test-python takes it, is no command: the environment that holds uv is then one of python3.
+# A version number (PYTHON=3.13, for test-python) is not a command: the environment for uv is then created by python3.
 $(VENV)/.venv-made:
 	$(if $(filter 3.%,$(PYTHON)),python3,$(PYTHON)) -m venv $(VENV)
 	@touch $@

@@ -1,12 +1,12 @@
-"""How many augmented patches a second, beside nnU-Net's own loader? Prints one JSON line.
+"""Compare the speed of loading augmented patches with nnU-Net's loader; print one JSON line.
 
-Both read preprocessed cases of Dataset004_Hippocampus from disk (blosc2 there, plain arrays here), cut patches of
-40 x 56 x 40 in batches of 9, and change them in the same kinds with the same probabilities: rotation, scaling, noise,
-blur, brightness, contrast, low resolution, gamma, mirroring. They are timed by turns, in one process and with two
-workers, one thread a process; in one process also by the processor's own seconds, which another load on the machine
-does not lengthen. nnU-Net (nnunetv2, batchgeneratorsv2) is run by the Python of another environment, named
-by ``--nnunet-python``; without it only candy-monai is timed, and the line says so. ``CANDY_MONAI_DATA`` names the
-folder of the datasets.
+Both read preprocessed cases of Dataset004_Hippocampus from disk (nnU-Net from blosc2, ours from plain arrays), extract
+patches of 40 x 56 x 40 in batches of 9, and apply the same kinds of augmentation with the same probabilities: rotation,
+scaling, noise, blur, brightness, contrast, low resolution, gamma, mirroring. They are timed alternately, in one process
+and with two workers, with one thread per process; in one process also in CPU time, which does not depend on other work
+on the machine. nnU-Net (nnunetv2, batchgeneratorsv2) is run by the Python of another environment, given by
+``--nnunet-python``; without it only candy-monai is timed, and the line says so. ``CANDY_MONAI_DATA`` names the folder
+of the datasets.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ DATA = Path(os.environ.get("CANDY_MONAI_DATA", Path(__file__).parents[2] / "shar
 DATASET = DATA / "Dataset004_Hippocampus"
 BATCH = 9
 PATCH = (40, 56, 40)
-WARM_UP_BATCHES = 23  # a pass over the 200 cases, each of which is opened once
+WARM_UP_BATCHES = 23  # one pass over the 200 cases, so that each has been opened once
 WORKERS = (0, 2)
 NNUNET = Path(__file__).with_name("augmentation_nnunet.py")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """Patches in a second on the clock, and in a second of the main process's computing."""
+    """Patches per second of wall-clock time, and per second of CPU time of the main process."""
 
     by_clock: float
     by_cpu: float
@@ -64,7 +64,7 @@ def rate_of(batches: Iterable[object], count: int) -> Rate:
 
 
 def candy_monai(store: CaseStore, made: Plan, *, num_workers: int, count: int) -> Rate:
-    """Time our loader."""
+    """Measure the rate of our loader."""
     loader = DataLoader(
         PatchDataset(store, store.case_ids, made, seed=0),
         batch_size=BATCH,
@@ -75,7 +75,7 @@ def candy_monai(store: CaseStore, made: Plan, *, num_workers: int, count: int) -
 
 
 def nnunet(python: str, folder: Path, *, num_workers: int, count: int) -> Rate:
-    """Time nnU-Net's loader in a process of its own."""
+    """Measure the rate of nnU-Net's loader in a separate process."""
     command = [python, NNUNET, folder, DATASET, num_workers, BATCH, count, WARM_UP_BATCHES, *PATCH]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONPATH", None)
@@ -87,7 +87,7 @@ def nnunet(python: str, folder: Path, *, num_workers: int, count: int) -> Rate:
 
 
 def rates_in_line(ours: Sequence[Rate], theirs: Sequence[Rate], name: str, *, by_cpu: bool) -> dict[str, float]:
-    """Return the medians of both and how many times as fast ours is."""
+    """Return the medians of both rates and the ratio of ours to nnU-Net's."""
     sides = {"candy_monai": ours, "nnunet": theirs}
     rates = {
         side: median(rate.by_cpu if by_cpu else rate.by_clock for rate in found)

@@ -1,11 +1,11 @@
-"""nnU-Net's side of ``augmentation.py``: prints how many patches its training loader makes. Needs nnunetv2, not us.
+"""Measure the rate of nnU-Net's training loader for ``augmentation.py``. Needs nnunetv2, but not candy_monai.
 
-The first number is by the second on the clock, the other by the second of this process's own computing.
+Prints two numbers: patches per second of wall-clock time, and per second of CPU time of this process.
 
     python augmentation_nnunet.py FOLDER DATASET WORKERS BATCH COUNT WARM_UP PATCH...
 
-Preprocesses into FOLDER if nothing is there. The loader, its transforms and their probabilities are nnU-Net's defaults
-for training; only patch and batch are given, and labels are not brought to lower resolutions for deep supervision.
+Preprocesses into FOLDER if it is empty. The loader, its transforms and their probabilities are nnU-Net's defaults for
+training; only patch and batch size are given, and labels are not downsampled for deep supervision.
 """
 
 import json
@@ -74,9 +74,9 @@ def main() -> None:
     seconds, cpu_s = time.perf_counter() - started, time.process_time() - started_cpu
     assert tuple(found["data"].shape) == (batch, 1, *patch)
     print(batch * count / seconds, batch * count / cpu_s, flush=True)
-    for worker in multiprocessing.active_children():  # they would outlive this process and hold its output open
+    for worker in multiprocessing.active_children():  # they would outlive this process and keep its output open
         worker.kill()
-    os._exit(0)  # the augmenter's own end waits for them
+    os._exit(0)  # the augmenter waits for them when it ends
 
 
 if __name__ == "__main__":

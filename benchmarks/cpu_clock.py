@@ -1,10 +1,10 @@
-"""Run ``candy-monai`` by a clock that counts the CPU time of its process: what else the machine does takes no time.
+"""Run ``candy-monai`` with a clock that counts the CPU time of its process, independent of other work on the machine.
 
     python benchmarks/cpu_clock.py train DATASET --budget 10m ...
 
-Budgets, durations and learning rates that follow the time are then those of a quiet machine. ``CPU_SECONDS`` of the
-environment says how many CPU-seconds are a second: 1.85 by default, which is what training takes of two cores; the
-process itself computes on one thread. Messages still carry the time of the day.
+Budgets, durations and learning rates that follow the time are then the same as on an idle machine. The environment
+variable ``CPU_SECONDS`` gives the CPU-seconds that count as one second: 1.85 by default, which is what training uses on
+two cores; the process itself computes on one thread. Messages still show the time of day.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CPU_SECONDS = float(os.environ.get("CPU_SECONDS", "1.85"))
 
 
 def clock() -> float:
-    """Return the seconds of this process."""
+    """Return the time of this process in seconds."""
     return time.process_time() / CPU_SECONDS
 
 
@@ -25,7 +25,7 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(1)
-    time.monotonic = time.perf_counter = clock  # before the package keeps either as a default
+    time.monotonic = time.perf_counter = clock  # before the package uses either as a default
 
     from candy_monai import process_age
 

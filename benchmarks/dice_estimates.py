@@ -1,9 +1,9 @@
-"""How well is a prediction's Dice estimated without a reference? Prints one JSON line for each dataset.
+"""Measure how well the Dice of a prediction is estimated without a reference; print one JSON line per dataset.
 
-Every third patient is held out; on the others a run is trained within a budget, by ``--groups`` where names tell the
-patients. Its estimates for the cases held out are compared with their true Dice: rank correlation (Spearman), mean
-error, and how many of the failures (a Dice below 0.7 of the median) are in the tenth of the cases with the lowest
-estimates. ``CANDY_MONAI_DATA`` names the folder of the datasets.
+Every third patient is held out; a run is trained on the others within a budget, with ``--groups`` if the file names
+identify the patients. Its estimates for the held-out cases are compared with their true Dice: rank correlation
+(Spearman), mean error, and the fraction of the failures (a Dice below 0.7 times the median) that are in the tenth of
+the cases with the lowest estimates. ``CANDY_MONAI_DATA`` names the folder of the datasets.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def divided(dataset: NNUNetDataset, folder: Path) -> tuple[set[str], str | None]
     """Link all but every third patient of a dataset into a folder.
 
     Returns:
-        The cases held out, and the expression that finds a patient.
+        The held-out cases, and the expression that finds a patient.
     """
     names = patients_by_name(dataset.case_ids)
     patient_of = {case_id: case_id if names is None else names.patient_of[case_id] for case_id in dataset.case_ids}
@@ -57,7 +57,7 @@ def divided(dataset: NNUNetDataset, folder: Path) -> tuple[set[str], str | None]
 def measured(
     dataset: NNUNetDataset, held_out: set[str], experiments: Sequence[Path], *, mirror: bool
 ) -> dict[str, object]:
-    """Return how well the Dice of the cases held out is estimated."""
+    """Return how well the Dice of the held-out cases is estimated."""
     predictor = load_experiments(experiments, mirror=mirror, on_progress=lambda _: None)
     estimates: dict[str, float] = {}
 
@@ -91,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("datasets", nargs="*", default=DATASETS, help=f"by default {', '.join(DATASETS)}")
     parser.add_argument("--budget", type=float, default=90.0, metavar="S", help="seconds of each run (default: 90)")
-    parser.add_argument("--folds", type=int, default=1, help="folds trained and predicted with together (default: 1)")
+    parser.add_argument("--folds", type=int, default=1, help="folds of the ensemble (default: 1)")
     parser.add_argument("--mirror", action="store_true", help="average over mirror images")
     parser.add_argument("--keep", type=Path, help="where to keep datasets and runs; by default nothing is kept")
     arguments = parser.parse_args()

@@ -1,12 +1,12 @@
-"""Makes rows of ``experience.json``: trains every configuration of some datasets, and scores unseen cases.
+"""Make rows of ``experience.json``: train every configuration of some datasets, and score unseen cases.
 
     python benchmarks/experience.py Dataset027_ACDC --budgets 180,600 --seeds 0,1,2 --cpu-time --append
 
-A fifth of the patients are held out, always the same ones; on the others ``candy-monai train --fold all`` is run with
-each configuration, budget and seed. Each run prints a row as one line of JSON, and with ``--append`` adds it to the
-table that is shipped (or to ``--table FILE``) at once, so that nothing is lost if the next run fails. A row that is
-there already is not made again. With ``--cpu-time`` budgets count the CPU time of the process (``cpu_clock.py``), so
-that other work on the machine changes no result.
+A fifth of the patients are held out, always the same ones; ``candy-monai train --fold all`` is run on the others with
+each configuration, budget and seed. Each run prints a row as one line of JSON, and with ``--append`` adds it
+immediately to the table of the package (or to ``--table FILE``), so that nothing is lost if the next run fails. Rows
+that exist are not made again. With ``--cpu-time`` budgets count the CPU time of the process (``cpu_clock.py``), so that
+results do not depend on other work on the machine.
 
 ``CANDY_MONAI_DATA`` names the folder of the datasets.
 """
@@ -77,7 +77,7 @@ def read_rows(table: Path) -> list[dict]:
 
 
 def append(table: Path, row: dict) -> None:
-    """Add a row to a table, which has one row a line, so that a difference between two versions can be read."""
+    """Add a row to a table, which has one row per line, so that versions can be compared line by line."""
     content = json.loads(table.read_text("utf-8")) if table.exists() else {"about": [], "rows": []}
     content["rows"].append(row)
     about = json.dumps(content["about"], indent=4).replace("\n]", "\n  ]")
@@ -87,11 +87,11 @@ def append(table: Path, row: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", nargs="+", help="names of folders, of volumes")
+    parser.add_argument("datasets", nargs="+", help="names of dataset folders with volumes")
     parser.add_argument("--configurations", default="2d,3d", metavar="2d[,3d]")
     parser.add_argument("--budgets", default="180,600", metavar="SECONDS[,SECONDS...]")
     parser.add_argument("--seeds", default="0,1,2", metavar="N[,N...]")
-    parser.add_argument("--cpu-time", action="store_true", help="count CPU time instead of the time on the wall")
+    parser.add_argument("--cpu-time", action="store_true", help="count CPU time instead of wall-clock time")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an entry of the plan")
     parser.add_argument("--append", action="store_true", help="add the rows to the table")
     parser.add_argument("--table", type=Path, default=TABLE)

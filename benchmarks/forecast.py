@@ -1,16 +1,16 @@
-"""How good is the forecast of the best score on real training curves? Prints one JSON line, or tables with --table.
+"""Measure the errors of the forecast of the best score on real training curves; print one JSON line, or tables.
 
-At 25, 50 and 75 % of each curve in ``benchmarks/curves`` every method sees the scores so far and says the run's best
-score. Errors of the score are shares of the whole run's score range, those of the epoch shares of the run's length; a
-method that abstains counts as "best so far". The epoch to be foretold is that of the best score to come, or the present
-one when the best is over.
+At 25, 50 and 75 % of each curve in ``benchmarks/curves``, every method receives the scores so far and predicts the best
+score of the run. Errors of the score are fractions of the score range of the whole run, errors of the epoch are
+fractions of the length of the run; a method that abstains counts as "best so far". The epoch to predict is that of the
+best score to come, or the current one if the best score has already been reached.
 
-What the forecast has learned from real runs is, for each curve, what was learned without the dataset of that curve; how
-it learns was chosen on the tuning datasets alone. By default only the other datasets are reported.
+For each curve, the forecast uses coefficients that were fitted without the dataset of that curve; the way of fitting
+was chosen on the tuning datasets only. By default only the other datasets are reported.
 
-With ``--groups`` the curves are those in ``benchmarks/curves/groups``, each foretold with and without others of its
-group as references, all or a few of them: the other folds of a configuration, which have the settings of the run, or
-the other trials of a sweep, which have not.
+With ``--groups`` the curves are those in ``benchmarks/curves/groups``. Each is predicted with and without other curves
+of its group as references, with all or a few of them: the other folds of a configuration, which have the same settings
+as the run, or the other trials of a sweep, which have different settings.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a method said about one curve at one point, against what came."""
+    """What a method predicted for one curve at one point, and what happened."""
 
     error: float
     epoch_error: float
@@ -81,11 +81,11 @@ Method = Callable[[Array, Array, int], Forecast]
 
 
 def load_curves(part: str | None = None, *, both: bool = False) -> list[Curve]:
-    """Return the curves of one part, ``tuning`` or ``reporting``, or of both; those without any variation are left out.
+    """Return the curves of one part, ``tuning`` or ``reporting``, or of both, without those that are constant.
 
     Args:
         part: Which datasets; None for all.
-        both: Return the Dice and the negative loss of each run, instead of the one that was its score.
+        both: Return the Dice and the negative loss of each run, instead of only the one that was its score.
     """
     index = json.loads((CURVES / "index.json").read_text())
     curves = []
@@ -103,7 +103,7 @@ def load_curves(part: str | None = None, *, both: bool = False) -> list[Curve]:
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """A curve with the others of its group, and which kind of group that is: ``folds`` or ``sweep``."""
+    """A curve with the other curves of its group, and the kind of the group: ``folds`` or ``sweep``."""
 
     curve: Curve
     others: tuple[Array, ...]
@@ -111,7 +111,7 @@ class Member:
 
 
 def load_members() -> list[Member]:
-    """Return the curves that come in groups; those without any variation are among the others, but not foretold."""
+    """Return the curves in groups; constant curves are among the others of a group, but are not predicted."""
     index = json.loads((GROUPS / "index.json").read_text())
     curves = {}
     for name, entry in index.items():
@@ -164,19 +164,19 @@ def last_value(scores: Array, learning_rates: Array, horizon: int) -> Forecast:
 
 
 def exponential(scores: Array, learning_rates: Array, horizon: int) -> Forecast:
-    """Fit ``a + b exp(-t / tau)`` by least squares; its best over the epochs to come."""
+    """Fit ``a + b exp(-t / tau)`` by least squares, and return its best value over the remaining epochs."""
     return _best_of_family(scores, horizon, lambda t, tau: np.exp(-t / tau), np.geomspace(0.5, 5 * horizon, 60))
 
 
 def power_law(scores: Array, learning_rates: Array, horizon: int) -> Forecast:
-    """Fit ``a + b t ** -c`` by least squares; its best over the epochs to come."""
+    """Fit ``a + b t ** -c`` by least squares, and return its best value over the remaining epochs."""
     return _best_of_family(scores, horizon, lambda t, c: t**-c, np.geomspace(0.05, 5, 60))
 
 
 def plain_quotient(scores: Array, learning_rates: Array, horizon: int) -> Forecast:
-    """Fit polynomials up to degree 5 to the raw epochs by linear least squares; the ratio of the leading coefficients.
+    """Fit polynomials up to degree 5 to the raw epochs, and return the ratio of the leading coefficients.
 
-    This is what is had by solving ``P(x) - y Q(x) = 0`` as it stands, and taking the asymptote for the maximum.
+    This solves ``P(x) - y Q(x) = 0`` directly by linear least squares, and takes the asymptote for the maximum.
     """
     x, known = np.arange(1, len(scores) + 1.0), np.isfinite(scores)
     x, y = x[known], scores[known]
@@ -221,19 +221,19 @@ def _best_of_family(scores: Array, horizon: int, shape: Callable[[Array, float],
 
 
 def seen(curve: Curve, share: float) -> int:
-    """Return how many epochs of the curve are seen at this share of it."""
+    """Return how many epochs of the curve are visible at this fraction of it."""
     return max(1, math.floor(share * len(curve.scores) + 0.5))
 
 
 @cache
 def left_out() -> dict[str, dict[str, Sequence[object]]]:
-    """Return what was learned without each dataset."""
+    """Return the coefficients that were fitted without each dataset."""
     return json.loads(LEFT_OUT.read_text())  # type: ignore[no-any-return]
 
 
 @contextmanager
 def drawn_once() -> Iterator[None]:
-    """Let what takes most of a forecast's time be done once for each curve: it depends on nothing else."""
+    """Cache the slowest part of a forecast for each curve, on which alone it depends."""
     known: dict[tuple[object, ...], tuple[Array, Array]] = {}
 
     def drawn(curve: SeenCurve, *, degree: int) -> tuple[Array, Array]:
@@ -248,13 +248,13 @@ def drawn_once() -> Iterator[None]:
 
 @contextmanager
 def learned(experience: Mapping[str, Sequence[object]]) -> Iterator[None]:
-    """Let the forecast know only this, by the names in `candy_monai.forecasting.gain` in lower case."""
+    """Restrict the forecast to these coefficients, named like those in `candy_monai.forecasting.gain` in lower case."""
     with mock.patch.multiple(gain, **{name.upper(): values for name, values in experience.items()}):
         yield
 
 
 def outcome(method: Method, curve: Curve, now: int) -> Outcome:
-    """Let a method foretell the rest of a curve after ``now`` epochs."""
+    """Predict the rest of a curve after ``now`` epochs with a method."""
     horizon = len(curve.scores)
     with learned(left_out().get(curve.dataset, {})):
         said = method(curve.scores[:now], curve.learning_rates, horizon)
@@ -285,7 +285,7 @@ def stopped_by_forecast(curve: Curve) -> int:
 
 
 def stopped_by_patience(curve: Curve, epochs: int) -> int:
-    """Return after how many epochs a run ends that waits so many for a better score."""
+    """Return after how many epochs a run ends that stops after so many epochs without a better score."""
     best, at = -math.inf, 0
     for epoch, score in enumerate(curve.scores.tolist(), start=1):
         if score > best:
@@ -296,7 +296,7 @@ def stopped_by_patience(curve: Curve, epochs: int) -> int:
 
 
 def print_stopping(curves: Sequence[Curve]) -> None:
-    """Print what share of the planned epochs was trained, and what share of the score's range that cost."""
+    """Print the fraction of the planned epochs that was trained, and the loss of score as a fraction of its range."""
     rules = {"forecast": stopped_by_forecast}
     rules |= {f"{wait} epochs without improvement": partial(stopped_by_patience, epochs=wait) for wait in (10, 15)}
     print("\n| stopped by | epochs | lost | more than 1 % lost |\n|---|---|---|---|")
@@ -312,14 +312,14 @@ def print_stopping(curves: Sequence[Curve]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """Which references a curve is foretold with: how many of the others of its group, and what is said of them."""
+    """The references of a forecast: how many other curves of the group, and whether their settings are the same."""
 
     name: str
     number: int
     same_settings: bool
 
     def methods(self, member: Member) -> list[Method]:
-        """Return the forecast with the references, several times with others of them where not all are given."""
+        """Return the forecast with the references, several times with different ones if not all are given."""
         generator = np.random.default_rng(0)
         times = DRAWS if self.number < len(member.others) else 1
         drawn = [generator.permutation(len(member.others))[: self.number] for _ in range(times)]
@@ -345,7 +345,7 @@ GIVEN = {
 
 
 def print_members(members: Sequence[Member]) -> None:
-    """Print the errors with and without references by the kind of group, as Markdown."""
+    """Print the errors with and without references by kind of group, as Markdown."""
     heads = " | ".join(f"{share:.0%}" for share in SHARES)
     print(f"| curves | method | {heads} | of best so far's | change by references | held (by chance) |")
     print("|---|---|---|---|---|---|---|---|")
@@ -373,7 +373,7 @@ def print_members(members: Sequence[Member]) -> None:
 
 
 def figures(outcomes: Sequence[Outcome]) -> dict[str, float | int | list[float] | None]:
-    """Summarise one method at one share: mean errors, coverage with what chance allows, abstentions."""
+    """Summarise one method at one fraction: mean errors, coverage with its sampling range, abstentions."""
     covered = [o.covered for o in outcomes if o.covered is not None]
     band = [float(binom.ppf(q, len(covered), CONFIDENCE)) / len(covered) for q in (0.025, 0.975)] if covered else []
     return {
@@ -389,7 +389,7 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, float | int | list[float] 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", choices=("reporting", "tuning", "all"), default="reporting")
-    parser.add_argument("--table", action="store_true", help="print tables for people instead of the JSON line")
+    parser.add_argument("--table", action="store_true", help="print readable tables instead of the JSON line")
     parser.add_argument("--both", action="store_true", help="the Dice and the negative loss of every run")
     parser.add_argument("--groups", action="store_true", help="the curves in groups, with and without references")
     arguments = parser.parse_args()
@@ -427,7 +427,7 @@ def main() -> None:
 
 
 def print_tables(curves: Sequence[Curve], everything: dict[str, dict[float, list[Outcome]]]) -> None:
-    """Print the figures of each method, and of the forecast against the best so far by dataset, as Markdown."""
+    """Print the results of each method, and of the forecast compared with the best so far by dataset, as Markdown."""
     heads = [f"{kind} at {share:.0%}" for kind in ("score", "epoch") for share in SHARES]
     print("| method | " + " | ".join(heads) + " | coverage | abstains |")
     print("|---|" + "---|" * (len(heads) + 2))

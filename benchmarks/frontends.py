@@ -1,10 +1,11 @@
-"""What does a dashboard cost, those of this library and one that hangs, fails or is slow? Prints one JSON line.
+"""Measure the costs of dashboards: those of the library, and some that hang, fail or are slow; print one JSON line.
 
-The same run, seeded, without a frontend and with each kind of one, by turns. ``seconds`` are those of `Trainer.train`
-and need a machine that does nothing else. On one that does: ``cpu_s`` is the processor's time of the training's own
-thread, ``others_s`` that of the program's other threads, and ``waited`` the share of the run that the training's thread
-spent on its frontend, told or waited for. All are medians; ``grown_mb`` is the largest growth of the program's memory
-over the second half of a run, and ``same_weights`` compares every bit of the final weights.
+The same seeded run is trained without a frontend and with each kind of frontend, alternately. ``seconds`` is the
+duration of `Trainer.train`, which requires an idle machine. The other measurements do not: ``cpu_s`` is the CPU time of
+the training thread, ``others_s`` that of the other threads of the program, and ``waited`` the fraction of the run that
+the training thread spent in calls of its frontend or waiting for it. All are medians; ``grown_mb`` is the largest
+growth of the program's memory over the second half of a run, and ``same_weights`` says whether the final weights are
+bitwise identical.
 
     python benchmarks/frontends.py --kinds none,tensorboard,mlflow,wandb --epochs 1000 --cases 2 --turns 1
 """
@@ -37,7 +38,7 @@ from candy_monai.training.segmentation import SegmentationTrainer
 
 
 class Pictures(Dataset[tuple[Tensor, Tensor]]):
-    """Noise with boxes in it, made once."""
+    """Noise images with boxes, generated once."""
 
     def __init__(self, count: int) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -55,7 +56,7 @@ class Pictures(Dataset[tuple[Tensor, Tensor]]):
 
 
 class Small(SegmentationTrainer):
-    """A U-Net that a CPU trains in seconds."""
+    """A U-Net that can be trained on a CPU in seconds."""
 
     @override
     def build_network(self, example_shape: tuple[int, ...]) -> nn.Module:
@@ -96,7 +97,7 @@ class Slow(Frontend):
 
 
 class Stopwatch:
-    """Adds up the seconds that the calling thread spends in two methods of `Delivery`."""
+    """Measures the total time that the calling thread spends in two methods of `Delivery`."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -114,7 +115,7 @@ class Stopwatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What one run took, and what it ended with."""
+    """The costs of one run, and its final weights."""
 
     seconds: float
     cpu_s: float
@@ -125,7 +126,7 @@ class Run:
 
 
 class Memory(Observer):
-    """Notes the program's memory after each epoch."""
+    """Records the program's memory after each epoch."""
 
     def __init__(self) -> None:
         self.mb: list[float] = []
@@ -136,7 +137,7 @@ class Memory(Observer):
 
     @property
     def grown_mb(self) -> float:
-        """Return by how much it grew over the second half of the run."""
+        """Return the growth over the second half of the run."""
         half = self.mb[len(self.mb) // 2 :]
         return max(half) - half[0]
 
@@ -179,7 +180,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--cases", type=int, default=48)
-    parser.add_argument("--kinds", default="none,Hanging,HangingAtTheEnd,Raising,Slow", help="with names, too: mlflow")
+    parser.add_argument("--kinds", default="none,Hanging,HangingAtTheEnd,Raising,Slow", help="also by name: mlflow")
     args = parser.parse_args()
     os.environ.setdefault("WANDB_MODE", "offline")
     torch.set_num_threads(1)

@@ -1,14 +1,14 @@
-"""What does a GPU gain? Prints one JSON line for each figure.
+"""Measure the speed of a GPU; print one JSON line for each measurement.
 
-``step``: seconds of a training step of a planned run on the hippocampus (clipping, schedule and moving average among
-it), of a bare loop with the same network and loss, and of nnU-Net's step, where `nnunetv2` is installed: its network of
-the same widths, loss, optimizer and gradient scaling. All by turns, on the same batch in the device's memory, each in
-the precision that it takes by itself. ``loader``: the share of an epoch that training waits for its loader, reading and
-augmenting in as many processes as a run takes. ``windows``: seconds of a volume in windows of 96^3 by
-`WindowInferer.labels` and by MONAI's ``sliding_window_inference`` with its argmax. ``dice``: seconds of training until
-the validation's Dice is 0.88 on the hippocampus, as the run's own clock counts them.
+``step``: the time of a training step of a planned run on the hippocampus (including clipping, schedule and moving
+average), of a bare loop with the same network and loss, and, if `nnunetv2` is installed, of nnU-Net's step: its network
+of the same widths, its loss, optimizer and gradient scaling. All are timed alternately, on the same batch in the memory
+of the device, each in its default precision. ``loader``: the fraction of an epoch that training waits for its loader,
+which reads and augments in as many processes as a run uses. ``windows``: the time for a volume in windows of 96^3 by
+`WindowInferer.labels` and by MONAI's ``sliding_window_inference`` with its argmax. ``dice``: the training time until
+the validation Dice reaches 0.88 on the hippocampus, by the clock of the run. All times are in seconds.
 
-``--device cpu --quick`` goes through all of it in a minute on a made-up dataset, to see that it works; its figures mean
+``--device cpu --quick`` runs everything in a minute on a synthetic dataset, to check that it works; its numbers mean
 nothing. ``CANDY_MONAI_DATA`` names the folder of the datasets.
 """
 
@@ -59,7 +59,7 @@ TARGET_DICE = 0.88
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How much is measured: all of it, or just enough to see that it works."""
+    """The amount of measurement: everything, or just enough to check that it works."""
 
     steps: int
     turns: int
@@ -74,7 +74,7 @@ QUICK = Sizes(steps=2, turns=1, epochs=1, volume=48, window=32, target_dice=0.0)
 
 
 class GPUBenchmark:
-    """The figures of one device on one dataset."""
+    """The measurements of one device on one dataset."""
 
     def __init__(self, dataset: Path, scratch: Path, device: torch.device, sizes: Sizes, settings: dict[str, str]):
         self.device, self.sizes, self.dataset = device, sizes, dataset
@@ -85,7 +85,7 @@ class GPUBenchmark:
             dataset, self.options, device=device, trainer=UNetTrainer, on_progress=lambda _: None
         )
         self.run = PlannedRun(
-            prepared=dataclasses.replace(prepared, validation=()),  # whose scores are no part of a step
+            prepared=dataclasses.replace(prepared, validation=()),  # scores are not part of a step
             options=self.options,
             trainer_class=UNetTrainer,
             own=Parts.of(self.options).own,
@@ -97,7 +97,7 @@ class GPUBenchmark:
         self.plan = dataclasses.replace(prepared.plan, iterations_per_epoch=max(4, sizes.steps), num_epochs=1)
 
     def step(self) -> dict[str, object]:
-        """Time steps by turns."""
+        """Time training steps alternately."""
         rehearsal = Rehearsal(self.run._trainer(self.plan))
         batch = unpack(next(iter(rehearsal.loaders.training)))
         batch = batch._replace(images=batch.images.to(self.device), labels=batch.labels.to(self.device))
@@ -115,7 +115,7 @@ class GPUBenchmark:
         return {"precision": amp or "float32", **{f"{name}_s": value for name, value in seconds.items()}}
 
     def loader(self) -> dict[str, object]:
-        """Measure the share of an epoch that is spent waiting for batches."""
+        """Measure the fraction of an epoch that is spent waiting for batches."""
         waited: list[float] = []
         untimed = TrainingRun.batches
 
@@ -141,7 +141,7 @@ class GPUBenchmark:
         return {"share": round(sum(second) / epoch_s, 4), "epoch_s": round(epoch_s, 3)}
 
     def windows(self) -> dict[str, object]:
-        """Time a volume in windows by turns."""
+        """Time a volume in windows, alternately."""
         side, window = self.sizes.volume, (self.sizes.window,) * 3
         model = BasicUNet(3, 1, 8, features=(8, 8, 16, 32, 64, 8)).to(self.device).eval()
         images = torch.randn(1, 1, side, side, side, device=self.device)
@@ -158,7 +158,7 @@ class GPUBenchmark:
         return {f"{name}_s": value for name, value in seconds.items()}
 
     def dice(self) -> dict[str, object]:
-        """Train until the validation's Dice is reached, an epoch at least."""
+        """Train until the validation Dice is reached, for at least one epoch."""
         folder = train_dataset(self.dataset, self.options, num_epochs=self.sizes.epochs, on_progress=_on_stderr)
         metrics = load_metrics(folder / "metrics.csv")
         ends = itertools.accumulate(metrics["epoch duration"])
@@ -168,7 +168,7 @@ class GPUBenchmark:
         return {"target": self.sizes.target_dice, "s": round(reached[0], 1) if reached else None}
 
     def _by_turns(self, ways: dict[str, Callable[[], object]], repeats: int | None = None) -> dict[str, float | None]:
-        """Return the median seconds of one call of each way, over turns of some calls."""
+        """Return the median time of one call of each function, called alternately a few times per turn."""
         repeats = self.sizes.steps if repeats is None else repeats
         spent: dict[str, list[float]] = {name: [] for name in ways}
         for turn in range(self.sizes.turns + 1):
@@ -190,7 +190,7 @@ class GPUBenchmark:
 def bare_step(
     plan: Plan, batch: Batch, criterion: nn.Module, amp: str | None, device: torch.device
 ) -> Callable[[], object]:
-    """Return a step of a loop without anything around it: forward, loss, backward, optimizer."""
+    """Return a step of a bare loop: forward, loss, backward, optimizer."""
     network = _network(plan).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=plan.learning_rate, fused=True)
     kind = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
@@ -220,7 +220,7 @@ def _network(plan: Plan) -> nn.Module:
 
 
 def nnunet_step(plan: Plan, batch: Batch, device: torch.device) -> Callable[[], object]:
-    """Return a step as nnU-Net v2's trainer makes it, of its own network and loss.
+    """Return a step of nnU-Net v2's trainer, with its own network and loss.
 
     Raises:
         ImportError: If nnU-Net is not installed.
@@ -282,8 +282,8 @@ def _on_stderr(text: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", help="where to measure (default: cuda)")
-    parser.add_argument("--quick", action="store_true", help="see that it works, on a made-up dataset")
-    parser.add_argument("--only", action="append", choices=("step", "loader", "windows", "dice"), help="these figures")
+    parser.add_argument("--quick", action="store_true", help="check that it works, on a synthetic dataset")
+    parser.add_argument("--only", action="append", choices=("step", "loader", "windows", "dice"), help="only these")
     arguments = parser.parse_args()
     try:
         device = find_device(arguments.device)

@@ -1,12 +1,12 @@
-"""What does a step of two processes cost, beside the same step as a plain script? Prints one JSON line.
+"""Compare a training step of two processes with the same step in a plain script; print one JSON line.
 
-``ours`` is a `Trainer`, ``plain`` a loop around ``DistributedDataParallel``: forward, backward, clipping and AdamW of a
-network of 30 million parameters, on Gloo. They run by turns; the figures are the medians of all turns' steps in seconds
-of the wall's clock, so that the machine has to be quiet. ``ratio`` is ours by plain.
+``ours`` is a `Trainer`, ``plain`` a loop with ``DistributedDataParallel``: forward, backward, clipping and AdamW of a
+network with 30 million parameters, on Gloo. They run alternately; the results are the medians over the steps of all
+turns, in seconds of wall-clock time, so that the machine must be idle. ``ratio`` is ours divided by plain.
 
-With ``--gbit 1`` the two processes are two hosts: network namespaces with a link of that rate between them (root,
-Linux, ``ip`` and ``tc`` of iproute2). With ``--speedup``, ``ours`` by two processes is compared with ours by one, each
-with one thread: ``speedup`` is how many more batches two train on in the same time.
+With ``--gbit 1`` the two processes are on two hosts: network namespaces with a link of this rate between them (root,
+Linux, ``ip`` and ``tc`` of iproute2). With ``--speedup``, two processes of ``ours`` are compared with one, each with
+one thread: ``speedup`` is the ratio of the numbers of batches trained in the same time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ WARMING_UP = 4
 
 
 class Volumes(Dataset[tuple[Tensor, Tensor]]):
-    """One volume of noise, many times."""
+    """One noise volume, repeated."""
 
     def __init__(self, count: int, size: int) -> None:
         self._count = count
@@ -52,7 +52,7 @@ class Volumes(Dataset[tuple[Tensor, Tensor]]):
 
 
 def network() -> nn.Module:
-    """Build 30 million parameters, most of them at the lowest resolution, as a U-Net has them."""
+    """Build a network with 30 million parameters, most of them at the lowest resolution, as in a U-Net."""
     widths = (1, 32, 64, 128, 256, 512, 512, 512, 512, 320)
     layers: list[nn.Module] = []
     for index, (before, after) in enumerate(itertools.pairwise(widths)):
@@ -66,7 +66,7 @@ def network() -> nn.Module:
 
 
 class Timed(SegmentationTrainer):
-    """Notes when each step ends."""
+    """Records when each step ends."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -89,7 +89,7 @@ class Timed(SegmentationTrainer):
 
 
 def ours(data: Dataset[tuple[Tensor, Tensor]]) -> list[float]:
-    """Return when each step of a `Trainer` ends."""
+    """Return the times at which the steps of a `Trainer` end."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = Timed(folder, DataLoader(data, batch_size=1, shuffle=True), None, console=False)
         trainer.train(1, ema=False, num_checkpoints=0, save_preview=False, save_report=False)
@@ -97,7 +97,7 @@ def ours(data: Dataset[tuple[Tensor, Tensor]]) -> list[float]:
 
 
 def plain(data: Dataset[tuple[Tensor, Tensor]]) -> list[float]:
-    """Return when each step of a plain loop ends; one process takes the first half of the data."""
+    """Return the times at which the steps of a plain loop end; a single process uses the first half of the data."""
     distributed.init_process_group("gloo")
     model = DistributedDataParallel(network())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
@@ -114,7 +114,7 @@ def plain(data: Dataset[tuple[Tensor, Tensor]]) -> list[float]:
 
 
 def work(role: str, arguments: argparse.Namespace) -> None:
-    """Be one of the processes: print the seconds of its steps."""
+    """Run one of the processes: print the durations of its steps."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     count = int(os.environ.get("WORLD_SIZE", "1")) * (WARMING_UP + arguments.steps + 1)
@@ -124,7 +124,7 @@ def work(role: str, arguments: argparse.Namespace) -> None:
 
 @contextmanager
 def hosts(gbit: float | None) -> Iterator[list[tuple[list[str], dict[str, str]]]]:
-    """Yield for each of two processes the words before its command and variables of its own."""
+    """Yield, for each of two processes, the prefix of its command and its own environment variables."""
     if gbit is None:
         yield [([], {"MASTER_ADDR": "127.0.0.1"})] * 2
         return
@@ -156,7 +156,7 @@ def _ip(*words: str) -> None:
 
 
 def launched(role: str, count: int, places: list[tuple[list[str], dict[str, str]]]) -> list[float]:
-    """Run so many processes and return the steps' seconds, of each step those of the slower one."""
+    """Run so many processes and return the durations of the steps, for each step that of the slower process."""
     with socket.socket() as free:
         free.bind(("", 0))
         port = free.getsockname()[1]
@@ -176,7 +176,7 @@ def launched(role: str, count: int, places: list[tuple[list[str], dict[str, str]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=20, help="steps of a turn that count")
+    parser.add_argument("--steps", type=int, default=20, help="measured steps of a turn")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--size", type=int, default=64, help="voxels along each axis of a volume, a multiple of 16")
     parser.add_argument("--gbit", type=float, help="two hosts with a link of this rate between them")

@@ -1,9 +1,10 @@
-"""How good is ``candy-monai train --budget`` on real MRI? Prints one JSON line.
+"""Measure the Dice of ``candy-monai train --budget`` on real MRI; print one JSON line.
 
-Trains on the cases of Dataset004_Hippocampus but the last 60 by id, predicts those 60 from the command line, and scores
-them by Dice. These 60 are not like the rest: their outlines are rougher and their scans noisier, and a model that has
-seen none like them scores about 0.03 lower on them than on its own validation cases. So a second training, on fold 0 of
-all 200 cases, says what to expect where training and new cases are alike: the Dice on its 40 validation cases.
+Trains on the cases of Dataset004_Hippocampus except the last 60 by id, predicts those 60 from the command line, and
+measures their Dice. These 60 cases differ from the others: their contours are rougher and their scans noisier, and a
+model that was not trained on similar cases has a Dice that is about 0.03 lower on them than on its own validation
+cases. Therefore a second training, on fold 0 of all 200 cases, shows what to expect if training and new cases are
+similar: the Dice on its 40 validation cases.
 
 The cases are linked, not copied. ``CANDY_MONAI_DATA`` names the folder of the datasets.
 """
@@ -47,14 +48,14 @@ def split(source: Path, target: Path) -> list[str]:
 
 
 def run(*arguments: str | Path) -> float:
-    """Run the command line and return the seconds it took."""
+    """Run the command line and return its duration in seconds."""
     started = time.perf_counter()
     subprocess.run([sys.executable, "-m", "candy_monai", *map(str, arguments)], check=True, stdout=sys.stderr)
     return time.perf_counter() - started
 
 
 def train(dataset: Path, out: Path, options: list[str]) -> tuple[Path, float, float]:
-    """Train from the command line; return the experiment, the seconds, and the Dice of its own validation cases."""
+    """Train from the command line; return the experiment, the duration, and the Dice of its own validation cases."""
     seconds = run("train", dataset, "--out", out, *options)
     (experiment,) = (path.parent for path in out.glob("*/*/experiment.json"))
     own = json.loads((experiment / "validation.json").read_text())["foreground_mean"]["Dice"]
@@ -62,7 +63,7 @@ def train(dataset: Path, out: Path, options: list[str]) -> tuple[Path, float, fl
 
 
 def score(predictions: Path, images: Path, labels: Path, case_ids: list[str]) -> float:
-    """Return the mean Dice of predictions, which must have their images' geometry."""
+    """Return the mean Dice of predictions, which must have the geometry of their images."""
     for case_id in case_ids:
         file, image = predictions / f"{case_id}.nii.gz", images / f"{case_id}_0000.nii.gz"
         assert nibabel.load(file).shape == nibabel.load(image).shape

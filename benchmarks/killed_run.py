@@ -1,4 +1,4 @@
-"""The small run that `kills` kills: trains it or goes on with it, and compares two of them to the bit."""
+"""Define the small run that `kills` kills: train or continue it, and compare two results bit by bit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class KilledTrainer(SegmentationTrainer):
 
 
 def make_trainer(out: Path, num_workers: int) -> KilledTrainer:
-    """Return a trainer over noisy squares that are flipped and made noisier at random."""
+    """Return a trainer for noisy squares, augmented by random flips and noise."""
     generator = torch.Generator().manual_seed(0)
     labels = [torch.zeros(1, 16, 16, dtype=torch.int64) for _ in range(6)]
     for index, label in enumerate(labels):
@@ -49,7 +49,7 @@ def make_trainer(out: Path, num_workers: int) -> KilledTrainer:
 
 
 def train(out: Path, experiment: Path | None, num_epochs: int, num_workers: int) -> None:
-    """Train a new run, or go on with the one that is there."""
+    """Train a new run, or continue the given one."""
     trainer = make_trainer(out, num_workers)
     if experiment is None:
         trainer.train(num_epochs, **SETTINGS)
@@ -58,13 +58,13 @@ def train(out: Path, experiment: Path | None, num_epochs: int, num_workers: int)
 
 
 def experiment_in(out: Path) -> Path | None:
-    """Return the published experiment; None before there is one."""
+    """Return the published experiment; None if there is none yet."""
     found = [path for path in (out / "KilledTrainer").glob("*") if not path.name.startswith(".")]
     return found[0] if found else None
 
 
 def result_of(folder: Path) -> dict[str, object]:
-    """Return everything of a run that no clock decides."""
+    """Return all results of a run that do not depend on a clock."""
     state = load_state(folder).to_dict()
     for row in state["history"]["rows"]:
         row.pop("epoch duration")
@@ -76,7 +76,7 @@ def result_of(folder: Path) -> dict[str, object]:
 
 
 def same(first: object, second: object) -> bool:
-    """Compare nested values to the bit."""
+    """Compare nested values bit by bit."""
     if isinstance(first, Tensor):
         return isinstance(second, Tensor) and torch.equal(first, second)
     if isinstance(first, dict):

@@ -1,17 +1,17 @@
-"""Is a killed run continued to the very same result? Prints one JSON line.
+"""Check that a killed run is continued to an identical result; print one JSON line.
 
 A small run with augmentation, dropout, a moving average and saves within epochs is killed (SIGKILL)
 
 - at each of its file operations, as Python sees them: opening, flushing, linking, renaming, removing;
-- at each of its system calls that write, flush, rename, link or remove, by the thread that saves and by the one that
-  trains, where ``strace`` can be had (``--syscalls``);
-- at random moments, the run that goes on again as well (``--random``).
+- at each system call that writes, flushes, renames, links or removes, by the thread that saves and by the one that
+  trains, if ``strace`` is available (``--syscalls``);
+- at random moments, both in the first run and in the continued one (``--random``).
 
-With ``--processes 2`` the run is one of two processes under ``torchrun``'s agent: the first, which writes, is killed at
-its operations and calls, and either at random moments; the agent has to end the other one.
+With ``--processes 2`` the run consists of two processes under the agent of ``torchrun``: the first process, which
+writes, is killed at its operations and system calls, and either one at random moments; the agent must end the other
+process.
 
-Every killed run is continued, and weights, state and metrics are compared with those of a run that was never
-interrupted.
+Every killed run is continued, and its weights, state and metrics are compared with those of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CALLS = "write,pwrite64,writev,fsync,fdatasync,ftruncate,rename,renameat,renamea
 
 
 def killed_at(count: int | None) -> Callable[[], int]:
-    """Kill this process at its file operation of this number, below the experiments; return what counts them."""
+    """Kill this process at its file operation of this number, below the experiments; return the counter."""
     counter = itertools.count(1)
     done = 0
 
@@ -81,7 +81,7 @@ class Call:
     Attributes:
         save: The save whose thread makes it, counted from 1; 0 for the thread that trains.
         name: Its name.
-        count: Its number among those of its name by its thread.
+        count: Its number among the calls with this name of its thread.
     """
 
     save: int
@@ -90,7 +90,7 @@ class Call:
 
 
 def traced(options: list[str]) -> None:
-    """Let ``strace`` watch this process from now on, its threads and children as well."""
+    """Trace this process with ``strace`` from now on, including its threads and children."""
     command = ["strace", "-f", "-qq", "-e", f"trace={CALLS}", *options, "-p", str(os.getpid())]
     tracer = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while "TracerPid:\t0" in Path("/proc/self/status").read_text():
@@ -116,7 +116,7 @@ def killed_at_call(call: Call) -> None:
 
 
 def calls_noted(to: Path) -> Callable[[], list[tuple[int, str, int]]]:
-    """Note this process's system calls in a file; return what reads from it where it can be killed, as in `Call`."""
+    """Record this process's system calls in a file; return a function that reads each possible `Call` from it."""
     savers: list[int] = []
     start = Writer.start
 
@@ -145,7 +145,7 @@ def calls_noted(to: Path) -> Callable[[], list[tuple[int, str, int]]]:
 
 
 def why_no_calls() -> str | None:
-    """Say why no process can be killed at a system call; None where it can."""
+    """Return why no process can be killed at a system call; None if it is possible."""
     if shutil.which("strace") is None:
         return "there is no strace here"
     return None if in_a_child(lambda: traced(["-o", os.devnull])) == 0 else "strace may not trace processes here"
@@ -153,13 +153,13 @@ def why_no_calls() -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Kill:
-    """How a run is killed.
+    """A description of how a run is killed.
 
     Attributes:
         kind: ``operation``, ``call`` or ``moment``.
         name: Which one.
-        prepare: Called in the run's process before it begins.
-        seconds: Kill it after so many, and the run that goes on another time.
+        prepare: Called in the run's process before the run begins.
+        seconds: Kill the run after this time, and the continued run after the same time once more.
         rank: Which of several processes is killed.
     """
 
@@ -171,10 +171,10 @@ class Kill:
 
 
 class Harness:
-    """Kills runs in a folder, continues them, and keeps count.
+    """Kills runs in a folder, continues them, and counts the outcomes.
 
     Args:
-        folder: Where the runs go.
+        folder: The folder of the runs.
         num_epochs: Epochs of each run.
         num_workers: Processes that load its batches.
         num_processes: Processes that train it.
@@ -198,13 +198,13 @@ class Harness:
         self._expected = result_of(whole)
 
     def calls(self) -> list[Call]:
-        """Return every system call of a run that it can be killed at."""
+        """Return every system call of a run at which it can be killed."""
         calls = self._told("noted", lambda: calls_noted(self._folder / "trace"))
         assert isinstance(calls, list)
         return [Call(*pair) for pair in calls]
 
     def kill(self, kill: Kill) -> None:
-        """Kill a run, then let it go on to its end and compare it with the one that was not killed."""
+        """Kill a run, continue it to its end, and compare it with the uninterrupted one."""
         name = f"{kill.kind} {kill.name}"
         try:
             for _ in range(1 if kill.seconds is None else 2):
@@ -231,7 +231,7 @@ class Harness:
             self.unreadable.append(name)
 
     def _run(self, name: str, kill: Kill | None = None) -> int:
-        """Train a run or go on with it, and return the exit code."""
+        """Train or continue a run, and return the exit code."""
 
         @contextmanager
         def around() -> Iterator[None]:
@@ -243,14 +243,14 @@ class Harness:
             try:
                 with nullcontext() if kill.seconds is None else killed_after(kill.seconds):
                     yield
-            except BaseException:  # it was to be killed, and nothing else
+            except BaseException:  # it should have been killed, without an exception
                 (self._folder / f"{name} raised").touch()
                 raise
 
         return self._launch(name, around)
 
     def _told(self, name: str, watch: Callable[[], Callable[[], object]]) -> object:
-        """Train a run, and return what a watcher that is set up in the process that writes has seen."""
+        """Train a run, and return what was observed by a watcher in the process that writes."""
 
         @contextmanager
         def around() -> Iterator[None]:
@@ -269,7 +269,7 @@ class Harness:
 
     def _launch(self, name: str, around: Callable[[], AbstractContextManager[None]]) -> int:
         out, notes = self._folder / name, self._folder / f"{name} processes"
-        experiment = experiment_in(out)  # found once: processes begin one after the other
+        experiment = experiment_in(out)  # found once, since processes begin one after the other
 
         def work() -> None:
             with around():
@@ -284,20 +284,20 @@ class Harness:
 
 
 def main() -> None:
-    """Kill, continue, compare."""
+    """Kill runs, continue them, and compare the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--every", type=int, default=1, help="kill at each so many file operations; 0 for none")
-    parser.add_argument("--syscalls", type=int, default=0, metavar="N", help="also kill at each N system calls")
+    parser.add_argument("--every", type=int, default=1, help="kill at every N-th file operation; 0 for none")
+    parser.add_argument("--syscalls", type=int, default=0, metavar="N", help="also kill at every N-th system call")
     parser.add_argument("--random", type=int, default=0, metavar="N", help="also kill N runs at random moments, twice")
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments, and of the order of all")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments, and of the order")
     parser.add_argument("--workers", type=int, default=0, help="processes that load the batches")
     parser.add_argument("--processes", type=int, default=1, help="processes that train the run")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no kill after so many")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no kill after this time")
     arguments = parser.parse_args()
     until = time.monotonic() + 60 * arguments.minutes
-    CurvesObserver.draw = lambda *_arguments: None  # type: ignore[method-assign]  # most of so short a run's time
-    torch.optim.AdamW([torch.zeros(1)])  # imports half of PyTorch, once for all
+    CurvesObserver.draw = lambda *_arguments: None  # type: ignore[method-assign]  # slow compared with the run
+    torch.optim.AdamW([torch.zeros(1)])  # imports large parts of PyTorch, once for all runs
     skipped = why_no_calls() if arguments.syscalls else "not asked for"
     generator = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as scratch:
@@ -320,7 +320,7 @@ def main() -> None:
                 for index in range(arguments.random)
             ),
         ]
-        generator.shuffle(kills)  # so that those left out when the time is up are of all kinds
+        generator.shuffle(kills)  # so that those left out for lack of time are of all kinds
         begun = 0
         while begun < len(kills) and time.monotonic() < until:
             harness.kill(kills[begun])

@@ -1,14 +1,14 @@
-"""What does a scan of the whole body cost beside the network? Prints one JSON line.
+"""Measure the cost of a whole-body scan in addition to its network; print one JSON line.
 
-A made-up CT of 512 x 512 x 800 voxels (0.8 x 0.8 x 1.5 mm, ``.nii.gz``) is predicted by ``candy-monai predict
---memory`` with a U-Net for 117 classes at 1.5 mm, windows of 128^3, in a process of its own. The network is a tiny one
-with weights as they are initialised, so that the run ends in minutes. What it makes beside its forward passes is
-what any network of these classes and windows costs; it is set against the forward passes of a U-Net of 32 to 320
-filters, of which one is run (``--network-s`` says what it takes instead, for another machine or a GPU).
+A synthetic CT of 512 x 512 x 800 voxels (0.8 x 0.8 x 1.5 mm, ``.nii.gz``) is predicted by ``candy-monai predict
+--memory`` with a U-Net for 117 classes at 1.5 mm and windows of 128^3, in a separate process. The network is tiny and
+has its initial weights, so that the run ends in minutes. The costs other than its forward passes are the same for any
+network with these classes and windows; they are compared with the forward passes of a U-Net of 32 to 320 filters, one
+of which is run (``--network-s`` gives its time instead, for another machine or a GPU).
 
-All times are CPU seconds of the process, in parts. Peaks are those of anonymous memory and of all resident memory,
-which counts pages of the temporary file that the system may drop at any moment. With ``--compare`` the scan is
-predicted once more without a bound, and the label maps must be the same; that takes the memory that it takes.
+All times are CPU seconds of the process, by part. Peaks are given for anonymous memory and for all resident memory,
+which includes pages of the temporary file that the system may drop at any moment. With ``--compare`` the scan is
+predicted once more without a limit, and the label maps must be identical; the memory for this is not limited.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ GB = 1e9
 
 
 def plan_of(filters: tuple[int, ...], window: int = WINDOW) -> Plan:
-    """Return a plan as for a CT dataset of 117 foreground classes at 1.5 mm."""
+    """Return a plan for a CT dataset with 117 foreground classes at 1.5 mm."""
     topology = topology_of((window,) * 3, (PLANNED_MM,) * 3, max_levels=len(filters))
     return Plan(
         dataset_name="Made-up CT",
@@ -97,7 +97,7 @@ def write_experiment(folder: Path, window: int) -> Path:
 
 
 class Account:
-    """CPU seconds of the process by part; a part within another counts in its own alone."""
+    """CPU seconds of the process by part; the time of a nested part counts only for that part."""
 
     def __init__(self) -> None:
         self.spent: Counter[str] = Counter()
@@ -107,7 +107,7 @@ class Account:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Count a ``with`` block."""
+        """Measure the time of a ``with`` block."""
         self._lap()
         self._open.append(name)
         self.calls[name] += 1
@@ -123,7 +123,7 @@ class Account:
         self._since = now
 
     def around(self, owner: Any, method: str, name: str) -> None:
-        """Count every call of a method or function."""
+        """Measure the time of every call of a method or function."""
         plain: Callable[..., Any] = getattr(owner, method)
 
         @functools.wraps(plain)
@@ -135,7 +135,7 @@ class Account:
 
 
 def predict(arguments: list[str]) -> None:
-    """Run the command line in this process, with an account of it, and print that."""
+    """Run the command line in this process, and print the time of its parts."""
     from candy_monai.cli.main import main as command
     from candy_monai.data.pipelines.preprocessing import Preprocessor
     from candy_monai.inference import outputs
@@ -177,7 +177,7 @@ def predict(arguments: list[str]) -> None:
 
 @contextlib.contextmanager
 def peak_of_anonymous_memory() -> Iterator[list[int]]:
-    """Yield a list of one number, which grows to the highest anonymous memory above the start, in bytes."""
+    """Yield a list of one number, the highest anonymous memory above the start so far, in bytes."""
     start, peak, is_done = anonymous_bytes(), [0], threading.Event()
 
     def watch() -> None:
@@ -200,7 +200,7 @@ def anonymous_bytes() -> int:
 
 
 def in_a_process(*arguments: str) -> dict[str, Any]:
-    """Predict in a process of its own and return what it printed last."""
+    """Predict in a separate process and return the last line that it printed."""
     command = [sys.executable, __file__, "--predict", *arguments]
     lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
     result: dict[str, Any] = json.loads(lines[-1])
@@ -210,7 +210,7 @@ def in_a_process(*arguments: str) -> dict[str, Any]:
 
 
 def network_s(window: int) -> float:
-    """Return the CPU seconds of one forward pass of a U-Net as wide as nnU-Net's."""
+    """Return the CPU seconds of one forward pass of a U-Net with the width of nnU-Net's."""
     from candy_monai_bundles.unet import build_unet
 
     plan = plan_of(filters_of(6, base=32, limit=320))
@@ -237,7 +237,7 @@ def main() -> None:
     parser.add_argument("--shape", type=int, nargs=3, default=(512, 512, 800))
     parser.add_argument("--memory", default="4G")
     parser.add_argument("--window", type=int, default=WINDOW, help="side of a window")
-    parser.add_argument("--compare", action="store_true", help="also predict without a bound")
+    parser.add_argument("--compare", action="store_true", help="also predict without a memory limit")
     parser.add_argument("--network-s", type=float, help="CPU seconds of one window in the real network")
     parser.add_argument("--scratch", type=Path, help="a folder for scan, experiment and temporary files")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Runs work as ``torchrun`` does, in processes that have everything imported."""
+"""Run functions like ``torchrun`` does, in forked processes that have everything imported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PATIENCE_S = 120.0
 
 
 def in_a_child(work: Callable[[], None]) -> int:
-    """Run in a forked process and return its exit code; negative for a signal.
+    """Run in a forked process and return its exit code, which is negative for a signal.
 
     Raises:
         TimeoutError: If it does not end.
@@ -30,7 +30,7 @@ def in_a_child(work: Callable[[], None]) -> int:
             code = 0
         finally:
             os._exit(code)
-    for _ in range(int(PATIENCE_S / 0.01)):  # by no clock, which goes on where this process is stopped as well
+    for _ in range(int(PATIENCE_S / 0.01)):  # not by a clock, which continues while this process is stopped
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)
@@ -44,9 +44,9 @@ def by_processes(work: Callable[[], None], count: int, *, notes: Path) -> None:
     """Run in several processes under the agent that ``torchrun`` starts; to be called `in_a_child`.
 
     Args:
-        work: What each process does; the variable ``RANK`` tells which one it is.
-        count: How many.
-        notes: A folder for the processes' numbers; see `still_running`.
+        work: The function that each process runs; the variable ``RANK`` gives its number.
+        count: Number of processes.
+        notes: A folder for the ids of the processes; see `still_running`.
 
     Raises:
         ChildFailedError: If one of them failed; the others were ended.
@@ -81,7 +81,7 @@ def still_running(notes: Path) -> list[int]:
 
 @contextmanager
 def killed_after(seconds: float) -> Iterator[None]:
-    """Kill this process from outside if the block takes so many seconds."""
+    """Kill this process from outside if the block takes longer than this time in seconds."""
     victim, killer = os.getpid(), os.fork()
     if killer == 0:
         time.sleep(seconds)

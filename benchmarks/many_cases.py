@@ -1,14 +1,14 @@
-"""Does the work of each stage grow with the number of cases alone, and does its memory? Prints one JSON line.
+"""Check that time and memory of each stage grow at most linearly with the number of cases; print one JSON line.
 
-Makes datasets of small volumes in nnU-Net's format, uncompressed, of 22 voxels along each axis: more than inspection
-samples of a case. Takes each through the stages below, each a process of its own. Of each it tells the processors'
-seconds without imports, and the peak of the process's memory (``ru_maxrss``). ``growth`` is what one more case costs
-between the fewest and the most cases, by what one of the fewest costs: 1 or less is linear. ``more_mib`` is by how much
-the peak has grown between them.
+Generates datasets of small uncompressed volumes in nnU-Net's format, with 22 voxels along each axis: more than
+inspection samples of a case. Each stage below is run on them in a separate process. For each stage, the CPU seconds
+without imports and the peak memory of the process (``ru_maxrss``) are given. ``growth`` is the cost of an additional
+case between the smallest and the largest dataset, divided by the cost of a case in the smallest: 1 or less is linear.
+``more_mib`` is the growth of the peak between them.
 
-The stages: listing; digest; inspect (the doctor's checks and the fingerprint); inspect_again (from what was kept);
-preprocess; folds; sampler (an epoch of as many patches' draws as cases); epoch (of 1000 patches); validation (of 200
-cases); predict (a network of one convolution); evaluate (Dice and IoU); page (that of the evaluation).
+The stages: listing; digest; inspect (the checks of the dataset and the fingerprint); inspect_again (from stored
+results); preprocess; folds; sampler (an epoch that draws as many patches as there are cases); epoch (of 1000 patches);
+validation (of 200 cases); predict (a network of one convolution); evaluate (Dice and IoU); page (of the evaluation).
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def folds(folder: Path) -> Callable[[], object]:
     return work
 
 
-def _stored(folder: Path):  # type: ignore[no-untyped-def]  # its types are imported by the stages alone
+def _stored(folder: Path):  # type: ignore[no-untyped-def]  # only the stages import its types
     from candy_monai.data.planning.files import plan_of
     from candy_monai.data.samples.store import CaseStore
 
@@ -218,7 +218,7 @@ STAGES: dict[str, Callable[[Path], Callable[[], object]]] = {
 
 
 def run_stage(name: str, folder: Path) -> None:
-    """Do one stage's work in this process, and print the processors' seconds that it took."""
+    """Run a stage in this process, and print its CPU seconds."""
     import torch
 
     torch.set_num_threads(1)
@@ -229,7 +229,7 @@ def run_stage(name: str, folder: Path) -> None:
 
 
 def measured(name: str, folder: Path) -> tuple[float, float]:
-    """Return the processors' seconds of a stage, and the peak of its process's memory in MiB."""
+    """Return the CPU seconds of a stage, and the peak of its process's memory in MiB."""
     command = [sys.executable, __file__, "--stage", name, "--folder", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
@@ -244,7 +244,7 @@ def measured(name: str, folder: Path) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, nargs="+", default=[1000, 4000, 20000])
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="a stage needs those before")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="each needs those before")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

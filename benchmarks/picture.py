@@ -1,11 +1,11 @@
-"""Draws the picture of the README: cases of a real dataset that were never seen. Prints one JSON line.
+"""Draw the figure of the README: unseen cases of a real dataset with their predictions; print one JSON line.
 
     python benchmarks/picture.py --budget 4m
 
-A fifth of the patients are held out, on the others ``candy-monai train --fold all --budget`` is run, and the cases
-held out are predicted from the command line. Of these the picture shows the ones in the middle of each third by Dice:
-a bad, a usual and a good one. The Sunnybrook Cardiac Data are in the public domain (CC0 1.0), so that a picture of them
-may be shown. ``CANDY_MONAI_DATA`` names the folder of the datasets.
+A fifth of the patients are held out, ``candy-monai train --fold all --budget`` is run on the others, and the held-out
+cases are predicted from the command line. The figure shows the middle case of each third when they are sorted by Dice:
+a bad, a typical and a good one. The Sunnybrook Cardiac Data are in the public domain (CC0 1.0), so that images of them
+may be published. ``CANDY_MONAI_DATA`` names the folder of the datasets.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COLOURS = 128
 
 
 def draw(dataset: candy_monai.NNUNetDataset, predictions: Path, count: int, path: Path) -> float:
-    """Write the picture of some cases, and return the mean Dice of all."""
+    """Write the figure of some cases, and return the mean Dice of all."""
     names = {case.case_id: f"{case.case_id}{dataset.description.file_ending}" for case in dataset.cases}
     evaluator = candy_monai.Evaluator("dice", num_classes=dataset.description.num_classes)
     result = evaluator.evaluate(predictions, dataset.folder / "labelsTs")
@@ -48,9 +48,9 @@ def draw(dataset: candy_monai.NNUNetDataset, predictions: Path, count: int, path
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", nargs="?", default="Dataset123_SunnybrookPNG", help="the name of a folder")
+    parser.add_argument("dataset", nargs="?", default="Dataset123_SunnybrookPNG", help="the name of a dataset folder")
     parser.add_argument("--budget", default="10m", help="in minutes")
-    parser.add_argument("--cpu-time", action="store_true", help="count CPU time instead of the time on the wall")
+    parser.add_argument("--cpu-time", action="store_true", help="count CPU time instead of wall-clock time")
     parser.add_argument("--cases", type=int, default=3)
     parser.add_argument("--out", type=Path, default=PICTURE)
     arguments = parser.parse_args()

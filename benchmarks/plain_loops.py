@@ -1,14 +1,15 @@
-"""Is ``candy-monai train --budget`` ever worse than a plain loop? Prints one JSON line for each dataset and budget.
+"""Compare ``candy-monai train --budget`` with plain training loops; print one JSON line per dataset and budget.
 
-Every dataset with two or more labelled cases gives a fifth of its patients away as a test set. From the others three
-models are made, each in the same time on the same machine, by turns: ours from the command line, a plain 2-D loop and a
-plain 3-D loop. A plain loop is what a user of MONAI writes in an afternoon: DynUNet with 16 to 128 filters, AdamW at
-3e-3 with a polynomial decay over the time, a moving average of the weights, flips and noise, and crops of which half
-lie on the foreground. All three are scored on the test set by the mean Dice of the foreground classes, in the images'
-own geometry; a class that is neither in reference nor prediction of a case does not count.
+For every dataset with two or more labelled cases, a fifth of the patients are the test set. On the others three models
+are trained, each in the same time on the same machine, one after the other: ours from the command line, a plain 2-D
+loop and a plain 3-D loop. A plain loop is what a user of MONAI would write in an afternoon: DynUNet with 16 to 128
+filters, AdamW at 3e-3 with a polynomial decay over the time, a moving average of the weights, flips and noise, and
+crops of which half are centred on the foreground. All three are scored on the test set by the mean Dice of the
+foreground classes, in the geometry of the images; a class that is in neither the reference nor the prediction of a case
+does not count.
 
-With ``--cpu-time`` the time is CPU time of one thread, in seconds of two quiet cores (see ``cpu_clock.py``): other work
-on the machine takes none of it, so that Dice can be compared on a machine that is in use.
+With ``--cpu-time`` the time is CPU time of one thread, in seconds of two idle cores (see ``cpu_clock.py``). It does not
+depend on other work on the machine, so that the Dice can be compared on a machine in use.
 
 ``CANDY_MONAI_DATA`` names the folder of the datasets.
 """
@@ -45,7 +46,7 @@ AVERAGE = 0.99
 
 
 def held_out(case_ids: list[str], seed: int) -> list[str]:
-    """Return the cases of a fifth of the patients, of one at least."""
+    """Return the cases of a fifth of the patients, and of at least one."""
     names = patients_by_name(case_ids)
     patient_of = {case_id: case_id for case_id in case_ids} if names is None else dict(names.patient_of)
     patients = sorted(set(patient_of.values()))
@@ -54,7 +55,7 @@ def held_out(case_ids: list[str], seed: int) -> list[str]:
 
 
 def split(source: Path, target: Path, seed: int) -> list[str]:
-    """Link the cases into ``target``, a fifth of the patients as its test set, and return the ids of these."""
+    """Link the cases into ``target``, a fifth of the patients as its test set, and return the ids of the test set."""
     dataset = candy_monai.NNUNetDataset(source)
     tested = held_out([case.case_id for case in dataset.cases], seed)
     for folder in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
@@ -72,12 +73,12 @@ def split(source: Path, target: Path, seed: int) -> list[str]:
 
 
 def ours(dataset: Path, scratch: Path, predictions: Path, budget_s: float, seed: int, *, cpu_time: bool) -> float:
-    """Train and predict from the command line; return the seconds that training took, on the wall."""
+    """Train and predict from the command line; return the duration of training in seconds of wall-clock time."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "candy_monai"]
     options = ["--budget", f"{budget_s:.0f}s", "--fold", "all", "--seed", str(seed), "--out", str(scratch / "ours")]
     timed = command
-    if cpu_time:  # of one process: what others take would not be counted
+    if cpu_time:  # in one process: the CPU time of others would not be counted
         timed = [sys.executable, str(Path(__file__).with_name("cpu_clock.py"))]
         options += ["--device", "cpu", "--jobs", "1"]
     subprocess.run([*timed, "train", str(dataset), *options], check=True, stdout=sys.stderr)
@@ -104,7 +105,7 @@ class Plain:
         shapes = np.array([label.shape for _, label in self.cases])
         typical = np.median(shapes, axis=0)
         strides = np.ones((len(FILTERS), len(typical)), dtype=int)
-        for level in range(1, len(FILTERS)):  # halve what is long, and no axis of slices
+        for level in range(1, len(FILTERS)):  # halve long axes, but not the axis of slices
             strides[level] = np.where(typical / strides[:level].prod(0) >= 8, 2, 1)
         if num_dims == 2 and len(typical) == 3:
             typical[self.axis], strides[:, self.axis] = 1, 1
@@ -132,7 +133,7 @@ class Plain:
         return (array - array.mean(axes, keepdims=True)) / (array.std(axes, keepdims=True) + 1e-6)
 
     def sample(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return a random crop of a random case, flipped and with noise: ``(C, *patch)`` and its label ``(*patch)``."""
+        """Return a random crop of a random case, flipped and with noise: ``(C, *patch)`` and label ``(*patch)``."""
         image, label = self.cases[self.rng.integers(len(self.cases))]
         widths = [(0, max(0, size - have)) for size, have in zip(self.patch, label.shape, strict=True)]
         image, label = np.pad(image, [(0, 0), *widths]), np.pad(label, widths)
@@ -195,7 +196,7 @@ class Plain:
 
 
 def plain(dataset: Path, predictions: Path, num_dims: int, budget_s: float, seed: int, *, cpu_time: bool) -> float:
-    """Train and predict by a plain loop; return the seconds that training took on the wall, reading included."""
+    """Train and predict with a plain loop; return the wall-clock seconds of training, including reading."""
     clock = cpu_clock.clock if cpu_time else time.perf_counter
     if cpu_time:
         torch.set_num_threads(1)
@@ -230,7 +231,7 @@ def compared(name: str, budget_s: float, seed: int, *, cpu_time: bool) -> dict[s
             "cpu_time": cpu_time,
         }
         line["num_tested"] = len(tested)
-        for way in ("ours", "plain_2d", "plain_3d")[: training[0][1].ndim - 1]:  # no 3-D loop for pictures
+        for way in ("ours", "plain_2d", "plain_3d")[: training[0][1].ndim - 1]:  # no 3-D loop for 2-D images
             if way == "ours":
                 seconds = ours(dataset, scratch, scratch / way, budget_s, seed, cpu_time=cpu_time)
             else:
@@ -242,10 +243,10 @@ def compared(name: str, budget_s: float, seed: int, *, cpu_time: bool) -> dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", nargs="*", help="names of folders; all by default")
+    parser.add_argument("datasets", nargs="*", help="names of dataset folders; all by default")
     parser.add_argument("--budgets", default="180,600", metavar="SECONDS[,SECONDS...]")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cpu-time", action="store_true", help="count CPU time instead of the time on the wall")
+    parser.add_argument("--cpu-time", action="store_true", help="count CPU time instead of wall-clock time")
     arguments = parser.parse_args()
     for name in arguments.datasets or sorted(path.name for path in DATA.glob("Dataset*")):
         if len(candy_monai.NNUNetDataset(DATA / name)) > 1:

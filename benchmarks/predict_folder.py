@@ -1,8 +1,9 @@
-"""What does ``candy-monai predict`` cost beside the network? Prints one JSON line.
+"""Measure the cost of ``candy-monai predict`` in addition to the network; print one JSON line.
 
-Predicts the last 60 cases of Dataset004_Hippocampus with mirroring along all axes, from the command line, with weights
-as they are initialised. Compares with the bare forward passes of the same preprocessed images and their mirror images,
-and with the import of PyTorch and MONAI. By turns, the best of some. ``CANDY_MONAI_DATA`` names the datasets' folder.
+Predicts the last 60 cases of Dataset004_Hippocampus with mirroring along all axes, from the command line, with initial
+weights. Compares with the bare forward passes of the same preprocessed images and their mirror images, and with the
+import of PyTorch and MONAI. All run alternately; each time is the best of several runs. ``CANDY_MONAI_DATA`` names the
+folder of the datasets.
 """
 
 from __future__ import annotations

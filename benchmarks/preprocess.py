@@ -1,9 +1,9 @@
-"""How fast is ``candy-monai preprocess`` beside nnU-Net's own planning and preprocessing? Prints one JSON line a job.
+"""Compare the speed of ``candy-monai preprocess`` with nnU-Net's planning and preprocessing; print a JSON line per job.
 
-Both are run by turns from the command line, each from raw files to stored cases, with an empty store every time. The
-processors' seconds are told beside those of the clock, which another load on the machine lengthens. The jobs are the
-200 cases of Dataset004_Hippocampus and a made CT of few large volumes with thick slices. nnU-Net is run by the Python
-of another environment, named by ``--nnunet-python``; without it only candy-monai is timed, and the line says so.
+Both are run alternately from the command line, from raw files to stored cases, each time with an empty store. CPU
+seconds are given in addition to wall-clock time, which depends on other work on the machine. The jobs are the 200 cases
+of Dataset004_Hippocampus and a synthetic CT dataset of few large volumes with thick slices. nnU-Net is run by the
+Python of another environment, given by ``--nnunet-python``; without it only candy-monai is timed, and the line says so.
 ``CANDY_MONAI_DATA`` names the folder of the datasets.
 """
 
@@ -38,7 +38,7 @@ plan_and_preprocess_entry()
 
 
 def write_thick_slices(folder: Path, *, num_cases: int = len(SPACINGS_MM)) -> Path:
-    """Write volumes of smooth noise around a few ellipsoids, as large as a CT with thick slices."""
+    """Write volumes of smooth noise around a few ellipsoids, of the size of a CT with thick slices."""
     for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -69,7 +69,7 @@ def write_thick_slices(folder: Path, *, num_cases: int = len(SPACINGS_MM)) -> Pa
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a command cost: seconds on the clock, seconds of all processors, and the peak of its largest process."""
+    """The cost of a command: wall-clock seconds, CPU seconds, and the peak memory of its largest process."""
 
     seconds: float
     cpu_s: float
@@ -98,7 +98,7 @@ def nnunet(python: str, dataset: Path, scratch: Path) -> Cost:
 
 
 def timed(command: list[str], environment: Mapping[str, str]) -> Cost:
-    """Run a command quietly."""
+    """Run a command without output, and return its cost."""
     started = time.perf_counter()
     child = subprocess.Popen(command, env=dict(environment), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert child.stderr is not None
@@ -114,7 +114,7 @@ def timed(command: list[str], environment: Mapping[str, str]) -> Cost:
 
 
 def compare(job: str, dataset: Path, python: str | None, turns: int, scratch: Path) -> dict[str, object]:
-    """Run both by turns and return the line of a job."""
+    """Run both alternately and return the line of a job."""
     ours, theirs = [], []
     for _ in range(turns):
         ours.append(candy_monai(dataset, scratch))
@@ -132,7 +132,7 @@ def compare(job: str, dataset: Path, python: str | None, turns: int, scratch: Pa
 
 
 def typical(costs: Sequence[Cost]) -> Cost:
-    """Return the medians of time and the largest peak."""
+    """Return the medians of the times and the largest peak."""
     return Cost(
         seconds=median(cost.seconds for cost in costs),
         cpu_s=median(cost.cpu_s for cost in costs),

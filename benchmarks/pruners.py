@@ -1,15 +1,17 @@
-"""How much does a sweep save by pruning? ForecastPruner, MedianPruner and HyperbandPruner on recorded curves.
+"""Compare how much ForecastPruner, MedianPruner and HyperbandPruner save in a sweep, on recorded curves.
 
-Every dataset's curves in ``benchmarks/curves`` are the trials of a study, run by Optuna one after the other in many
-random orders: each reports the Dice after each of as many equal parts of its run as the shortest run has epochs, and
-the pruner decides. What the forecast has learned from real runs is learned without the study's dataset.
+The curves of a dataset in ``benchmarks/curves`` are the trials of a study, which Optuna runs one after the other in
+many random orders. Each run is divided into as many equal parts as the shortest run has epochs; a trial reports the
+Dice after each part, and the pruner decides. The forecast uses coefficients that were fitted without the dataset of the
+study.
 
-A winner is a trial within 1 % of the study's best Dice. For each setting of each pruner: the epochs (in whole runs)
-until the first winner has come to its end, the epochs of the whole study, and how often all winners were pruned. In the
-first figure such a study counts with all its epochs. Settings are to be compared at an equal rate of lost winners.
+A winner is a trial within 1 % of the study's best Dice. For each setting of each pruner, the benchmark gives the epochs
+(in whole runs) until the first winner is complete, the epochs of the whole study, and how often all winners were
+pruned. In the first number, a study without a complete winner counts with all its epochs. Settings should be compared
+at an equal rate of lost winners.
 
-The curves were recorded with other numbers of training cases, epochs and steps, so that they differ more than the
-trials of most sweeps do. Prints one JSON line, or a table with --table.
+The curves were recorded with different numbers of training cases, epochs and steps, so that they differ more than the
+trials of most sweeps. Prints one JSON line, or a table with --table.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ NEAR = 0.01
 
 
 class WithoutReferences(ForecastPruner):
-    """Forecasts from a trial's own scores alone."""
+    """Computes forecasts from a trial's own scores only."""
 
     def _references_among(self, completed: Iterable[FrozenTrial], sign: float) -> list[list[float]]:
         return []
@@ -65,13 +67,13 @@ PRUNERS: dict[str, Callable[[], BasePruner]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """What a study came to, in whole runs.
+    """The result of a study; lengths are in whole runs.
 
     Attributes:
-        first: Until the first winner was found; all of them if none was.
-        total: Of all trials.
-        lost: Whether no winner came to its end.
-        short: How far the best completed trial is below the best one, as a share of it.
+        first: Length until the first winner was found; that of all trials if none was.
+        total: Length of all trials.
+        lost: Whether no winner was completed.
+        short: The difference between the best trial and the best completed trial, as a fraction of the best.
     """
 
     first: float
@@ -87,13 +89,13 @@ def parted(scores: Array) -> Array:
 
 
 def replayed(make: Callable[[], BasePruner], curves: list[Array], order: Array, seed: int) -> Replay:
-    """Run a study on curves, each the Dice by parts of its run, in an order."""
+    """Run a study on curves in the given order; each curve is the Dice by parts of its run."""
     best = max(float(np.nanmax(curve)) for curve in curves)
     study = optuna.create_study(
         direction="maximize",
         pruner=make(),
         sampler=optuna.samplers.RandomSampler(seed=seed),
-        study_name=f"replay {seed}",  # Hyperband draws a trial's bracket by it
+        study_name=f"replay {seed}",  # Hyperband selects a trial's bracket by it
     )
     steps, first, reached = 0, None, 0.0
     for index in order:

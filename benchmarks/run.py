@@ -1,19 +1,18 @@
-"""Runs the benchmarks and keeps what they print, with the machine and the versions: ``make benchmarks``.
+"""Run the benchmarks and store their results with the machine and the versions: ``make benchmarks``.
 
     make benchmarks                                 every job that has no result yet
     make benchmarks ONLY='plain_loops-*-180,step'   those whose names match
-    make benchmarks ONLY=saving AGAIN=1             those that have a result, too
-    make benchmarks QUICK=1                         a short form of each, to see that they work
+    make benchmarks ONLY=saving AGAIN=1             also those that have a result
+    make benchmarks QUICK=1                         a short form of each, to check that they work
     python benchmarks/run.py --list                 the names, and which have a result
 
-A job is a benchmark with its arguments. Its JSON lines go to ``results/JOB.json`` once it has come to its end, so that
-the same command goes on after an interruption with the jobs that are left. Results of the short form are no
-measurements: they go to ``results/quick``, which is not kept under version control. After the jobs ``tables.py``
-writes the tables of the README and of the documentation anew.
+A job is a benchmark with its arguments. Its JSON lines are written to ``results/JOB.json`` when it is complete, so that
+after an interruption the same command continues with the remaining jobs. Results of the short form are not
+measurements: they are written to ``results/quick``, which is not under version control. After the jobs, ``tables.py``
+updates the tables of the README and of the documentation.
 
-Run it on a machine that does nothing else: most benchmarks measure time. ``CANDY_MONAI_DATA`` names the folder of the
-datasets. Not among the jobs are benchmarks that write tables of their own (``experience.py``, ``zoo.py --write``)
-and ``walks.py``.
+Use an idle machine: most benchmarks measure time. ``CANDY_MONAI_DATA`` names the folder of the datasets. Benchmarks
+that write their own tables (``experience.py``, ``zoo.py --write``) and ``walks.py`` are not among the jobs.
 """
 
 from __future__ import annotations
@@ -45,10 +44,10 @@ class Job:
     """A benchmark with its arguments.
 
     Attributes:
-        name: Of the job, and of its result.
-        script: The file beside this one.
-        arguments: Of the full form.
-        quick: Of the short form; None if there is none.
+        name: The name of the job, and of its result.
+        script: The file in this folder.
+        arguments: The arguments of the full form.
+        quick: The arguments of the short form; None if there is none.
     """
 
     name: str
@@ -95,7 +94,7 @@ def _has_two_cases(dataset: Path) -> bool:
 
 
 def machine() -> dict[str, Any]:
-    """Return what figures depend on: processor, cores that may be used, memory, system."""
+    """Return the properties of the machine: processor, cores that may be used, memory, system."""
     model = platform.processor() or platform.machine()
     if (cpuinfo := Path("/proc/cpuinfo")).exists():
         names = (line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line)
@@ -108,14 +107,14 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, of this tree (an installation may be older) and of what it rests on."""
+    """Return the versions of Python, of this source tree (an installation may be older) and of its dependencies."""
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     own = {"python": platform.python_version(), "candy-monai": project["version"]}
     return own | {name: version(name) for name in PACKAGES}
 
 
 def run(job: Job, *, quick: bool) -> dict[str, Any]:
-    """Run a job and return its result: the lines that it printed, and what they were measured with.
+    """Run a job and return its result: the lines that it printed, with the machine and the versions.
 
     Raises:
         subprocess.CalledProcessError: If it failed.
@@ -143,10 +142,10 @@ def run(job: Job, *, quick: bool) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="*", metavar="NAME[,NAME...]", help="jobs by name; * and ? stand for others")
-    parser.add_argument("--quick", action="store_true", help="the short form of each that has one")
-    parser.add_argument("--again", action="store_true", help="run those that have a result, too")
-    parser.add_argument("--list", action="store_true", help="print the names only")
+    parser.add_argument("--only", default="*", metavar="NAME[,NAME...]", help="names of jobs; * and ? are wildcards")
+    parser.add_argument("--quick", action="store_true", help="the short form of each job that has one")
+    parser.add_argument("--again", action="store_true", help="also run those that have a result")
+    parser.add_argument("--list", action="store_true", help="only print the names")
     arguments = parser.parse_args()
     if not any(DATA.glob("Dataset*")):
         parser.error(f"{DATA} holds no datasets: name their folder by CANDY_MONAI_DATA")

@@ -1,11 +1,11 @@
-"""What does it cost to save an epoch, compared with one plain ``torch.save`` of the same tensors? Prints one JSON line.
+"""Compare saving an epoch with a plain ``torch.save`` of the same tensors; print one JSON line.
 
-A U-Net of some 30 million parameters with AdamW and a moving average is saved by turns, in a new order each time: by
-`torch.save` of its weights, their average and the optimizer's state over one file (``plain``); into a new one that is
-flushed to the disk and then takes the place of the old, which is what it takes to survive a crash (``plain_safe``); and
-as a run saves an epoch that is its best so far, and one that is not. Of a run's saves it is measured how long training
-is held up, and how long it takes until everything is on disk; of all, how much processor time they take. The figures
-are medians in seconds.
+A U-Net with about 30 million parameters, AdamW and a moving average is saved in different ways, one after the other and
+in a new order each time: by `torch.save` of the weights, their average and the state of the optimizer over one existing
+file (``plain``); into a new file that is flushed to the disk and then replaces the old one, which is necessary to
+survive a crash (``plain_safe``); and as a run saves an epoch with the best score so far, and another epoch. For the
+saves of a run, the time for which training is delayed and the time until everything is on disk are measured; for all,
+the CPU time. The results are medians in seconds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from candy_monai_bundles.unet import UNetTrainer
 
 
 class Large(UNetTrainer):
-    """A U-Net of the size that is trained on a GPU."""
+    """A U-Net of a size that is usual on a GPU."""
 
     num_dims = 3
     num_classes = 3
@@ -41,7 +41,7 @@ class Large(UNetTrainer):
 
 
 class Subject:
-    """What is saved: a network after a step of AdamW, its moving average, the optimizer."""
+    """The objects to save: a network after a step of AdamW, its moving average, the optimizer."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -55,28 +55,28 @@ class Subject:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of weights, average and optimizer."""
+        """Return the size of weights, average and optimizer."""
         of_optimizer = [value for state in self.optimizer.state.values() for value in state.values()]
         tensors = [*self.network.parameters(), *self.ema.module.parameters(), *of_optimizer]
         return sum(tensor.nbytes for tensor in tensors)
 
     def content(self) -> dict[str, object]:
-        """Return everything for one plain file."""
+        """Return everything that a single plain file holds."""
         weights = {"raw": self.network.state_dict(), "ema": self.ema.module.state_dict()}
         return {**weights, "optimizer": self.optimizer.state_dict()}
 
     def weights(self) -> RunWeights:
-        """Return the weights as a run hands them on."""
+        """Return the weights as a run passes them on."""
         return RunWeights(raw=dict(self.network.state_dict()), scored=dict(self.ema.module.state_dict()), kind="ema")
 
     def state(self) -> TrainerState:
-        """Return what a run saves besides the weights."""
+        """Return what a run saves in addition to the weights."""
         own = [{"generators": GeneratorStates.capture().state_dict(), "epoch_generators": None, "pending": {}}]
         return TrainerState(optimizer=self.optimizer.state_dict(), processes=own)
 
 
 def measure(save: Callable[[], Callable[[], None]]) -> dict[str, float]:
-    """Return the seconds until ``save`` returned, until the rest that it returned is done, and of the processor."""
+    """Return the seconds until ``save`` and the remaining work that it returns are done, and the CPU time of both."""
     processor, started = time.process_time(), time.perf_counter()
     rest = save()
     held_up = time.perf_counter() - started
@@ -86,10 +86,10 @@ def measure(save: Callable[[], Callable[[], None]]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Save by turns."""
+    """Save alternately."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=15)
-    parser.add_argument("--folder", help="where to write; a temporary folder without")
+    parser.add_argument("--folder", help="where to write; by default a temporary folder")
     arguments = parser.parse_args()
     subject = Subject()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
@@ -130,9 +130,9 @@ def main() -> None:
         generator = random.Random(0)
         measured: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
         for turn in range(arguments.turns + 1):
-            for name in generator.sample(list(ways), len(ways)):  # each finds what the one before left in memory
+            for name in generator.sample(list(ways), len(ways)):  # each finds the memory as the previous one left it
                 seconds = measure(ways[name])
-                if turn:  # the first makes the files
+                if turn:  # the first turn creates the files
                     measured[name].append(seconds)
         run.close()
     medians = {

@@ -1,9 +1,9 @@
-"""What do blended windows cost, in time and in memory? Prints one JSON line.
+"""Measure the time and memory of inference with blended windows; print one JSON line.
 
 A volume of noise is run through a light network in windows of 96^3 that overlap by half: by the bare forward passes of
-the same windows, by MONAI's ``sliding_window_inference`` with its argmax, by `WindowInferer.labels`, and, where
-``--nnunet`` names a Python that has nnU-Net, by nnU-Net's predictor. Times are the best of some turns, taken by turns.
-Peaks are anonymous memory above the start, each in a process of its own.
+the same windows, by MONAI's ``sliding_window_inference`` with its argmax, by `WindowInferer.labels`, and, if
+``--nnunet`` names a Python with nnU-Net, by nnU-Net's predictor. They run alternately, and times are the best of
+several turns. Peaks are those of anonymous memory above the start, each measured in a separate process.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def anonymous_mb() -> float:
 
 
 def peak_mb(work: Callable[[], object]) -> float:
-    """Return the highest anonymous memory above the start while some work is done."""
+    """Return the highest anonymous memory above the start while a function runs."""
     start = peak = anonymous_mb()
     done = threading.Event()
 
@@ -103,7 +103,7 @@ def peak_mb(work: Callable[[], object]) -> float:
 
 
 def one(way: str, size: int, num_classes: int) -> None:
-    """Measure time and peak of one way in this process, and print them."""
+    """Measure time and peak of one method in this process, and print them."""
     images, model = torch.randn(1, 1, size, size, size), network(num_classes)
     with torch.inference_mode():
         model(images[..., :96, :96, :96])
@@ -113,7 +113,7 @@ def one(way: str, size: int, num_classes: int) -> None:
 
 
 def by_turns(size: int, num_classes: int, turns: int) -> dict[str, tuple[float, float]]:
-    """Return the best seconds and processor seconds of each way, by turns; all must agree on the label map."""
+    """Return the best wall-clock and CPU seconds of each method, run alternately; all label maps must agree."""
     images, model = torch.randn(1, 1, size, size, size), network(num_classes)
     best: dict[str, tuple[float, float]] = {}
     labels: dict[str, torch.Tensor] = {}
@@ -125,7 +125,7 @@ def by_turns(size: int, num_classes: int, turns: int) -> dict[str, tuple[float, 
                 spent = time.perf_counter() - started, time.process_time() - processor
                 best[way] = tuple(map(min, best.get(way, spent), spent))
                 print(f"{way}: {spent[0]:.1f} s, {spent[1]:.1f} s of processors", file=sys.stderr, flush=True)
-        labels["ours_on_disk"] = WAYS["ours_on_disk"](images, model)  # last: it has the process give memory back
+        labels["ours_on_disk"] = WAYS["ours_on_disk"](images, model)  # last: it returns memory to the system
         for way in ("monai", "ours_on_disk"):
             differing = int((labels[way] != labels["ours"]).sum())
             assert differing <= 1e-6 * images.numel(), f"{way}: {differing} voxels differ"

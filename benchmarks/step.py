@@ -1,11 +1,11 @@
-"""Where does a training step go? Prints one JSON line for each dataset: the share of each part of a planned run's step.
+"""Measure the share of each part of a training step of a planned run; print one JSON line per dataset.
 
-A dataset is planned and preprocessed as ``candy-monai train`` does it, and trained on for a few dozen steps by the real
-`Trainer`, whose `backward` and `step` are timed in their parts. ``network`` is forward and backward together, the rest
-is what a step costs besides: ``data`` (reading and augmenting the patches), ``loss`` (its forward pass; the backward
-pass of it is in ``backward``), ``clip``, ``optimizer``, ``schedule``, ``average`` (of the weights) and ``bookkeeping``,
-which is all that is in none of the others. Times are CPU seconds of the process unless ``--wall`` is given, so that
-other work on the machine does not count; of each part the lower quartile of the steps is taken.
+A dataset is planned and preprocessed as by ``candy-monai train``, and the real `Trainer`, with timers between the parts
+of `backward` and `step`, trains on it for a few dozen steps. ``network`` is forward and backward together. The other
+parts are: ``data`` (reading and augmenting the patches), ``loss`` (its forward pass; its backward pass is in
+``backward``), ``clip``, ``optimizer``, ``schedule``, ``average`` (of the weights) and ``bookkeeping``, which is
+everything else. Times are CPU seconds of the process, which do not depend on other work on the machine, unless
+``--wall`` is given; for each part the lower quartile over the steps is used.
 
 ``CANDY_MONAI_DATA`` names the folder of the datasets.
 """
@@ -50,7 +50,7 @@ parts: defaultdict[str, list[float]] = defaultdict(list)
 
 
 class Laps:
-    """Adds the time since the last lap to a part."""
+    """Adds the time since the previous lap to a part."""
 
     def __init__(self) -> None:
         self.last = clock()
@@ -62,7 +62,7 @@ class Laps:
 
 
 class Timed(UNetTrainer):
-    """The trainer of the U-Net, with a look at the clock between the parts of `backward` and `step`."""
+    """The trainer of the U-Net, with timers between the parts of `backward` and `step`."""
 
     def backward(self, images: Tensor, labels: Tensor, toolbox: Any) -> Any:  # noqa: D102
         laps = Laps()
@@ -87,7 +87,7 @@ class Timed(UNetTrainer):
 
 
 def timed_batches(self: TrainingRun) -> Iterator[object]:
-    """Yield the batches of a run and time each, and what lies between two."""
+    """Yield the batches of a run, and measure the times of each batch and of the steps between them."""
     batches, whole = untimed_batches(self), Laps()
     for _ in itertools.count():
         laps = Laps()
@@ -104,7 +104,7 @@ untimed_batches = TrainingRun.batches
 
 
 def measured(dataset: Path, arguments: argparse.Namespace) -> dict[str, object]:
-    """Return the seconds of a step of the dataset's planned run, and the share of each part."""
+    """Return the duration of a step of the dataset's planned run, and the share of each part."""
     parts.clear()
     device = torch.device("cpu")
     with tempfile.TemporaryDirectory() as folder:
@@ -112,7 +112,7 @@ def measured(dataset: Path, arguments: argparse.Namespace) -> dict[str, object]:
         prepared = prepare_dataset(dataset, options, device=device, trainer=Timed, on_progress=lambda _: None)
         plan = dataclasses.replace(prepared.plan, iterations_per_epoch=arguments.steps, num_epochs=1)
         run = PlannedRun(
-            prepared=dataclasses.replace(prepared, validation=()),  # whose scores cost no step anything
+            prepared=dataclasses.replace(prepared, validation=()),  # scores do not belong to a step
             options=options,
             trainer_class=Timed,
             own=Parts.of(options).own,
@@ -145,12 +145,12 @@ def lower_quartile(values: list[float]) -> float:
 def main() -> None:
     global clock
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", nargs="*", default=DATASETS, help="names of folders")
+    parser.add_argument("datasets", nargs="*", default=DATASETS, help="names of dataset folders")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--amp", choices=("bf16", "none"), default="bf16")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an entry of the plan")
-    parser.add_argument("--store", type=Path, help="a folder of preprocessed cases to use again")
-    parser.add_argument("--wall", action="store_true", help="seconds of the clock on the wall")
+    parser.add_argument("--store", type=Path, help="a folder of preprocessed cases to reuse")
+    parser.add_argument("--wall", action="store_true", help="use wall-clock time")
     arguments = parser.parse_args()
     arguments.amp = None if arguments.amp == "none" else arguments.amp
     arguments.set = dict(item.split("=", 1) for item in arguments.set)

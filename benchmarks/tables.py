@@ -1,10 +1,10 @@
-"""Writes the tables of results into the README and the documentation: ``make benchmarks`` ends with it.
+"""Write the tables of results into the README and the documentation: the last step of ``make benchmarks``.
 
     python benchmarks/tables.py
 
-A table stands between ``<!-- benchmarks: NAME -->`` and ``<!-- end of benchmarks -->``, and is made of the files in
-``results`` alone. What has no result is left out of it. Below it stand the machines and versions of the results. The
-words below the README's picture are made in the same way.
+A table is between ``<!-- benchmarks: NAME -->`` and ``<!-- end of benchmarks -->``, and is built only from the files in
+``results``; rows without a result are left out. The machines and versions of the results are given below it. The text
+below the README's figure is written in the same way.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ Line = dict[str, Any]
 
 
 def read_results(folder: Path = RESULTS) -> list[Result]:
-    """Read every result, in the order of their names."""
+    """Read every result, sorted by name."""
     return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
 
 
 def with_tables(text: str, results: Sequence[Result]) -> str:
-    """Return the text of a page with its tables as the results make them.
+    """Return the text of a page with its tables updated from the results.
 
     Raises:
-        KeyError: If the page asks for a table that there is not.
+        KeyError: If the page names an unknown table.
     """
     return PLACE.sub(lambda place: place[1] + TABLES[place[2]](results) + place[3], text)
 
 
 def dice(results: Sequence[Result]) -> str:
-    """Return the Dice on unseen cases, ours and the plain loops', by dataset and time."""
+    """Return the Dice on unseen cases, of ours and of the plain loops, by dataset and time."""
     used = [result for result in results if result["job"].startswith("plain_loops-")]
     lines = [line for result in used for line in result["lines"]]
     lines.sort(key=lambda line: (line["dataset"], line["budget_s"]))
@@ -58,7 +58,7 @@ def dice(results: Sequence[Result]) -> str:
 
 
 def picture(results: Sequence[Result]) -> str:
-    """Return how good the predictions are that the picture of the README shows some of."""
+    """Return the scores of all predictions of which the README's figure shows some."""
     texts = []
     for result in (result for result in results if result["job"] == "picture"):
         (line,) = result["lines"]
@@ -72,7 +72,7 @@ def picture(results: Sequence[Result]) -> str:
 
 
 def costs(results: Sequence[Result]) -> str:
-    """Return what the parts cost beside others' or beside the bare work."""
+    """Return the costs of the components, compared with those of others or with the bare work."""
     rows, used = [], []
     for result in results:
         if (row := COSTS.get(result["job"])) is not None:
@@ -83,7 +83,7 @@ def costs(results: Sequence[Result]) -> str:
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], used: Sequence[Result]) -> str:
-    """Return the rows below the headings, and what they were measured with; nothing without rows."""
+    """Return the headings, the rows and the origin of the measurements; an empty text without rows."""
     if not (lines := [f"| {' | '.join(row)} |" for row in rows]):
         return ""
     head = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
@@ -91,7 +91,7 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], used: Sequenc
 
 
 def _origins(used: Sequence[Result]) -> str:
-    """Say in words on which machines the results were measured, with which versions and when, each once."""
+    """Return the machines, versions and dates of the results as text, each once."""
     months: dict[str, list[str]] = {}
     for result in used:
         machine, versions = result["machine"], result["versions"]

@@ -1,8 +1,9 @@
-"""What does the Trainer cost over a bare loop? Prints one JSON line.
+"""Compare the Trainer with a bare training loop; print one JSON line.
 
-Both do the same work: forward, backward, clipping, AdamW, a schedule, EMA, validation of whole cases by the average,
-and saving the weights once an epoch. The Trainer also keeps its experiment folder, draws its curves and previews and
-prints its tables. They run by turns, each turn with a fresh network; the figures are seconds an epoch, set-up included.
+Both do the same work: forward, backward, clipping, AdamW, a schedule, EMA, validation of whole cases with the average,
+and saving the weights once per epoch. The Trainer also writes its experiment folder, draws its curves and previews and
+prints its tables. They run alternately, each turn with a new network; the results are seconds per epoch, including the
+set-up.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ NUM_CLASSES = 3
 
 
 class Volumes(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Noise with boxes in it, made once."""
+    """Noise volumes with boxes, generated once."""
 
     def __init__(self, count: int) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -48,7 +49,7 @@ class Volumes(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 class Small(UNetTrainer):
-    """A U-Net that a CPU trains in seconds."""
+    """A U-Net that can be trained on a CPU in seconds."""
 
     num_dims = 3
     num_classes = NUM_CLASSES
@@ -60,7 +61,7 @@ def loaders() -> tuple[DataLoader[tuple[torch.Tensor, torch.Tensor]], DataLoader
 
 
 def run_bare(folder: Path, num_epochs: int) -> float:
-    """Train with a plain loop and return seconds an epoch."""
+    """Train with a plain loop and return the seconds per epoch."""
     started = time.perf_counter()
     training, validation = loaders()
     network = Small(folder, training, None).build_network((1, 32, 48, 32))
@@ -88,7 +89,7 @@ def run_bare(folder: Path, num_epochs: int) -> float:
 
 
 def run_trainer(folder: Path, num_epochs: int) -> float:
-    """Train with the Trainer and return seconds an epoch."""
+    """Train with the Trainer and return the seconds per epoch."""
     started = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         Small(folder, *loaders()).train(num_epochs, early_stop_tolerance=None)
@@ -102,7 +103,7 @@ def main() -> None:
     arguments = parser.parse_args()
     bare, trainer = [], []
     with tempfile.TemporaryDirectory() as folder:
-        run_trainer(Path(folder), 1)  # imports and first-time costs belong to neither
+        run_trainer(Path(folder), 1)  # exclude imports and other first-time costs from both
         for _ in range(arguments.turns):
             bare.append(run_bare(Path(folder), arguments.epochs))
             trainer.append(run_trainer(Path(folder), arguments.epochs))

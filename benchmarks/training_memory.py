@@ -1,12 +1,12 @@
-"""How much memory does a step of a plan take? Prints one JSON line for each plan.
+"""Measure the memory of a training step of a plan; print one JSON line per plan.
 
-Each is made for the memory of a kind of GPU, of which a plan fills 70 %, and its step is made on PyTorch's meta device
-by the real `Trainer`: it allocates what a step allocates, and computes nothing. ``error`` is that of the plan's own
-estimate against the most bytes that are alive at a time. ``cpu`` instead of a number of gigabytes is the plan without a
-GPU: that step is also made on this CPU, where ``saved_gb`` is the peak of what autograd keeps for the backward pass
-(`torch.autograd.graph.saved_tensors_hooks`), and ``resident_gb`` that of the process's anonymous memory.
+Each plan is made for the memory of a kind of GPU, of which it uses 70 %. Its step is run on PyTorch's meta device by
+the real `Trainer`: this allocates what a step allocates, but computes nothing. ``error`` is that of the plan's own
+estimate, relative to the peak of the allocated bytes. ``cpu`` instead of a number of gigabytes is the plan without a
+GPU: its step is also run on this CPU, where ``saved_gb`` is the peak of what autograd keeps for the backward pass
+(`torch.autograd.graph.saved_tensors_hooks`), and ``resident_gb`` that of the anonymous memory of the process.
 
-``--write`` puts the table into ``docs/data.md``. ``CANDY_MONAI_DATA`` names the folder of the datasets.
+``--write`` updates the table in ``docs/data.md``. ``CANDY_MONAI_DATA`` names the folder of the datasets.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def rehearsal_of(made: Plan, device: str, folder: str) -> tuple[Rehearsal, Batch
 
 
 def live_bytes(made: Plan) -> int:
-    """Return the most bytes that are alive in a step, on the meta device."""
+    """Return the peak of the bytes allocated in a step, on the meta device."""
     with tempfile.TemporaryDirectory() as folder:
         rehearsal, batch = rehearsal_of(made, "meta", folder)
         with LiveBytes("meta") as live, rehearsal.begun(TrainSettings(num_epochs=1, seed=0), batch.images[0]):
@@ -64,7 +64,7 @@ def live_bytes(made: Plan) -> int:
 
 
 def on_this_cpu(made: Plan) -> dict[str, float]:
-    """Make steps on the CPU and return the peaks of what autograd keeps and of the process's own memory."""
+    """Run steps on the CPU and return the peaks of what autograd keeps and of the memory of the process."""
     give_back_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         rehearsal, batch = rehearsal_of(made, "cpu", folder)
@@ -78,7 +78,7 @@ def on_this_cpu(made: Plan) -> dict[str, float]:
 
 
 def measured(fingerprint: Fingerprint, gigabytes: int | None) -> tuple[Plan, dict[str, object]]:
-    """Plan for a GPU of so many gigabytes, or for none, and compare its estimate with a step."""
+    """Plan for a GPU with so many gigabytes, or for none, and compare the plan's estimate with a step."""
     made = plan(fingerprint, memory_bytes=None if gigabytes is None else int(USABLE_SHARE * gigabytes * GIB))
     live = live_bytes(made)
     return made, {
@@ -96,7 +96,7 @@ def measured(fingerprint: Fingerprint, gigabytes: int | None) -> tuple[Plan, dic
 
 
 def rows_of(plans: dict[int, Plan]) -> list[str]:
-    """Return the rows of a dataset's plans by gigabytes, one for those that are the same."""
+    """Return the rows of a dataset's plans by gigabytes, with one row for identical plans."""
     rows = []
     for made, same in itertools.groupby(plans, key=plans.__getitem__):
         gigabytes = list(same)
@@ -109,8 +109,8 @@ def rows_of(plans: dict[int, Plan]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", nargs="*", default=DATASETS, help="names of folders")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/data.md")
+    parser.add_argument("datasets", nargs="*", default=DATASETS, help="names of dataset folders")
+    parser.add_argument("--write", action="store_true", help="update the table in docs/data.md")
     parser.add_argument("--no-cpu", action="store_true", help="leave out the plan without a GPU")
     arguments = parser.parse_args()
     rows = ["| dataset | memory | patch | batch | filters | a step takes |", "|---|---|---|--:|---|--:|"]

@@ -1,30 +1,29 @@
-"""How often does a reader go back to a module that they had already left? Prints one line for each walk.
+"""Measure how often a reader goes back to a module that they had already left; print one line per walk.
 
-A walk follows what the interpreter does on the main thread, as a reader does who reads each function once:
+A walk follows the interpreter on the main thread, like a reader who reads each function once:
 
-* A *visit* is the first call of a function of `candy_monai` or of its bundles that is handed what the walk is about, as
-  an argument or as a member of a list, tuple or dictionary among them. Later calls of it are not read again. Lambdas,
-  comprehensions and generator expressions are read where they stand, and so are no functions of their own; properties
-  and methods such as ``__len__`` stand for data; and what is called while a module is being imported is left out.
+* A *visit* is the first call of a function of `candy_monai` or of its bundles that receives the subject of the walk, as
+  an argument or as a member of a list, tuple or dictionary among them. Later calls are not read again. Lambdas,
+  comprehensions and generator expressions are read in place, so they do not count as functions; properties and methods
+  such as ``__len__`` count as data; and calls during the import of a module are left out.
 * A *return* is a visit in another module than the visit before it, to a module that had been visited earlier. Coming
-  back from a call to go on in the caller is none.
-* Of the returns, a *re-entry* is one by a call out of another module. The others are calls of a function within the
-  caller's own module, to which the reader has come back in any case.
+  back from a call to continue in the caller is not a return.
+* A *re-entry* is a return by a call from another module. The other returns are calls of a function within the caller's
+  own module, to which the reader has come back in any case.
 
 There are three walks:
 
-* ``dataset``: `train_dataset` of a phantom, from the call to the first optimizer step: of functions that are handed a
-  path of the dataset, or an object that describes it (of a class of ``candy_monai.data``: dataset, fingerprint, plan,
-  store and so on);
-* ``settings``: `Trainer.train` of two convolutions for two epochs: of functions that are handed the `TrainSettings`, or
-  take them from an attribute ``settings``;
-* ``scan``: `Predictor.predict_to_files` of one image, with the weights of that run of `train_dataset`: of functions
-  that are handed its path, or a tensor, an array, or a case of ``candy_monai.inference``.
+* ``dataset``: `train_dataset` of a phantom, from the call to the first optimizer step: functions that receive a path of
+  the dataset, or an object that describes it (of a class of ``candy_monai.data``: dataset, fingerprint, plan, store and
+  so on);
+* ``settings``: `Trainer.train` of two convolutions for two epochs: functions that receive the `TrainSettings`, or take
+  them from an attribute ``settings``;
+* ``scan``: `Predictor.predict_to_files` of one image, with the weights of that run of `train_dataset`: functions that
+  receive its path, or a tensor, an array, or a case of ``candy_monai.inference``.
 
-With ``--all`` the walks are those of all functions.
-With ``--modules`` each walk is printed, too: a line for each stay in a module, with the functions that were read there;
-``!`` marks a re-entry, ``<`` another return.
-To walk through another version, run this file with that version's folder and its ``bundles`` as ``PYTHONPATH``.
+With ``--all`` the walks include all functions. With ``--modules`` each walk is printed, too: a line for each stay in a
+module, with the functions that were read there; ``!`` marks a re-entry, ``<`` another return. To walk through another
+version, run this file with that version's folder and its ``bundles`` as ``PYTHONPATH``.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ class Visit(NamedTuple):
     Attributes:
         module: The file of its module.
         function: Its name.
-        caller: The file of the module that called it, perhaps by way of a library; None for the first.
+        caller: The file of the calling module, possibly through a library; None for the first.
     """
 
     module: str
@@ -67,16 +66,16 @@ class Visit(NamedTuple):
 
 
 class ArrivedError(Exception):
-    """The walk has come to its end."""
+    """The walk has reached its end."""
 
 
 class Walk:
-    """The first visits of functions, in their order.
+    """The first visits of functions, in order.
 
     Args:
-        until: The name of the function at which the walk ends; None to go on to the end.
-        about: Returns whether a value is what the walk is about.
-        named: What the walk is about is called; a function that names it needs not be handed it.
+        until: The name of the function at which the walk ends; None for a walk to the end.
+        about: Returns whether a value is the subject of the walk.
+        named: The attribute name of the subject; a function that uses this name need not receive it as an argument.
     """
 
     def __init__(self, about: Callable[[object], bool], *, until: str | None = None, named: str | None = None) -> None:
@@ -87,7 +86,7 @@ class Walk:
         self._about, self._named = about, named
 
     def through(self, do: Callable[[], object]) -> None:
-        """Call a function and note what it visits."""
+        """Call a function and record what it visits."""
         sys.setprofile(self._notice)
         try:
             do()
@@ -97,7 +96,7 @@ class Walk:
             sys.setprofile(None)
 
     def stays(self) -> list[list[Visit]]:
-        """Return the visits, those together that follow each other in one module."""
+        """Return the visits, grouped into consecutive visits in one module."""
         return [list(visits) for _, visits in itertools.groupby(self.visits, key=lambda visit: visit.module)]
 
     def returns(self) -> list[Visit]:
@@ -110,7 +109,7 @@ class Walk:
         return returns
 
     def re_entries(self) -> list[Visit]:
-        """Return those of the returns that are calls out of another module."""
+        """Return those of the returns that are calls from another module."""
         return [visit for visit in self.returns() if visit.caller != visit.module]
 
     def _notice(self, frame: FrameType, event: str, _argument: object) -> None:
@@ -151,13 +150,13 @@ class Walk:
 
 
 def module_of(frame: FrameType) -> str | None:
-    """Return the file of the module that a frame is of, within the package or the bundles; None elsewhere."""
+    """Return the file of a frame's module, if it is in the package or the bundles; None otherwise."""
     name = frame.f_code.co_filename
     return next((name.removeprefix(root) for root in ROOTS if name.startswith(root)), None)
 
 
 def stands_for_data(frame: FrameType) -> bool:
-    """Return whether a function is a property's, or one that Python calls for an operator or a built-in function."""
+    """Return whether a function is a property, or called by Python for an operator or built-in function."""
     name, first = frame.f_code.co_name, frame.f_code.co_varnames[:1]
     if name.startswith("__") and name not in ("__init__", "__post_init__", "__call__"):
         return True
@@ -176,17 +175,17 @@ class Convolutions(candy_monai.SegmentationTrainer):
 
 
 def is_of(value: object, package: str) -> bool:
-    """Return whether a value is an object of a class of a package."""
+    """Return whether a value is an instance of a class of a package."""
     return type(value).__module__.startswith(package)
 
 
 def is_within(value: object, folder: Path) -> bool:
-    """Return whether a value is a path of a folder or of what is in it."""
+    """Return whether a value is the path of a folder or of something inside it."""
     return isinstance(value, str | Path) and (str(value) == str(folder) or str(value).startswith(f"{folder}/"))
 
 
 def walk_through_a_dataset(dataset: Path, out: Path, *, everything: bool) -> Walk:
-    """Return the walk from a folder of images to the first step."""
+    """Return the walk from a dataset folder to the first step."""
     from candy_monai.recipes.train import train_dataset
 
     walk = Walk(
@@ -207,7 +206,7 @@ def walk_through_a_run(out: Path, *, everything: bool) -> Walk:
 
 
 def walk_of_a_scan(dataset: Path, out: Path, *, everything: bool) -> Walk:
-    """Return the walk of an image through a prediction to its file."""
+    """Return the walk of an image from prediction to its file."""
     from candy_monai.recipes.train import train_dataset
 
     keywords = {"num_epochs": 1, "overrides": TINY, "device": "cpu", "seed": 1}
@@ -225,10 +224,10 @@ def walk_of_a_scan(dataset: Path, out: Path, *, everything: bool) -> Walk:
 
 
 def main() -> None:
-    """Print how often each walk returns."""
+    """Print the number of returns of each walk."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--all", action="store_true", help="visit functions whatever they are handed")
-    parser.add_argument("--modules", action="store_true", help="print each walk, too")
+    parser.add_argument("--all", action="store_true", help="visit functions whatever they receive")
+    parser.add_argument("--modules", action="store_true", help="also print each walk")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,10 +1,10 @@
-"""What do the page, the previews and a dashboard cost in a run of 1,000 epochs? Prints one JSON line.
+"""Measure the cost of the report page, the previews and a dashboard in a run of 1,000 epochs; print one JSON line.
 
-The smallest network on one tiny case, seeded, without a forecast, with none of them and with more and more of them.
-``cpu_ms`` is the processor's time of an epoch in all threads, and ``own_ms`` that of the training's own thread, which
-a run waits for: other work on the machine changes neither much. ``grown_mb`` is by how much the program's memory grew
-over the second half of the run, ``figures`` how many figures of matplotlib were left at its end, and ``page_mb`` the
-size of its page.
+The smallest network is trained on one tiny case, seeded and without a forecast: first without page, previews and
+dashboard, then with more and more of them. ``cpu_ms`` is the CPU time of an epoch in all threads, and ``own_ms`` that
+of the training thread, for which a run waits; both depend little on other work on the machine. ``grown_mb`` is the
+growth of the program's memory over the second half of the run, ``figures`` the number of matplotlib figures that were
+left at its end, and ``page_mb`` the size of its page.
 
     python benchmarks/watching.py --epochs 1000 --turns 1
 """
@@ -48,7 +48,7 @@ class Smallest(SegmentationTrainer):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one run took."""
+    """The costs of one run."""
 
     cpu_ms: float
     own_ms: float
@@ -58,7 +58,7 @@ class Cost:
 
 
 def cost(folder: Path, num_epochs: int, *, frontend: str | None = None, **settings: bool) -> Cost:
-    """Return what a run takes."""
+    """Return the costs of a run."""
     data, memory = Pictures(1), Memory()
     trainer = Smallest(folder, DataLoader(data), DataLoader(data), console=False, observers=[memory])
     if frontend is not None:

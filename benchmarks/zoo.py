@@ -1,12 +1,12 @@
-"""The bundles beside each other: parameters, memory and CPU time of a training step; with ``--dice``, Dice as well.
+"""Compare the bundles: parameters, memory and CPU time of a training step; with ``--dice``, also the Dice.
 
-Memory is the peak of what autograd keeps for the backward pass, which bounds what a patch may be, as a multiple of what
-the U-Net of the same plan keeps. Time is the CPU time of a step as a multiple of the U-Net's: CPU time, so that
-whatever else the machine does counts little. Sizes that do not follow a plan are compared with the U-Net of 32 filters,
-which is what plans take where memory is not short. ``--write`` puts the table into ``docs/zoo.md``.
+Memory is the peak of what autograd keeps for the backward pass, which limits the patch size, as a multiple of that of
+the U-Net of the same plan. Time is the CPU time of a step as a multiple of the U-Net's; CPU time depends little on
+other work on the machine. Sizes that do not follow a plan are compared with the U-Net of 32 filters, which plans use if
+memory is sufficient. ``--write`` updates the table in ``docs/zoo.md``.
 
-``--dice`` trains each bundle on real data for the same CPU time and prints one JSON line each: the Dice on the fold's
-validation cases. ``CANDY_MONAI_DATA`` names the folder of the datasets.
+``--dice`` trains each bundle on real data for the same CPU time and prints one JSON line each: the Dice on the
+validation cases of the fold. ``CANDY_MONAI_DATA`` names the folder of the datasets.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PATCH = {2: (96, 96), 3: (64, 32, 32)}
 BATCH = {2: 4, 3: 2}
 CLASSES = 3
 BY_CPU_TIME = (
-    "import queue, selectors, subprocess, threading, time, multiprocessing.connection\n"  # which need the real clock
+    "import queue, selectors, subprocess, threading, time, multiprocessing.connection\n"  # these need the real clock
     "time.monotonic = time.perf_counter = time.process_time\n"
     "from candy_monai.cli.main import main\n"
     "raise SystemExit(main())"
@@ -49,7 +49,7 @@ BY_CPU_TIME = (
 
 
 def network_of(name: str, size: str | None, num_dims: int, **options: Any) -> nn.Module:
-    """Build a bundle's network for one channel, with deep supervision where it has it."""
+    """Build the network of a bundle for one channel, with deep supervision if it supports it."""
     trainer_class = find_bundle(name).trainer.with_network({**({"size": size} if size else {}), **options})
     loader = torch.utils.data.DataLoader([0] * BATCH[num_dims], batch_size=BATCH[num_dims])
     trainer = trainer_class("unused", loader, None, console=False)
@@ -59,7 +59,7 @@ def network_of(name: str, size: str | None, num_dims: int, **options: Any) -> nn
 
 
 def measured(network: nn.Module, num_dims: int) -> tuple[int, float]:
-    """Return the peak of the bytes that autograd keeps in a training step, and the step's CPU seconds."""
+    """Return the peak of the bytes that autograd keeps in a training step, and the CPU seconds of the step."""
     images = torch.randn(BATCH[num_dims], 1, *PATCH[num_dims])
     labels = torch.randint(CLASSES, images.shape)
     criterion = DeepSupervisionLoss(DiceCELossWithLogits(CLASSES))
@@ -77,9 +77,9 @@ def measured(network: nn.Module, num_dims: int) -> tuple[int, float]:
 
 
 def bytes_kept(network: nn.Module, step: Callable[[], None]) -> int:
-    """Return the peak of the bytes of the tensors that a step saves for its backward pass, parameters apart.
+    """Return the peak of the bytes of the tensors that a step saves for its backward pass, without parameters.
 
-    Each storage counts once, however many operations keep it.
+    Each storage counts once, even if several operations keep it.
     """
     own = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
     held: dict[int, list[int]] = {}
@@ -137,7 +137,7 @@ def table() -> str:
 
 
 def dice(name: str, dataset: str, cpu_s: float, options: list[str]) -> dict[str, object]:
-    """Train a bundle until it has used so much CPU time, and return what its best weights score."""
+    """Train a bundle until it has used so much CPU time, and return the score of its best weights."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-c", BY_CPU_TIME, "train", str(DATA / dataset), "--bundle", name, "--out", out]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -153,9 +153,9 @@ def dice(name: str, dataset: str, cpu_s: float, options: list[str]) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="put the table into docs/zoo.md")
+    parser.add_argument("--write", action="store_true", help="update the table in docs/zoo.md")
     parser.add_argument("--dice", action="store_true", help="train each bundle on real data instead")
-    parser.add_argument("--seconds", type=float, default=600.0, help="of each training (default: 600)")
+    parser.add_argument("--seconds", type=float, default=600.0, help="CPU seconds of each training (default: 600)")
     parser.add_argument("--datasets", nargs="+", default=list(DATASETS), metavar="NAME")
     parser.add_argument("--bundles", nargs="+", default=[n for n in bundle_names() if n != "monai"], metavar="NAME")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for train")

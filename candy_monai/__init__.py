@@ -1,7 +1,7 @@
 """candy_monai: from a folder of labelled medical images to a trained, checked and deployable MONAI model.
 
-Every public name is imported from its module on first use, so that ``import candy_monai`` itself costs nothing. They
-are listed in the stub beside this file, a line each, for type checkers and for what follows.
+Every public name is imported from its module on first use, so that ``import candy_monai`` itself is fast. They are
+listed in the stub file beside this one, one per line, for type checkers and for the code below.
 """
 
 from importlib import import_module as _import_module
@@ -10,7 +10,7 @@ with open(f"{__file__}i", encoding="utf-8") as _stub:
     _MODULE_OF = {
         _words[3]: _words[1].removeprefix("candy_monai.") for _words in map(str.split, _stub) if _words[:1] == ["from"]
     }
-    """Public name to the module that owns it, below this package."""
+    """Maps public names to their modules, below this package."""
 
 __all__ = list(_MODULE_OF)
 
@@ -26,7 +26,7 @@ def __getattr__(name: str) -> object:
         hint = "" if name.startswith("_") else did_you_mean(name, _MODULE_OF)
         raise AttributeError(f"module 'candy_monai' has no attribute {name!r}.{hint}", name=name)
     value: object = getattr(_import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    globals()[name] = value  # the next use finds it without coming here
+    globals()[name] = value  # later uses do not get here
     return value
 
 

@@ -1,6 +1,6 @@
-"""Names for types that recur in signatures. Owns no behaviour.
+"""Type aliases for signatures. Owns no behaviour.
 
-Axis legend, everywhere in this library:
+Axis conventions, everywhere in this library:
 
 * ``B`` batch, ``C`` channel, then the spatial axes in the order of the file's affine. ``D, H, W`` are only names for
   the first, second and third spatial axis of a volume; a 2-D picture is ``(C, H, W)``: row, then column.
@@ -16,13 +16,13 @@ import torch
 from torch.optim.optimizer import ParamsT
 
 PathLike = str | os.PathLike[str]
-"""A path on disk, as text or as a path object."""
+"""A path, as text or as a path object."""
 
 Device = torch.device | str
 """A PyTorch device or its name."""
 
 Params = ParamsT
-"""What an optimizer accepts: parameters, named parameters or parameter groups."""
+"""The argument of an optimizer: parameters, named parameters or parameter groups."""
 
 Shape = tuple[int, ...]
 """A shape of any number of dimensions."""
@@ -34,7 +34,7 @@ Shape3d = tuple[int, int, int]
 """A spatial shape of three axes."""
 
 Scalar = float | torch.Tensor
-"""One number: a Python float or a tensor of zero dimensions, which costs no synchronisation to return."""
+"""A number: a Python float or a zero-dimensional tensor, which is returned without a synchronisation."""
 
 Metrics = Mapping[str, Scalar]
-"""Named numbers of one step or one case."""
+"""Numbers by name, of one step or one case."""

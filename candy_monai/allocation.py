@@ -1,7 +1,7 @@
-"""How the C library keeps memory that was freed, where it is GNU's: for speed, or for other programs. Allocates none.
+"""Set whether the GNU C library keeps freed memory, for speed, or returns it. Allocates nothing.
 
-By default it takes large blocks from the system and gives them back at once, so that a network's pass on a CPU spends
-much of its time on getting zeroed pages. Smaller blocks it keeps, among which long-lived ones leave holes.
+By default it requests large blocks from the system and returns them at once, so that a forward pass on a CPU spends
+much of its time on zeroed pages. It keeps smaller blocks, and long-lived ones among them cause fragmentation.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's names for them, in malloc.h
-_LARGEST_KEPT = 1 << 25  # bytes of a block; the library allows no more
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # constants of mallopt in malloc.h
+_LARGEST_KEPT = 1 << 25  # bytes of a block, the library's maximum
 _MOST_UNUSED = 1 << 29
 _LARGE_BYTES = 1 << 20
 _OF_THE_USER = ("GLIBC_TUNABLES", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD")
 
 
 class _Process:
-    """What holds for this process.
+    """The state of this process.
 
     Attributes:
-        is_settled: Whether the user chose, or freed memory is to be given back at once.
-        num_keeping: How many keep freed memory meanwhile.
-        lock: To be held while one of these is changed.
+        is_settled: Whether the user configured the allocator, or freed memory is to be returned at once.
+        num_keeping: Number of contexts that keep freed memory.
+        lock: Held while one of these is changed.
     """
 
     is_settled = any(name in os.environ for name in _OF_THE_USER)
@@ -37,9 +37,9 @@ class _Process:
 
 @cache
 def give_back_freed_memory() -> None:
-    """Return blocks from 1 MB to the system once they are freed: a process then holds what it uses, and is slower.
+    """Return freed blocks from 1 MB to the system at once, so that the process holds only what it uses, but is slower.
 
-    What fits into a hole that smaller blocks have left by then still goes there.
+    Blocks that fit into a gap between smaller blocks still go there.
     """
     with _Process.lock:
         _Process.is_settled = True
@@ -49,11 +49,11 @@ def give_back_freed_memory() -> None:
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Keep freed memory up to 32 MB a piece for reuse within a block, and return in the end what is unused.
+    """Keep freed memory up to 32 MB per block for reuse within the context, and return unused memory at its end.
 
-    For many passes of a network: the process then holds up to half a gigabyte that it does not use. Changes nothing
-    where the user chose something for the allocator, or memory is to be given back at once. Afterwards the library
-    stands where it gets to by itself once a block of 32 MB has been freed.
+    For many passes of a network; the process then holds up to half a gigabyte of unused memory. Changes nothing if the
+    user configured the allocator, or freed memory is to be returned at once. Afterwards the library has the thresholds
+    that it sets by itself once a block of 32 MB has been freed.
     """
     with _Process.lock:
         _Process.num_keeping += 1
@@ -75,6 +75,6 @@ def _set(options: dict[int, int]) -> None:
 
 
 def _call(name: str, *arguments: int) -> None:
-    """Call a function of GNU's C library; do nothing where there is another."""
+    """Call a function of the GNU C library; do nothing with other libraries."""
     if sys.platform == "linux" and (function := getattr(ctypes.CDLL(None), name, None)):
         function(*arguments)

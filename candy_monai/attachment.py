@@ -1,7 +1,7 @@
-"""What surrounds a user's network while it is trained or predicts, as forward hooks on the network itself.
+"""Forward hooks on a user's network that adapt its calls during training and prediction.
 
-Autocast, float32 outputs, memory format, padding before and cropping after, and a fall-back from compilation. The
-network stays the user's own object, under its own names, and is called as ever. Optimizes nothing.
+They provide autocast, float32 outputs, memory format, padding and cropping, and a fall-back if compilation fails. The
+network remains the user's own object, with its own names, and is called as usual. Optimizes nothing.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _LEAST_AXES = 3  # of an image with its batch and channels
 
 @dataclass(kw_only=True)
 class Surroundings:
-    """What surrounds a network and its copies.
+    """The settings of the hooks of a network and its copies.
 
     Attributes:
-        padding: Pads ``(B, C, *spatial)`` to a size that the network accepts; None if it accepts any.
-        amp: ``"bf16"`` or ``"fp16"`` runs the network under autocast; None in the precision of its weights.
-        channels_last: Whether weights and images are stored with the channels last, which some kernels want.
-        num_dims: Spatial axes of an image; None to take the first tensor argument of three axes or more for one.
-        is_active: False once the network was given back: then its copies are plain networks, too.
+        padding: Pads ``(B, C, *spatial)`` to a size that the network accepts; None if it accepts any size.
+        amp: ``"bf16"`` or ``"fp16"`` for autocast; None for the precision of the weights.
+        channels_last: Whether weights and images are stored with the channels last, which some kernels prefer.
+        num_dims: Spatial axes of an image; None to use the first tensor argument of three axes or more.
+        is_active: False once the hooks are detached: then the copies are plain networks, too.
         pads: Whether images are padded in evaluation mode.
     """
 
@@ -48,7 +48,7 @@ class Surroundings:
 
     @contextmanager
     def padded_already(self) -> Iterator[None]:
-        """Build a block within which images pass as they are, in evaluation mode too."""
+        """Build a context in which images are not padded, even in evaluation mode."""
         before, self.pads = self.pads, False
         try:
             yield
@@ -56,7 +56,7 @@ class Surroundings:
             self.pads = before
 
     def image_among(self, tensors: Sequence[Tensor]) -> Tensor | None:
-        """Return the first tensor that is a batch of images, or else one image; None if there is none."""
+        """Return the first tensor that is a batch of images, else a single image; None if there is none."""
         if self.num_dims is None:
             return next((tensor for tensor in tensors if tensor.ndim >= _LEAST_AXES), None)
         for num_axes in (self.num_dims + 2, self.num_dims + 1):
@@ -66,16 +66,16 @@ class Surroundings:
         return None
 
     def size_of(self, image: Tensor) -> Shape:
-        """Return the spatial size of what `image_among` returned."""
+        """Return the spatial size of a result of `image_among`."""
         return tuple(image.shape[2:] if self.num_dims is None else image.shape[-self.num_dims :])
 
 
 class Attachment:
-    """The hooks of one network, and the call that each thread is in. A copy begins outside of any call.
+    """The hooks of one network, and the current call of each thread. A copy starts outside of any call.
 
     Attributes:
         surroundings: Shared with the network's copies.
-        compile_failure: Why a compiled network runs as it is all the same; None if it does not.
+        compile_failure: The reason why a compiled network runs uncompiled; None if it does not.
         on_enter: Called before each call of the network.
         on_leave: Called after each.
     """
@@ -91,17 +91,17 @@ class Attachment:
         return Attachment(self.surroundings)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Attachment, (Surroundings(is_active=False),)  # a network that is pickled is loaded as a plain one
+        return Attachment, (Surroundings(is_active=False),)  # a pickled network is loaded as a plain one
 
     def before(
         self, network: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Begin a call: return the arguments that the network is to have, or None to leave them."""
+        """Begin a call: return the arguments for the network, or None to leave them unchanged."""
         if not self.surroundings.is_active:
             return None
         present = self._present
         present.depth += 1
-        if present.depth > 1:  # a network that calls itself, within the call that is surrounded
+        if present.depth > 1:  # a network that calls itself, within the outermost call
             return None
         for listener in self.on_enter:
             listener()
@@ -109,7 +109,7 @@ class Attachment:
         return present.call.begin(arguments, keywords)
 
     def after(self, network: nn.Module, arguments: object, keywords: object, outputs: object) -> object:
-        """End a call, also one that failed: return the outputs that the caller is to have, or None to leave them."""
+        """End a call, also a failed one: return the outputs for the caller, or None to leave them unchanged."""
         present = self._present
         if present.depth == 0:
             return None
@@ -122,13 +122,13 @@ class Attachment:
         return None if call is None else call.end(outputs)
 
     def close(self) -> None:
-        """Write off a call that never ended, as an interruption from the keyboard makes one."""
+        """Discard a call that never ended, as after an interruption from the keyboard."""
         self._present.depth = min(self._present.depth, 1)
         self.after(nn.Identity(), None, None, None)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Yield, and close the call if a Ctrl-C ends it: PyTorch runs hooks after exceptions, but not after that."""
+        """Yield, and close the call after a Ctrl-C: PyTorch runs hooks after exceptions, but not after that."""
         try:
             yield
         except BaseException:
@@ -137,14 +137,14 @@ class Attachment:
 
 
 class _Present(threading.local):
-    """The call that a thread is in, and how many calls of the same network are in each other."""
+    """The current call of a thread, and the nesting depth of the calls of its network."""
 
     depth = 0
     call: _Call | None = None
 
 
 class _Call:
-    """One outermost call of a network."""
+    """An outermost call of a network."""
 
     def __init__(self, surroundings: Surroundings, *, pads: bool) -> None:
         self._surroundings = surroundings
@@ -164,7 +164,7 @@ class _Call:
             self._num_axes, self._size = image.ndim, around.size_of(image)
             arguments, keywords = map_tensors(self._prepared, (arguments, keywords))
         if around.amp is not None and tensors:
-            # None is not autocast(enabled=False): that would switch off the caller's own.
+            # None is not autocast(enabled=False), which would disable the caller's own.
             device = (tensors[0] if image is None else image).device
             self._autocast = torch.autocast(device.type, HALF_TYPES[around.amp])
             self._autocast.__enter__()  # type: ignore[no-untyped-call]
@@ -202,9 +202,9 @@ class _Call:
 
 
 class _SurroundedCall:
-    """Takes the place of the call of a network that was compiled in place: the hooks are not compiled with it.
+    """Replaces the call of a network that was compiled in place, so that the hooks are not compiled with it.
 
-    Of a scripted network, too, which takes no hooks. A copy of the network has none of it, and is not compiled.
+    Also that of a scripted network, which supports no hooks. Copies of the network are plain and not compiled.
     """
 
     def __init__(self, network: nn.Module, attachment: Attachment, compiled: Callable[..., Any] | None) -> None:
@@ -226,7 +226,7 @@ class _SurroundedCall:
             return self._network._call_impl(*arguments, **keywords)  # type: ignore[no-untyped-call]
         try:
             return self.compiled(*arguments, **keywords)
-        except Exception as error:  # of the compiler, or of the network: then it comes again
+        except Exception as error:  # of the compiler or of the network, which then raises it again
             self.compiled = None
             outputs = self._network._call_impl(*arguments, **keywords)  # type: ignore[no-untyped-call]
             self.attachment.compile_failure = reason_in_short(error)
@@ -234,19 +234,19 @@ class _SurroundedCall:
 
 
 def attach(network: nn.Module, surroundings: Surroundings) -> Attachment:
-    """Surround a network's calls until `detach`; whatever surrounded it before no longer does.
+    """Attach hooks to a network until `detach`, in place of any previous ones.
 
-    In evaluation mode images are padded, and every output that has the padded size is cropped; outputs of other
-    resolutions, which serve deep supervision, are left out of lists and dictionaries then. In training mode images are
-    expected to be padded already, together with their labels. Only the first tensor argument that is a batch of images
-    is padded, and whatever else has its size. Outputs in half precision become float32.
+    In evaluation mode images are padded, and every output of the padded size is cropped; outputs of other resolutions,
+    as for deep supervision, are then removed from lists and dictionaries. In training mode images must be padded
+    already, together with their labels. Only the first tensor argument that is a batch of images, and tensors of the
+    same size, are padded. Outputs in half precision become float32.
 
     Args:
-        network: Any network. If it was compiled in place, `nn.Module.compile`, its own part is what is compiled.
-        surroundings: What surrounds it.
+        network: Any network. If it was compiled in place by `nn.Module.compile`, only its own part is compiled.
+        surroundings: The settings of the hooks.
 
     Returns:
-        What the hooks know.
+        The state of the hooks.
     """
     _remove_hooks(network)
     attachment = Attachment(surroundings)
@@ -261,13 +261,13 @@ def attach(network: nn.Module, surroundings: Surroundings) -> Attachment:
         network.register_forward_pre_hook(attachment.before, prepend=True, with_kwargs=True)
         network.register_forward_hook(attachment.after, with_kwargs=True, always_call=True)
     if getattr(network, "network", None) is None:
-        # Trainers of earlier versions reached their network through an adapter, `toolbox.model.network`.
+        # In earlier versions trainers accessed their network through an adapter, `toolbox.model.network`.
         network.__dict__["network"] = network
     return attachment
 
 
 def detach(network: nn.Module) -> None:
-    """Detach from a network and its copies what `attach` put around it; any other is not changed."""
+    """Remove what `attach` added from a network and its copies; other networks are not changed."""
     attachment = _remove_hooks(network)
     if attachment is not None:
         attachment.surroundings.is_active = False
@@ -294,7 +294,7 @@ def _remove_hooks(network: nn.Module) -> Attachment | None:
 
 
 def attachment_of(network: nn.Module) -> Attachment | None:
-    """Return what the hooks of a network know; None if it has none of ours."""
+    """Return the state of a network's hooks; None if it has none of ours."""
     compiled = getattr(network, "_compiled_call_impl", None)
     if isinstance(compiled, _SurroundedCall):
         return compiled.attachment
@@ -303,13 +303,13 @@ def attachment_of(network: nn.Module) -> Attachment | None:
 
 
 def with_channels_last(tensor: Tensor) -> Tensor:
-    """Return a tensor of 4 or 5 axes with its second one last in memory; any other as it is."""
+    """Return a tensor of 4 or 5 axes in the channels-last memory format; any other tensor unchanged."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     return tensor.contiguous(memory_format=formats[tensor.ndim]) if tensor.ndim in formats else tensor
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """Return nested lists, tuples and dictionaries with every tensor replaced."""
+    """Apply a function to every tensor in nested lists, tuples and dictionaries."""
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, dict):
@@ -324,7 +324,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
 
 
 def tensors_in(tree: object) -> Iterator[Tensor]:
-    """Yield the tensors of nested lists, tuples and dictionaries."""
+    """Yield the tensors in nested lists, tuples and dictionaries."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, dict | list | tuple):
@@ -333,7 +333,7 @@ def tensors_in(tree: object) -> Iterator[Tensor]:
 
 
 def _without(unwanted: Callable[[Tensor], bool], tree: object) -> object:
-    """Return a list, tuple or dictionary without its unwanted tensors; anything else as it is."""
+    """Return a list, tuple or dictionary without its unwanted tensors; anything else unchanged."""
     if isinstance(tree, dict):
         return {name: value for name, value in tree.items() if not (isinstance(value, Tensor) and unwanted(value))}
     if isinstance(tree, list | tuple):

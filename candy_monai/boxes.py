@@ -1,4 +1,4 @@
-"""The box around what is true in a mask."""
+"""The bounding box of a mask."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 def bounding_box(mask: NDArray[np.bool_], *, margin: int = 0) -> tuple[slice, ...] | None:
-    """Return the smallest box around the true voxels of a spatial mask; ``None`` when there is none.
+    """Return the bounding box of the true voxels of a spatial mask; ``None`` if there are none.
 
     Args:
         mask: ``(*spatial)``.
-        margin: Voxels to add on each side, as far as the mask reaches.
+        margin: Voxels to add on each side, within the mask's extent.
     """
     box = []
     for axis in range(mask.ndim):

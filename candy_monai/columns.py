@@ -1,4 +1,4 @@
-"""The names of the columns of a run's ``metrics.csv``: those that the run itself writes, and those of classes."""
+"""Names of the columns of a run's ``metrics.csv``: those that the run writes itself, and those of classes."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 EPOCH = "epoch"
 SCORE = "val score"
-"""An epoch's validation score."""
+"""The validation score of an epoch."""
 LOSS = "combined loss"
-"""The mean of the losses that ``backward`` returned."""
+"""The mean of the losses returned by ``backward``."""
 LEARNING_RATE = "learning rate"
 """The first learning rate of an epoch."""
 EPOCH_DURATION = "epoch duration"
-"""The seconds of an epoch, validation included."""
+"""Seconds of an epoch, including validation."""
 
 VALIDATION = "val "
-"""What the names of a validation's metrics begin with."""
+"""The prefix of the names of validation metrics."""
 MOST_CLASSES, NUM_WORST = 12, 5
 
 
 def by_class(columns: Iterable[str], class_names: Collection[str] = ()) -> dict[str, dict[str, str]]:
-    """Return the columns that say the same of several classes, such as ``val dice kidney`` and ``val dice tumor``.
+    """Return the columns of one metric for several classes, such as ``val dice kidney`` and ``val dice tumor``.
 
     Args:
         columns: Names of columns.
         class_names: Names of the classes. Numbers at the end of ``val`` columns count as names of classes, too.
 
     Returns:
-        For each metric that has columns of at least two classes, such as ``val dice``, its columns in their order with
-        the name of the class of each.
+        For each metric with columns of at least two classes, such as ``val dice``, its columns with their classes, in
+        order.
     """
     found: dict[str, dict[str, str]] = {}
     for column in columns:
@@ -43,17 +43,17 @@ def by_class(columns: Iterable[str], class_names: Collection[str] = ()) -> dict[
 
 
 def class_at_end(column: str, class_names: Iterable[str]) -> str:
-    """Return the class that a column's name ends with: of "left kidney" and "kidney" the former; empty for none."""
+    """Return the class at the end of a column's name: "left kidney" rather than "kidney"; empty for none."""
     return max((name for name in class_names if name and column.endswith(f" {name}")), key=len, default="")
 
 
 def worth_listing(metrics: Mapping[str, Sequence[float]], class_names: Collection[str] = ()) -> tuple[list[str], str]:
-    """Return the columns that a list of metrics names, and in words what it leaves out.
+    """Return the columns to list for some metrics, and a text about those that are omitted.
 
-    Of a metric of more than 12 classes those are the five with the lowest last values.
+    For a metric of more than 12 classes, these are the five with the lowest last values.
 
     Args:
-        metrics: Each column's values over the epochs.
+        metrics: The values of each column over the epochs.
         class_names: Names of the classes.
     """
     hidden: set[str] = set()

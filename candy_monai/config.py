@@ -1,7 +1,7 @@
-"""Settings and secrets: where they live, which of them wins, and safe reading. Does not know what any of them means.
+"""Read and store settings and secrets safely, independent of their meaning.
 
 Settings are ordinary YAML files, merged key by key. Secrets come from environment variables or from one file that only
-its owner can read; their values stay out of every message and ``repr``.
+its owner can read; their values are never part of a message or a ``repr``.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from candy_monai.aliases import PathLike
 
 Setting: TypeAlias = "str | int | float | bool | list[Setting] | dict[str, Setting] | None"
-"""One value of a settings file."""
+"""A value in a settings file."""
 
 Secret: TypeAlias = str | int | float | bool
-"""One value of a secrets file; from the environment always text."""
+"""A value in a secrets file; always text if from the environment."""
 
 SETTINGS_FILE = "settings.yml"
 SECRETS_FILE = "secrets.yml"
 MAX_BYTES = 1 << 20
-"""Larger files are refused: nobody writes a megabyte of settings by hand."""
+"""The size limit of files, far above that of any settings written by hand."""
 
 _HOME_UNKNOWN = "the home folder is unknown: set CANDY_MONAI_CONFIG to the configuration folder"
 _ENVIRONMENT_PREFIX = "CANDY_MONAI_"
@@ -42,10 +42,10 @@ _PLAIN_TAGS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "
 
 
 def config_folder() -> Path:
-    """Return the folder of the user's own settings and secrets; it need not exist.
+    """Return the folder of the user's settings and secrets, which may not exist.
 
-    It is ``$CANDY_MONAI_CONFIG``, else the platform's own: on Linux ``$XDG_CONFIG_HOME/candy_monai``, else
-    ``~/.config/candy_monai``. As the XDG rules ask, a relative ``$XDG_CONFIG_HOME`` is ignored.
+    It is ``$CANDY_MONAI_CONFIG``, else the platform's default: on Linux ``$XDG_CONFIG_HOME/candy_monai``, else
+    ``~/.config/candy_monai``. According to the XDG specification, a relative ``$XDG_CONFIG_HOME`` is ignored.
 
     Raises:
         SettingsError: If none is set and the home folder is unknown.
@@ -64,19 +64,19 @@ def config_folder() -> Path:
 
 
 def load_settings(path: PathLike | None = None) -> dict[str, Setting]:
-    """Read the settings files and merge them key by key, the later winning.
+    """Read the settings files and merge them key by key; later files take precedence.
 
     The order: ``settings.yml`` in the user's config folder, ``settings.yml`` in the working folder, then ``path``. The
-    first two may be missing.
+    first two are optional.
 
     Args:
-        path: One more settings file. It must exist.
+        path: A further settings file, which must exist.
 
     Returns:
         The merged settings, in the order in which their names first appear.
 
     Raises:
-        SettingsError: If a file is missing, unreadable, too large or no YAML mapping of names to plain values.
+        SettingsError: If a file is missing, unreadable, too large or not a YAML mapping of names to plain values.
     """
     settings: dict[str, Setting] = {}
     for file in settings_files(path):
@@ -85,15 +85,15 @@ def load_settings(path: PathLike | None = None) -> dict[str, Setting]:
 
 
 def settings_files(path: PathLike | None = None) -> list[Path]:
-    """Return the settings files that `load_settings` reads, in its order, without those that may be missing and are."""
+    """Return the settings files that `load_settings` reads, in order; missing optional files are omitted."""
     own = [file for file in (config_folder() / SETTINGS_FILE, Path(SETTINGS_FILE)) if file.exists()]
     return own if path is None else [*own, Path(path)]
 
 
 class Secrets(Mapping[str, Secret]):
-    """Secrets by name. Its text form shows the names only.
+    """Secrets by name. Its ``repr`` shows only the names.
 
-    Names are compared without case, and ``-`` is the same as ``_``.
+    Names are case-insensitive, and ``-`` is equivalent to ``_``.
 
     Args:
         values: The secrets.
@@ -124,12 +124,12 @@ class Secrets(Mapping[str, Secret]):
 
 
 def load_secrets(path: PathLike | None = None) -> Secrets:
-    """Read the user's secrets; environment variables win over the file.
+    """Read the user's secrets; environment variables take precedence over the file.
 
-    The variable of a secret is ``CANDY_MONAI_`` and its name in capitals. An empty variable counts as not set.
+    The variable of a secret is ``CANDY_MONAI_`` and its name in capitals. An empty variable counts as unset.
 
     Args:
-        path: The secrets file; by default ``secrets.yml`` in the user's config folder, which may be missing.
+        path: The secrets file; by default ``secrets.yml`` in the user's config folder, which is optional.
 
     Raises:
         SettingsError: If the file can be read by others, is damaged, or was given and is missing.
@@ -142,31 +142,31 @@ def load_secrets(path: PathLike | None = None) -> Secrets:
 
 
 def secrets_file() -> Path:
-    """Return the path of the user's own secrets file; it need not exist."""
+    """Return the path of the user's secrets file, which may not exist."""
     return config_folder() / SECRETS_FILE
 
 
 def save_secret(name: str, value: Secret) -> Path:
-    """Store one secret in the user's config folder, in a file that only its owner can read (mode 600).
+    """Store a secret in the user's config folder, in a file that only its owner can read (mode 600).
 
-    The other secrets in the file are kept; comments are not. The file is replaced in one step.
+    The other secrets in the file are kept, comments are not. The file is replaced atomically.
 
     Args:
-        name: Letters, digits and ``_``; the case does not matter.
+        name: Letters, digits and ``_``; case-insensitive.
         value: The secret, not empty.
 
     Returns:
         The path of the file.
 
     Raises:
-        SettingsError: If the name or the value cannot be used, or the existing file is damaged or readable by others.
+        SettingsError: If the name or the value is invalid, or the existing file is damaged or readable by others.
     """
     key = _normalised(name)
     if not _SECRET_NAME.fullmatch(key) or key in _NOT_SECRETS:
         raise SettingsError(f"{name!r} cannot name a secret: use letters, digits and '_', and neither config nor data")
     if value == "":
         raise SettingsError(f"the secret {name!r} is empty")
-    file = secrets_file().resolve()  # a linked file stays a link
+    file = secrets_file().resolve()  # a symbolic link is kept
     stored = _stored_secrets(file) if file.exists() else {}
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     _replace_privately(file, yaml.dump({**stored, key: value}, Dumper=_Dumper))
@@ -174,12 +174,12 @@ def save_secret(name: str, value: Secret) -> Path:
 
 
 def environment_variable(secret: str) -> str:
-    """Return the name of the environment variable that holds a secret."""
+    """Return the name of the environment variable for a secret."""
     return _ENVIRONMENT_PREFIX + _normalised(secret).upper()
 
 
 def is_in_environment(secret: str) -> bool:
-    """Return whether the environment sets this secret, and so wins over the file."""
+    """Return whether the environment sets a secret, which then takes precedence over the file."""
     return _normalised(secret) in _environment_secrets()
 
 
@@ -226,11 +226,11 @@ def _read(file: Path, *, private: bool = False) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's plain types only, and exponents as everybody writes them: YAML 1.1 takes ``1e-3`` for a text."""
+    """Loads only YAML's plain types, and numbers such as ``1e-3``, which YAML 1.1 takes for text."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads: a text that it would take for a number is put in quotes."""
+    """Writes what `_Loader` reads; quotes text that it would read as a number."""
 
 
 for _kind in (_Loader, _Dumper):
@@ -240,15 +240,15 @@ for _kind in (_Loader, _Dumper):
 
 
 def parsed_yaml(file: Path, text: str, *, quote: bool = True) -> dict[str, Setting]:
-    """Parse YAML that is a mapping of plain values; JSON is YAML, too.
+    """Parse YAML text, or JSON, which must be a mapping of plain values.
 
     Args:
         file: Its file, for messages.
         text: The text.
-        quote: Whether errors may repeat what is in the file; without, they repeat names alone.
+        quote: Whether errors may quote the file's content; otherwise they contain only names.
 
     Raises:
-        SettingsError: If it is none, with the line: a name that comes twice and aliases are refused.
+        SettingsError: If it is not, with the line; repeated names and aliases are refused.
     """
     try:
         loader = _Loader(text)
@@ -266,7 +266,7 @@ def parsed_yaml(file: Path, text: str, *, quote: bool = True) -> dict[str, Setti
         raise SettingsError(f"{where}: not valid YAML: {problem}") from None
     except RecursionError:
         raise SettingsError(f"{file}: nested too deeply") from None
-    except ValueError as error:  # a value that looks like a number and is none, such as 1:99:99 or a date
+    except ValueError as error:  # a value that looks like a number but is not, such as 1:99:99 or a date
         if isinstance(error, SettingsError):
             raise
         raise SettingsError(f"{file}: a value cannot be read; write it in quotes") from None
@@ -274,7 +274,7 @@ def parsed_yaml(file: Path, text: str, *, quote: bool = True) -> dict[str, Setti
 
 
 def _check(file: Path, node: yaml.Node, *, seen: set[int]) -> None:
-    """Refuse what plain settings do not need: aliases (they can explode), other types, odd or repeated names."""
+    """Refuse what plain settings do not need: aliases (they can expand exponentially), other types, bad names."""
     where = f"{file}, line {_line(node)}"
     if id(node) in seen:
         raise SettingsError(f"{where}: anchors and aliases ('&', '*') are not supported; write the value out")
@@ -300,7 +300,7 @@ def _line(node: yaml.Node) -> int:
 
 
 def _replace_privately(file: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")  # born with mode 600
+    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")  # created with mode 600
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)

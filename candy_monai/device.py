@@ -1,4 +1,4 @@
-"""Where tensors live: the mixin that remembers a device, and the choice of one. Owns no tensors."""
+"""Choose a device, and a mixin that stores one. Owns no tensors."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from candy_monai.errors import BadInputError
 
 
 class HasDevice:
-    """Something that works on one device.
+    """Base class of objects that work on one device.
 
     Args:
         device: The device, or its name.
 
     Raises:
-        BadInputError: If PyTorch knows no such device, or this machine lacks it.
+        BadInputError: If PyTorch does not support the device, or this machine lacks it.
     """
 
     def __init__(self, device: Device) -> None:
         self._device = find_device(device)
 
     def device(self, *, device: Device | None = None) -> torch.device:
-        """Return the device in use; with ``device`` given, switch to it first. Called, not overridden.
+        """Return the current device; with ``device`` given, switch to it first. Not to be overridden.
 
         Args:
-            device: The device to use from now on. Tensors that already live elsewhere are not moved.
+            device: The device to use from now on. Existing tensors are not moved.
 
         Raises:
-            BadInputError: If PyTorch knows no such device, or this machine lacks it.
+            BadInputError: If PyTorch does not support the device, or this machine lacks it.
         """
         if device is not None:
             self._device = find_device(device)
@@ -44,9 +44,9 @@ def auto_device() -> str:
 
 
 def why_absent(device: torch.device) -> str | None:
-    """Return why this machine cannot use a device; ``None`` when it can.
+    """Return why this machine cannot use a device; ``None`` if it can.
 
-    Only CUDA and MPS are looked for. This initialises neither, so that processes can still be forked.
+    Checks only CUDA and MPS, without initialising them, so that processes can still be forked.
     """
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         return f"PyTorch finds {torch.cuda.device_count()} CUDA devices"
@@ -59,7 +59,7 @@ def find_device(device: Device) -> torch.device:
     """Return a device by its name, or the best one for ``auto``.
 
     Raises:
-        BadInputError: If PyTorch knows no such device, or this machine lacks it.
+        BadInputError: If PyTorch does not support the device, or this machine lacks it.
     """
     try:
         parsed = torch.device(auto_device() if device == "auto" else device)

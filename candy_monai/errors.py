@@ -1,6 +1,6 @@
-"""The exceptions that this library raises on purpose, and the wording they share. Owns no policy.
+"""The exceptions that this library raises on purpose, and helpers for their messages.
 
-Each message says what was received, what was expected and what to do.
+Each message contains what was received, what was expected and what to do.
 """
 
 from __future__ import annotations
@@ -9,27 +9,27 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 WARNING = "Warning: "
-"""What the text of a warning begins with, in a log and on the screen."""
+"""The prefix of warnings in logs and on the screen."""
 
 
 class CandyError(Exception):
-    """Base of every error that candy_monai raises on purpose."""
+    """Base class of all errors that candy_monai raises on purpose."""
 
 
 class BadInputError(CandyError, ValueError):
-    """What the user gave cannot be worked with; nothing was started. The command line exits with 2."""
+    """The user's input cannot be used; nothing was started. The exit code of the command line is 2."""
 
 
 class SettingsError(BadInputError):
-    """A setting is unknown, out of range or contradicts another."""
+    """A setting is unknown, out of range or contradicts another one."""
 
 
 class DatasetError(BadInputError):
-    """A dataset cannot be used. Lists every problem that was found, each with its file.
+    """A dataset cannot be used. Lists every problem, each with its file.
 
     Args:
-        dataset: What was looked at, usually the dataset's folder.
-        problems: One line each: the file at fault, what was found, what was expected, what to do.
+        dataset: The dataset, usually its folder.
+        problems: One line each: the file, what was found, what was expected, what to do.
     """
 
     def __init__(self, dataset: object, problems: Sequence[str]) -> None:
@@ -41,7 +41,7 @@ class DatasetError(BadInputError):
 
 
 class ImageReadError(BadInputError):
-    """An image file is missing, damaged or of a kind that no installed reader opens."""
+    """An image file is missing, damaged or of a format that no installed reader supports."""
 
 
 class ExperimentError(BadInputError):
@@ -49,7 +49,7 @@ class ExperimentError(BadInputError):
 
 
 class RunFailedError(CandyError, RuntimeError):
-    """A run failed after its start, at something that is no fault of its input, such as a full disk."""
+    """A run failed after its start for a reason other than its input, such as a full disk."""
 
 
 class NonFiniteLossError(CandyError, ArithmeticError):
@@ -57,15 +57,15 @@ class NonFiniteLossError(CandyError, ArithmeticError):
 
 
 class MissingExtraError(CandyError, ImportError):
-    """An optional package is needed and not installed; the message names the extra that brings it."""
+    """An optional package is needed but not installed; the message names the extra that contains it."""
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
-    """Return `` Did you mean 'x'?`` for the closest candidate, or an empty string when none is close."""
+    """Return `` Did you mean 'x'?`` for the closest candidate, or an empty string if none is close."""
     close = difflib.get_close_matches(name, list(candidates), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def reason_in_short(error: Exception, longest: int = 200) -> str:
-    """Return an error's type and message in one line: PyTorch's have several, with advice on what not to do."""
+    """Return an error's type and message in one line; PyTorch's messages have several lines, with wrong advice."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:longest]

@@ -1,4 +1,4 @@
-"""Write files so that a crash leaves the old one or the new one, never half of either."""
+"""Write files atomically: after a crash, either the old or the new file exists, never a partial one."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 
 _BYTES_ON_THE_WAY = 16 << 20
 _UNKNOWN = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.ESPIPE)
-"""What file systems and sandboxes say that do not know a request."""
+"""Error codes of file systems and sandboxes that do not support a request."""
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
-"""What file systems say that have no locks."""
+"""Error codes of file systems without locks."""
 _SYNC_WHOLE = 7  # SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE and _WAIT_AFTER
 
 
 @contextmanager
 def atomic_path(path: PathLike, *, durable: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on a clean exit it takes the place of ``path`` in one rename.
+    """Yield a temporary path beside ``path``, which replaces ``path`` in one rename if the block succeeds.
 
     The temporary file keeps the suffix, since many writers choose the format by it. It is removed if the block raises.
 
     Args:
         path: The file to write. Its folder must exist.
-        durable: Also wait until the data are on the disk, so that the file survives a power failure. What can be made
-            again (pictures, caches) does not need it.
+        durable: Also wait until the data are on the disk, so that the file survives a power failure. Not needed for
+            files that can be created again (pictures, caches).
     """
     target = Path(path)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix="".join(target.suffixes))
@@ -53,7 +53,7 @@ def atomic_path(path: PathLike, *, durable: bool = True) -> Iterator[Path]:
         if durable:
             flush_to_disk(target.parent)
     except OSError as error:
-        if error.filename is None:  # so it is where the disk is full
+        if error.filename is None:  # as when the disk is full
             error.filename = str(target)
         raise
     finally:
@@ -62,13 +62,13 @@ def atomic_path(path: PathLike, *, durable: bool = True) -> Iterator[Path]:
 
 
 def atomic_write_text(path: PathLike, text: str, *, durable: bool = True) -> None:
-    """Replace the file's content by ``text`` (UTF-8) in one step."""
+    """Replace the content of a file by ``text`` (UTF-8) atomically."""
     with atomic_path(path, durable=durable) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def atomic_write_json(path: PathLike, content: object) -> None:
-    """Write plain values as JSON in place of the file's content, in one step.
+    """Replace the content of a file by plain values as JSON, atomically.
 
     Raises:
         ValueError: If a number is NaN or infinite.
@@ -77,7 +77,7 @@ def atomic_write_json(path: PathLike, content: object) -> None:
 
 
 def digest_of_file(path: PathLike) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal digits."""
+    """Return the SHA-256 of a file's content as hexadecimal digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -86,10 +86,10 @@ def digest_of_file(path: PathLike) -> str:
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a new, empty file, and leave it open for `finish_file`; it is removed if the block raises.
 
-    The disk takes in what is written while more is written, so that little is left to wait for in the end. A crash
-    leaves half of it under this name: for files that are not looked at before something else confirms them.
+    Data go to the disk during writing, so that little remains to wait for at the end. A crash leaves a partial file
+    under this name: for files that are not read before something else confirms them.
     """
-    path.unlink(missing_ok=True)  # never written over: another name may be a link to it
+    path.unlink(missing_ok=True)  # never overwritten: another name may be a link to it
     file = cast(BinaryIO, io.BufferedWriter(_SteadyFile(path, "xb")))
     try:
         yield file
@@ -101,9 +101,9 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def finish_file(file: BinaryIO) -> None:
-    """Wait until a file's data are on the disk, take them out of the system's cache, and close it.
+    """Wait until a file's data are on the disk, remove them from the system's cache, and close it.
 
-    For what is large and not read again soon: in the cache it would take the place of what is, such as a dataset.
+    For large files that are not read again soon: in the cache they would displace files in use, such as a dataset.
 
     Raises:
         OSError: If the data cannot be written.
@@ -115,16 +115,16 @@ def finish_file(file: BinaryIO) -> None:
 
 
 class _SteadyFile(io.FileIO):
-    """A file that is on its way to the disk while more is written to it.
+    """A file whose data are transferred to the disk during writing.
 
-    Of what was written, the system's cache holds the last two portions only. New pages are dear in a virtual machine,
-    and so the same few are used for all of a file.
+    Only the last two portions of the written data remain in the system's cache. New pages are expensive in a virtual
+    machine, so the same few are used for the whole file.
     """
 
     _written = _sent = _confirmed = 0
 
     def write(self, data: ReadableBuffer, /) -> int:
-        count = super().write(memoryview(data).cast("B")[:_BYTES_ON_THE_WAY])  # whoever calls goes on with the rest
+        count = super().write(memoryview(data).cast("B")[:_BYTES_ON_THE_WAY])  # the caller continues with the rest
         self._written += count
         if self._written - self._sent >= _BYTES_ON_THE_WAY:
             _forget(self.fileno(), self._sent, self._written - self._sent)
@@ -136,10 +136,10 @@ class _SteadyFile(io.FileIO):
 
 
 def _wait_for(handle: int, begin: int, count: int) -> None:
-    """Return when a part of a file is on the disk; how to find it there may yet have to be written.
+    """Wait until a part of a file is on the disk; the file's metadata may still have to be written.
 
     Raises:
-        OSError: If it cannot be written: nobody else is told.
+        OSError: If it cannot be written: the system reports this only once.
     """
     if _sync_file_range is not None and _sync_file_range(handle, begin, count, _SYNC_WHOLE):
         code = ctypes.get_errno()
@@ -148,7 +148,7 @@ def _wait_for(handle: int, begin: int, count: int) -> None:
 
 
 def _forget(handle: int, begin: int = 0, count: int = 0) -> None:
-    """Drop what is on the disk from the system's cache, and start to write the rest, without waiting for it."""
+    """Drop the data that are on the disk from the system's cache, and start to write the rest, without waiting."""
     if sys.platform == "linux":
         with suppress(OSError):
             os.posix_fadvise(handle, begin, count, os.POSIX_FADV_DONTNEED)
@@ -178,7 +178,7 @@ def flush_to_disk(path: Path) -> None:
         finally:
             os.close(handle)
     except OSError:
-        if not is_folder:  # Windows opens no folder
+        if not is_folder:  # Windows cannot open folders
             raise
 
 
@@ -191,10 +191,10 @@ def _flush(handle: int) -> None:
 
 
 def check_writable(folder: PathLike) -> None:
-    """Refuse a folder that could not be made or written to, without making it.
+    """Refuse a folder that could not be created or written to, without creating it.
 
     Raises:
-        BadInputError: If a file stands in its way, or the nearest folder above it may not be written to.
+        BadInputError: If a file has its name, or the nearest existing folder above it is not writable.
     """
     folder = Path(folder)
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
@@ -205,10 +205,10 @@ def check_writable(folder: PathLike) -> None:
 
 
 def check_file_writable(path: PathLike) -> None:
-    """Refuse a file that could not be written, without making it or its folder.
+    """Refuse a file that could not be written, without creating it or its folder.
 
     Raises:
-        BadInputError: If it is a folder, or its folder could not be made or written to.
+        BadInputError: If it is a folder, or its folder could not be created or written to.
     """
     path = Path(path)
     if path.is_dir():
@@ -217,14 +217,14 @@ def check_file_writable(path: PathLike) -> None:
 
 
 def check_results_writable(results: Mapping[str, PathLike | None], read: Iterable[PathLike]) -> None:
-    """Check that results can be written, and replace neither each other nor what they are made of.
+    """Check that results can be written, and overwrite neither each other nor the input files.
 
     Args:
-        results: The option that names a file, and the file; None where it was not given.
-        read: The files that are read.
+        results: The file for each option; None if the option was not given.
+        read: The input files.
 
     Raises:
-        BadInputError: As for `check_file_writable`, or if two are one file or one is among those that are read.
+        BadInputError: As for `check_file_writable`, or if two of the files are the same or one is an input file.
     """
     inputs = {Path(path).resolve() for path in read}
     named: dict[Path, str] = {}
@@ -245,17 +245,17 @@ def _umask() -> int:
     return current
 
 
-# It can be read only by changing it, for all threads at once: a file that another one writes meanwhile would be open to
-# everybody. While this module is imported there are none that write.
+# It can be read only by changing it, for all threads at once: a file that another thread writes meanwhile would be
+# readable by everybody. While this module is imported there are no such threads.
 _UMASK = _umask()
 
 
 def discard_standard_output() -> None:
-    """Discard what is still to be printed, since nobody reads it any more (``python train.py | head``).
+    """Discard the remaining output, since its reader has closed the pipe (``python train.py | head``).
 
-    Otherwise each further line would be an error, and so would the end of the program, which flushes the output.
+    Otherwise each further line would raise an error, and so would the final flush of the program.
     """
-    with suppress(OSError, ValueError, AttributeError):  # a stream that is no file
+    with suppress(OSError, ValueError, AttributeError):  # a stream that is not a file
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)

@@ -1,6 +1,6 @@
-"""What a map of label ids is: whole numbers from 0, each the number of a class. The one place that decides it.
+"""The valid contents of a map of label ids: whole numbers from 0, each the number of a class.
 
-Datasets, trainers, losses, metrics and the evaluation ask here, so that what one of them refuses no other takes.
+Datasets, trainers, losses, metrics and the evaluation all use this module, so that they accept the same label maps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ROUNDING = 1e-3
 
 
 def holds_whole_numbers(tensor: Tensor) -> bool:
-    """Return whether a tensor of any type and shape holds nothing but whole numbers, as ids of classes are."""
+    """Return whether all values of a tensor of any type and shape are whole numbers, as class ids are."""
     plain = tensor.as_subclass(Tensor)
     if plain.is_complex():
         return False
@@ -27,13 +27,13 @@ def holds_whole_numbers(tensor: Tensor) -> bool:
 
 
 def widened(labels: Tensor) -> Tensor:
-    """Return whole numbers of any type as int64, where -1 and 255 are two; floating ones as they are."""
+    """Return integers of any type as int64, in which -1 and 255 differ; floating-point values unchanged."""
     plain = labels.as_subclass(Tensor)
     return plain if plain.is_floating_point() or plain.is_complex() else plain.long()
 
 
 def holding(labels: Tensor, label_id: int) -> Tensor:
-    """Return labels in a type that can hold one more id: their own where it can, else int64."""
+    """Return labels in a type that can hold one more id: their own if possible, else int64."""
     if labels.is_floating_point() or labels.is_complex():
         return labels
     held = (0, 1) if labels.dtype == torch.bool else (torch.iinfo(labels.dtype).min, torch.iinfo(labels.dtype).max)
@@ -41,26 +41,26 @@ def holding(labels: Tensor, label_id: int) -> Tensor:
 
 
 def highest_id(labels: Tensor, *, what: str, ignore_index: int | None = None) -> int:
-    """Return the highest label id; on a GPU this waits for the device.
+    """Return the highest label id; on a GPU this synchronises with the device.
 
     Args:
-        labels: Of any shape and type; floating ones are ids where all are whole.
-        what: What holds them, for the message: ``"case_3: the label"``.
-        ignore_index: The id that is no class; it may be negative and is not counted.
+        labels: Of any shape and type; floating-point values must be whole numbers.
+        what: Their name in the message: ``"case_3: the label"``.
+        ignore_index: The id that is not a class; it may be negative and is not counted.
 
     Returns:
-        0 where there is none.
+        The id; 0 if there is none.
 
     Raises:
-        BadInputError: If there is a value that is no id: NaN, infinite, a fraction, negative, complex. Says which
-            values were found and what to do.
+        BadInputError: If a value is not an id: NaN, infinite, a fraction, negative, complex. The message contains the
+            values and what to do.
     """
     plain = widened(labels.detach())
     if plain.is_complex():
         raise BadInputError(f"{what} holds complex numbers, expected label ids, which are whole numbers from 0")
     if not plain.numel():
         return 0
-    low, high = torch.stack(torch.aminmax(plain)).tolist()  # NaN where there is one
+    low, high = torch.stack(torch.aminmax(plain)).tolist()  # NaN if there is one
     if plain.is_floating_point() and not (low == low and torch.equal(plain, plain.round()) and high - low < torch.inf):
         _refuse_fractions(plain, what)
     if ignore_index is not None and (low < 0 or high == ignore_index):
@@ -75,7 +75,7 @@ def highest_id(labels: Tensor, *, what: str, ignore_index: int | None = None) ->
 
 
 def ids_in(labels: Tensor) -> list[int]:
-    """Return the different ids of a label map of whole numbers, ascending; on a GPU this waits for the device."""
+    """Return the distinct ids of a label map of whole numbers, ascending; on a GPU this synchronises."""
     flat = widened(labels.detach()).long().flatten()
     if not flat.numel():
         return []
@@ -112,7 +112,7 @@ def _refuse_fractions(labels: Tensor, what: str) -> NoReturn:
 
 
 def _shown(values: Tensor) -> str:
-    """Return a few of the different values as text."""
+    """Return some of the distinct values as text."""
     found = torch.unique(values).tolist()
     more = f" and {len(found) - _MOST_SHOWN} more" if len(found) > _MOST_SHOWN else ""
     return (

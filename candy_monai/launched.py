@@ -1,4 +1,4 @@
-"""What started this process: one of several by ``torchrun`` or by SLURM's ``srun``, or one by itself."""
+"""How this process was started: as one of several by ``torchrun`` or SLURM's ``srun``, or alone."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from candy_monai.errors import SettingsError
 
 _FIRST_PORT, _NUM_PORTS = 15_000, 15_000
-"""Below the ports that Linux gives to connections of other programs."""
+"""A range below the ports that Linux assigns to connections of other programs."""
 
 
 def name_as_torchrun() -> None:
     """Write the variables that ``torchrun`` would have set, in a process that ``srun`` started as one of several tasks.
 
-    These are RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, from which PyTorch connects the processes, and
-    LOCAL_WORLD_SIZE. A
-    process that torchrun started, also below ``srun``, is left as it is. So is one that SLURM runs by itself: the body
-    of a batch script and the shell of ``salloc`` know the number of tasks of their job, but are no tasks of a step.
+    These are RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, which PyTorch needs to connect the processes,
+    and LOCAL_WORLD_SIZE. Processes started by torchrun, also below ``srun``, are left unchanged. So are single
+    processes of SLURM: the body of a batch script and the shell of ``salloc`` have the number of tasks of their job,
+    but are not tasks of a step.
 
     Raises:
         SettingsError: If SLURM's variables contradict each other, or the tasks are those of a terminal.
@@ -50,21 +50,21 @@ def name_as_torchrun() -> None:
 
 
 def local_world_size() -> int:
-    """Return how many processes were started together on this machine, which share its cores and its memory."""
+    """Return the number of processes started together on this machine, which share its cores and its memory."""
     count = os.environ.get("LOCAL_WORLD_SIZE", "1")
     return max(1, int(count)) if count.isdecimal() else 1
 
 
 def is_first() -> bool:
-    """Return whether this process is alone, or the first of those that were started together."""
+    """Return whether this process is the only one, or the first of those started together."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def refuse_several(command: str) -> None:
-    """Raise a `SettingsError` if this process is one of several, each of which would do all of a command's work.
+    """Raise a `SettingsError` if this process is one of several, each of which would do all the work of a command.
 
     Args:
-        command: What cannot be shared out, for the message.
+        command: The command that cannot be distributed, for the message.
     """
     if (count := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise SettingsError(
@@ -74,18 +74,18 @@ def refuse_several(command: str) -> None:
 
 
 def first_host(node_list: str) -> str:
-    """Return the first of the hosts that a list of SLURM's names, such as ``gpu[03-05,9],login``.
+    """Return the first host of a SLURM node list such as ``gpu[03-05,9],login``.
 
     Args:
-        node_list: Names of hosts, separated by commas; numbers in brackets, as ranges or one by one.
+        node_list: Names of hosts, separated by commas; numbers in brackets, single or as ranges.
     """
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", node_list.strip())
-    assert first is not None  # it matches nothing, too
+    assert first is not None  # it also matches the empty string
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0])
 
 
 def _tasks_by_node(counts: str) -> list[int]:
-    """Return the number of tasks on each node that SLURM writes as ``4(x2),3``; none where it is written otherwise."""
+    """Return the number of tasks on each node, which SLURM writes as ``4(x2),3``; none for other formats."""
     if not re.fullmatch(r"\d+(\(x\d+\))?(,\d+(\(x\d+\))?)*", counts):
         return []
     found = re.findall(r"(\d+)(?:\(x(\d+)\))?", counts)
@@ -93,13 +93,13 @@ def _tasks_by_node(counts: str) -> list[int]:
 
 
 def _port(variables: Mapping[str, str]) -> int:
-    """Return a port that all tasks of a step derive alike, another one for each of the jobs and steps of a machine."""
+    """Return the same port for all tasks of a step, and different ports for different jobs and steps."""
     job, step = (_number(variables, name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     return _FIRST_PORT + (7 * job + step) % _NUM_PORTS
 
 
 def _number(variables: Mapping[str, str], *names: str) -> int:
-    """Return the first of some variables that is set, as a number."""
+    """Return the value of the first variable that is set, as a number."""
     name = next((name for name in names if name in variables), names[-1])
     try:
         return int(variables[name])

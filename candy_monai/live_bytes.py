@@ -1,4 +1,4 @@
-"""How much memory the tensors of some work take at a time, also on devices that hold none. Frees nothing."""
+"""Measure the peak memory of tensors, also on the meta device."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from typing_extensions import override
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the storages that a ``with`` block makes, and remembers the most that were alive at a time.
+    """Counts the bytes of the storages allocated within a ``with`` block, and records their peak.
 
-    On PyTorch's meta device this costs neither memory nor computing.
+    On PyTorch's meta device this needs neither memory nor computation.
 
     Args:
-        device: The type of device to count, as ``"meta"``; None for all.
-        besides: Returns what a library holds beside its tensors during an operation, of the operation, its arguments
-            and the tensors that it returned; None for nothing.
+        device: The type of device to count, such as ``"meta"``; None for all.
+        besides: Returns the bytes that a library allocates besides its tensors during an operation, given the
+            operation, its arguments and the returned tensors; None for nothing.
 
     Attributes:
-        now: Bytes that are alive.
-        most: The most that were alive at a time.
+        now: Bytes of the live storages.
+        most: Peak of these.
     """
 
     def __init__(

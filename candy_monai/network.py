@@ -1,4 +1,4 @@
-"""What is asked of a user's network from outside: its precision, its own names and weights, its size."""
+"""Properties of a user's network: its precision, its own names and weights, its size."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ def choose_precision(amp: str | None, device: torch.device) -> Precision:
     """Return the precision to run a network in on a device.
 
     Args:
-        amp: ``"bf16"``, ``"fp16"``, None for that of the weights, or ``"auto"``: on a CUDA device bfloat16 where it is
+        amp: ``"bf16"``, ``"fp16"``, None for that of the weights, or ``"auto"``: on a CUDA device bfloat16 if it is
             fast, else float16; elsewhere None.
-        device: Where the network runs.
+        device: The device of the network.
     """
     if amp == "auto":
         if device.type != "cuda":
             return None
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return amp  # type: ignore[return-value]  # the settings have seen to it
+    return amp  # type: ignore[return-value]  # the settings have checked it
 
 
 def check_precision(amp: str | None, device: torch.device) -> None:
-    """Check that PyTorch computes on a device in the half precision that was asked for.
+    """Check that PyTorch supports a half precision on a device.
 
     Args:
-        amp: As for `choose_precision`; what is none of half precision, such as ``"auto"``, there is everywhere.
-        device: Where the network is to run.
+        amp: As for `choose_precision`; values other than half precisions, such as ``"auto"``, are always supported.
+        device: The device of the network.
 
     Raises:
         SettingsError: If it does not.
@@ -46,7 +46,7 @@ def check_precision(amp: str | None, device: torch.device) -> None:
         return
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # PyTorch would go on in float32
+            warnings.simplefilter("error")  # PyTorch would continue in float32
             torch.autocast(device.type, HALF_TYPES[amp])
     except (RuntimeError, UserWarning) as error:
         raise SettingsError(
@@ -56,34 +56,34 @@ def check_precision(amp: str | None, device: torch.device) -> None:
 
 
 def channels_last_pays(network_dims: int, amp: Precision, device: torch.device) -> bool:
-    """Return whether a layout with the channels last is the faster one: for pictures on tensor cores."""
+    """Return whether the channels-last layout is faster, as for pictures on tensor cores."""
     return network_dims == 2 and amp is not None and device.type == "cuda"
 
 
 def plain_network(model: nn.Module) -> nn.Module:
-    """Return the user's network inside a moving average or in PyTorch's other wrappers: compiled, data parallel."""
+    """Return the user's network inside a moving average or PyTorch's wrappers: compiled, data parallel."""
     while True:
         if isinstance(
             model, torch.optim.swa_utils.AveragedModel | nn.DataParallel | nn.parallel.DistributedDataParallel
         ):
             model = model.module
-        elif "_orig_mod" in model._modules:  # what torch.compile returns of a module
+        elif "_orig_mod" in model._modules:  # the result of torch.compile for a module
             model = model.get_submodule("_orig_mod")
         else:
             return model
 
 
 def plain_weights(model: nn.Module) -> dict[str, Any]:
-    """Return the state_dict of the user's network under its own names, tensors detached but not copied."""
+    """Return the state_dict of the user's network under its own names, with detached tensors that are not copied."""
     state = plain_network(model).state_dict()
     return {name: value.detach() if isinstance(value, Tensor) else value for name, value in state.items()}
 
 
 def initialize_lazy(network: nn.Module, example: Tensor) -> None:
-    """Run a network on one example ``(1, C, *spatial)`` if it has layers that need one to know their sizes.
+    """Run a network on one example ``(1, C, *spatial)`` if it has lazy layers, to initialise their sizes.
 
     Raises:
-        BadInputError: If the network cannot be called with it, or some layer does not take part.
+        BadInputError: If the network cannot be called with it, or some layer is not called.
     """
     if not _uninitialized(network):
         return
@@ -130,9 +130,9 @@ def _uninitialized(network: nn.Module) -> list[str]:
 
 @contextmanager
 def copyable(network: nn.Module) -> Iterator[None]:
-    """Detach computed tensors that a network keeps, as of `torch.nn.utils.weight_norm`, within a block, to copy it.
+    """Detach computed tensors stored in a network, as by `torch.nn.utils.weight_norm`, within a block, to copy it.
 
-    They are computed anew in each forward pass; autograd refuses to copy them.
+    They are recomputed in each forward pass; autograd refuses to copy them.
     """
     computed = [
         (module, name, value)
@@ -150,14 +150,14 @@ def copyable(network: nn.Module) -> Iterator[None]:
 
 
 def num_parameters(network: nn.Module) -> int:
-    """Count the trainable parameters."""
+    """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
 def count_macs(network: nn.Module, example_shape: tuple[int, ...]) -> float:
-    """Count the multiply-accumulate operations for one example ``(C, *spatial)``, without making a forward pass.
+    """Count the multiply-accumulate operations for one example ``(C, *spatial)``, without computing a forward pass.
 
-    The pass runs on PyTorch's meta device, so it costs no memory and touches neither weights nor random generators.
+    The pass runs on PyTorch's meta device, so it needs no memory and changes neither weights nor random generators.
 
     Returns:
         The count; NaN for a network that cannot run on the meta device.
@@ -167,13 +167,13 @@ def count_macs(network: nn.Module, example_shape: tuple[int, ...]) -> float:
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             meta_copy(network)(torch.empty(1, *example_shape, device="meta"))
-    except Exception:  # any network may do what meta tensors cannot; the count is only shown
+    except Exception:  # some networks do what meta tensors cannot; the count is only displayed
         return math.nan
     return float(counter.get_total_flops()) / 2
 
 
 def meta_copy(network: nn.Module) -> nn.Module:
-    """Return a copy in evaluation mode on PyTorch's meta device, where tensors have shapes and no content."""
+    """Return a copy in evaluation mode on PyTorch's meta device, where tensors have shapes but no data."""
     computed = [value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     tensors = [*network.parameters(), *network.buffers(), *computed]
     stand_ins = {id(tensor): _on_meta(tensor) for tensor in tensors}

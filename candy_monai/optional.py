@@ -1,4 +1,4 @@
-"""Import a package that an extra brings, or say which extra to install. Knows no package by itself."""
+"""Import an optional package, or report which extra installs it. Knows no package by itself."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     Args:
         module: The module's dotted name.
         extra: The extra of candy-monai that installs it.
-        purpose: What it is needed for, as the end of a sentence: ``"read .mha files"``.
+        purpose: The use of the module, as the end of a sentence: ``"read .mha files"``.
 
     Raises:
-        MissingExtraError: If it is not installed; the message says how to install it.
+        MissingExtraError: If it is not installed; the message explains how to install it.
     """
     try:
         return import_module(module)

@@ -1,4 +1,4 @@
-"""Random generators that hang on objects of the user's own: found, read, and put back. Knows no run and no trainer."""
+"""Find random generators in the user's own objects, and save and restore their states."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
-"""Every kind of generator that PyTorch, NumPy, MONAI and Python know."""
+"""Every kind of generator of PyTorch, NumPy, MONAI and Python."""
 
 _MOST_OBJECTS = 200_000
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
@@ -30,12 +30,12 @@ class OwnGenerators:
 
     @classmethod
     def of(cls, **parts: object) -> Self:
-        """Find the generators in attributes, lists and dictionaries of some objects, and in those of what is in there.
+        """Find the generators in attributes, lists and dictionaries of some objects, recursively.
 
-        What only a function knows, such as a global variable or what a lambda has enclosed, is not found.
+        Generators that only a function accesses, such as a global variable or one in a lambda's closure, are not found.
 
         Args:
-            **parts: The objects, by the names that their generators' places begin with.
+            **parts: The objects, by the prefixes of their generators' places.
         """
         found: dict[str, Generator] = {}
         for place, generator in _walk(parts):
@@ -44,24 +44,24 @@ class OwnGenerators:
 
     @property
     def places(self) -> tuple[str, ...]:
-        """Where generators were found."""
+        """The places of the generators."""
         return tuple(self._found)
 
     def states(self) -> dict[str, Any]:
-        """Return every generator's state, of plain values and tensors that load with ``weights_only=True``."""
+        """Return the state of every generator, as plain values and tensors that load with ``weights_only=True``."""
         return {place: _state_of(generator) for place, generator in self._found.items()}
 
     def restore(self, states: Mapping[str, Any]) -> None:
-        """Restore generators to the states of their places; those without one stay as they are."""
+        """Restore generators to the states of their places; those without a state are left unchanged."""
         for place, generator in self._found.items():
             if place in states:
                 _restore(generator, states[place])
 
 
 def _walk(parts: Mapping[str, object]) -> Iterator[tuple[str, Generator]]:
-    """Yield each generator once, in the order of the objects, nearer ones first."""
+    """Yield each generator once, in the order of the objects, breadth first."""
     waiting, seen = list(parts.items()), {id(generator) for generator in _GLOBAL}
-    for place, value in waiting:  # grows meanwhile, and keeps everything alive whose id was seen
+    for place, value in waiting:  # grows meanwhile, and keeps the objects alive whose ids were seen
         if isinstance(value, _LEAVES) or id(value) in seen:
             continue
         seen.add(id(value))
@@ -109,11 +109,11 @@ def _restore(generator: Generator, state: Any) -> None:
 
 
 def _plain(state: Any) -> Any:
-    """Convert NumPy's arrays to tensors, or to lists where those have no such type."""
+    """Convert NumPy's arrays to tensors, or to lists if tensors have no such type."""
     if isinstance(state, Mapping):
         return {name: _plain(value) for name, value in state.items()}
     if isinstance(state, np.ndarray) and np.can_cast(state.dtype, np.int64):
-        return torch.from_numpy(state.astype(np.int64))  # hundreds of keys are written far faster than as a list
+        return torch.from_numpy(state.astype(np.int64))  # far faster to write than hundreds of keys as a list
     return state.tolist() if isinstance(state, np.ndarray | np.generic) else state
 
 

@@ -1,4 +1,4 @@
-"""How long this process has been running, its imports included. Imports nothing heavy."""
+"""Measure how long this process has been running, including its imports. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _IMPORTED = time.monotonic()
 
 
 def process_age_s() -> float:
-    """Return the seconds since this process was started; where the system does not say, since this was imported."""
+    """Return the seconds since this process was started, or since this import if the system does not tell."""
     try:
-        # The name of the process, in brackets, may hold blanks; what follows it begins with the third field.
+        # The name of the process, in brackets, may contain blanks; the third field follows it.
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - started

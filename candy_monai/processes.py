@@ -1,4 +1,4 @@
-"""The processes that train one run together, as ``torchrun`` or ``srun`` starts them, and their communication."""
+"""The processes that train one run together, as started by ``torchrun`` or ``srun``, and their communication."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ T = TypeVar("T")
 
 _BYTES_AT_ONCE = 32 << 20
 _PATIENCE = timedelta(days=7)
-"""How long processes wait for what one does alone, such as preprocessing a dataset; by default half an hour."""
+"""The time-out for work that one process does alone, such as preprocessing; PyTorch's is half an hour."""
 
 
 class Processes:
-    """The processes of this run, of which this is one. A run of one process is the special case that tells nobody.
+    """The processes of this run, of which this is one. A run of one process communicates with none.
 
     Args:
-        rank: This process's number.
-        world_size: Processes in all.
-        local_rank: This process's number among those of its machine, which chooses its GPU.
+        rank: The number of this process.
+        world_size: The number of processes.
+        local_rank: The number of this process among those of its machine, which determines its GPU.
     """
 
     def __init__(self, *, rank: int = 0, world_size: int = 1, local_rank: int = 0) -> None:
@@ -39,7 +39,7 @@ class Processes:
 
     @classmethod
     def from_environment(cls) -> Processes:
-        """Read what ``torchrun`` says, or ``srun`` in its place; one process where neither says anything.
+        """Read the variables of ``torchrun`` or ``srun``; one process if there are none.
 
         Raises:
             SettingsError: If the variables contradict each other.
@@ -58,13 +58,13 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this process is the one that writes files."""
         return self.rank == 0
 
     def device_of(self, device: torch.device) -> torch.device:
-        """Return this process's own device: the GPU of its number where only ``cuda`` was asked for.
+        """Return the device of this process: the GPU of its number if only ``cuda`` was requested.
 
-        Where a process sees a single GPU, as a task of ``srun --gpus-per-task=1`` does, that is the one.
+        A process that sees a single GPU, such as a task of ``srun --gpus-per-task=1``, uses that one.
         """
         if self.world_size > 1 and str(device) == "cuda":
             return torch.device("cuda", 0 if torch.cuda.device_count() == 1 else self.local_rank)
@@ -74,7 +74,7 @@ class Processes:
         """Check that these processes can compute the statistics of batch normalisation together.
 
         Args:
-            device: Where they compute.
+            device: The device of this process.
 
         Raises:
             SettingsError: If there are several, and not on GPUs.
@@ -87,10 +87,10 @@ class Processes:
 
     @contextmanager
     def connected(self, device: torch.device) -> Iterator[None]:
-        """Connect the processes within a block; does nothing for one, or where they are connected already.
+        """Connect the processes within a block; do nothing for one process, or if they are connected already.
 
         Args:
-            device: Where this process computes: GPUs are connected by NCCL, all else by Gloo.
+            device: The device of this process: GPUs are connected by NCCL, all others by Gloo.
         """
         if self.world_size == 1:
             yield
@@ -109,7 +109,7 @@ class Processes:
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """Run a block in the first process, and in the others when it is done: what it made is there for them.
+        """Run a block in the first process, and then in the others, which can use its results.
 
         Raises:
             CandyError: In the others, if the first one failed.
@@ -127,7 +127,7 @@ class Processes:
             yield
 
     def broadcast(self, value: T) -> T:
-        """Return the first process's value."""
+        """Return the value of the first process."""
         if self.world_size == 1:
             return value
         values: list[Any] = [value]
@@ -135,7 +135,7 @@ class Processes:
         return values[0]  # type: ignore[no-any-return]
 
     def all_gather(self, value: T) -> list[T]:
-        """Return every process's value, in the order of their numbers."""
+        """Return the values of all processes, ordered by rank."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -143,7 +143,7 @@ class Processes:
         return values
 
     def all_reduce_any(self, flags: Sequence[bool]) -> list[bool]:
-        """Return for each flag whether it is set in any process. Waits for no GPU."""
+        """Return for each flag whether it is set in any process. Does not synchronise with a GPU."""
         if self.world_size == 1:
             return list(flags)
         return [count > 0 for count in self._counts(flags)]
@@ -151,11 +151,11 @@ class Processes:
     def all_reduce_mean(self, tensors: Sequence[Tensor], flags: Sequence[bool] = ()) -> tuple[list[Tensor], list[int]]:
         """Return the means of tensors over all processes, and in how many processes each flag is set.
 
-        Flags are sent with the last tensors; beside them where these are on a GPU, for which nobody waits.
+        Flags are sent with the last tensors, or separately if these are on a GPU, to avoid a synchronisation.
 
         Args:
-            tensors: Any, of the same shapes in each process.
-            flags: As many in each process.
+            tensors: Tensors of the same shapes in each process.
+            flags: The same number in each process.
         """
         if self.world_size == 1:
             return list(tensors), [int(flag) for flag in flags]
@@ -190,7 +190,7 @@ class Processes:
 
 
 def _parts(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Divide tensors into lists of one device and type, of some megabytes each."""
+    """Divide tensors into lists of some megabytes, each of one device and type."""
     kinds: defaultdict[object, list[Tensor]] = defaultdict(list)
     for tensor in tensors:
         kinds[tensor.device, tensor.dtype].append(tensor)

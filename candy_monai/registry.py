@@ -1,7 +1,7 @@
-"""Finds bundles, architectures with their trainer and predictor, by entry point; and classes in the user's own files.
+"""Find bundles (architectures with their trainer and predictor) by entry point, and classes in the user's own files.
 
-A bundle is an installed package's entry point in the group ``candy_monai.bundles`` that names a `Bundle`. Nothing is
-imported by a name that stands in a stored file but through this list of what is installed.
+A bundle is an entry point of an installed package in the group ``candy_monai.bundles`` that refers to a `Bundle`. Names
+in stored files are imported only if they are in this list of installed bundles.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from candy_monai.errors import BadInputError, did_you_mean
 
 GROUP = "candy_monai.bundles"
 SCRIPTS = "scripts"
-"""Where a MONAI Bundle has modules of its own."""
+"""The folder of a MONAI Bundle's own modules."""
 _NAME = "_bundle"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """One architecture, ready to train and to predict with.
+    """An architecture with its trainer and predictor.
 
     Attributes:
-        name: Its entry point's name, which is also noted on the trainer's class.
-        build_network: Builds the network from what the trainer's ``network_arguments`` returned.
+        name: The name of its entry point, which is also stored in the trainer's class.
+        build_network: Builds the network from the result of the trainer's ``network_arguments``.
         trainer: The trainer's class, a `SegmentationTrainer`.
         predictor: The predictor's class, a `Predictor`; None for `Predictor` itself.
-        networks: Classes of networks that MONAI does not have and a MONAI Bundle is to carry. Each is in a module that
-            imports PyTorch, MONAI, NumPy and SciPy alone, and is built from plain values.
+        networks: Classes of networks that MONAI lacks, for inclusion in MONAI Bundles. Each is in a module that imports
+            only PyTorch, MONAI, NumPy and SciPy, and is built from plain values.
     """
 
     name: str
@@ -45,11 +45,11 @@ class Bundle:
 
     def __post_init__(self) -> None:
         if bundle_name(self.trainer) is None:
-            setattr(self.trainer, _NAME, self.name)  # trainers are above this layer
+            setattr(self.trainer, _NAME, self.name)  # trainers are in a higher layer
 
 
 def bundle_name(trainer: type) -> str | None:
-    """Return the name of the bundle that a class is the trainer of; None of any other, its subclasses included."""
+    """Return the name of the bundle whose trainer is this class; None for other classes, including its subclasses."""
     name = vars(trainer).get(_NAME, vars(trainer).get("bundle"))
     return name if isinstance(name, str) else None
 
@@ -59,7 +59,7 @@ class ChoosesNetwork(Protocol):
     """A trainer's class whose network has options, and which adapts plans to it, as those of bundles do.
 
     Attributes:
-        network_options: Names of the attributes that choose the network, such as ``size``.
+        network_options: Names of the attributes that determine the network, such as ``size``.
     """
 
     network_options: tuple[str, ...]
@@ -68,7 +68,7 @@ class ChoosesNetwork(Protocol):
         """Return the class with these attributes set; raise SettingsError if there is no such network."""
 
     def adapt_plan(self, plan: Any) -> Any:
-        """Return the plan with what the network wants otherwise; raise BadInputError if it cannot follow it."""
+        """Return the plan adapted to the network; raise BadInputError if the network cannot follow it."""
 
 
 def choice_of_network(trainer: object) -> ChoosesNetwork | None:
@@ -91,7 +91,7 @@ def find_bundle(name: str) -> Bundle:
     """Import the bundle of this name.
 
     Raises:
-        BadInputError: If no such bundle is installed, or what is installed under this name is none.
+        BadInputError: If no such bundle is installed, or the entry point of this name is not a bundle.
     """
     names = bundle_names()
     if name not in names:
@@ -105,12 +105,12 @@ def find_bundle(name: str) -> Bundle:
 
 
 def name_in_scripts(network: type[nn.Module]) -> str:
-    """Return what a MONAI Bundle that carries the module of a network calls the network's class."""
+    """Return the name of a network's class in a MONAI Bundle that contains its module."""
     return f"{SCRIPTS}.{network.__module__.rpartition('.')[2]}.{network.__name__}"
 
 
 def carried_network(name: object) -> type[nn.Module] | None:
-    """Return the class of an installed bundle's that a MONAI Bundle calls so; None if there is none."""
+    """Return the class of an installed bundle that has this name in a MONAI Bundle; None if there is none."""
     if not str(name).startswith(f"{SCRIPTS}."):
         return None
     known = (network for bundle in bundle_names() for network in find_bundle(bundle).networks)
@@ -118,16 +118,16 @@ def carried_network(name: object) -> type[nn.Module] | None:
 
 
 def class_from_file(where: str, *, option: str) -> object:
-    """Execute a Python file of the user's and return what it calls by a name.
+    """Execute a Python file of the user and return the object of a given name.
 
-    As for a script, what lies beside the file can be imported.
+    As for a script, modules in the file's folder can be imported.
 
     Args:
         where: ``FILE:Class``.
-        option: The option that was given it, for messages.
+        option: The option with this value, for messages.
 
     Raises:
-        BadInputError: If there is no such file, or nothing of that name in it.
+        BadInputError: If there is no such file, or it defines no such name.
     """
     file, _, name = where.rpartition(":")
     path = Path(file)

@@ -1,4 +1,4 @@
-"""Every random generator in one place: seed them all, capture them all, restore them all. Draws nothing itself."""
+"""Seed, capture and restore all random generators. Draws no random numbers itself."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from candy_monai.own_generators import OwnGenerators
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _DETERMINISTIC_WORKSPACE = ":4096:8"
-_before: _Switches | None = None  # as found by the first call that asked for determinism
+_before: _Switches | None = None  # as found by the first call with determinism
 
 
 def draw_seed() -> int:
-    """Draw a fresh 32-bit seed from the operating system's entropy, without touching any generator."""
+    """Return a 32-bit seed from the operating system's entropy, without using any generator."""
     return secrets.randbits(32)
 
 
 def set_seed(seed: int, *, deterministic: bool = False) -> None:
     """Seed Python's, NumPy's and PyTorch's generators (CPU and every CUDA device) and ``PYTHONHASHSEED``.
 
-    A seed alone does not switch off fast kernels: that is a separate choice because it costs speed.
+    A seed alone does not disable fast kernels, since deterministic ones are slower.
 
     Args:
         seed: 0 to 2**32 - 1, the range that NumPy accepts.
-        deterministic: Also make PyTorch use deterministic algorithms only, and no cuDNN autotuning. Operations that
-            have no deterministic form then warn. False undoes what an earlier call with True changed, and nothing else.
+        deterministic: Also use only deterministic algorithms in PyTorch, and no cuDNN autotuning. Operations without a
+            deterministic form then warn. False undoes only what an earlier call with True changed.
 
     Raises:
         ValueError: If ``seed`` is out of range.
@@ -51,7 +51,7 @@ def set_seed(seed: int, *, deterministic: bool = False) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Switches:
-    """What makes PyTorch deterministic."""
+    """PyTorch's settings for determinism."""
 
     workspace: str | None
     benchmark: bool
@@ -80,7 +80,7 @@ def _become_deterministic() -> None:
 
 
 def _undo_determinism() -> None:
-    """Restore each switch that still is as it was set here; what somebody else changed since then is theirs."""
+    """Restore each setting that still has the value set here; later changes by others are kept."""
     global _before
     if _before is None:
         return
@@ -105,7 +105,7 @@ class GeneratorStates:
         numpy: NumPy's legacy global state: name, keys as a tensor, position, and the cached Gaussian.
         torch: PyTorch's CPU generator.
         cuda: One tensor for each CUDA device, empty without CUDA.
-        own: Generators of the user's own, by their places.
+        own: The user's own generators, by their places.
     """
 
     python: list[Any]
@@ -134,7 +134,7 @@ class GeneratorStates:
         )
 
     def restore(self, own: OwnGenerators | None = None) -> None:
-        """Restore every generator to this state; CUDA states are skipped where the devices differ."""
+        """Restore every generator to this state; CUDA states are skipped if the devices differ."""
         version, internal, gauss = self.python
         random.setstate((version, tuple(map(int, internal)), gauss))  # earlier runs have a list
         name, keys, position, has_gauss, cached = self.numpy

@@ -1,4 +1,4 @@
-"""Read text files that other programs wrote: with or without a byte order mark, in UTF-8 or UTF-16."""
+"""Read text files from other programs: with or without a byte order mark, in UTF-8 or UTF-16."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from candy_monai.aliases import PathLike
 
-# UTF-32's mark begins with UTF-16's, so that the longer ones are tried first.
+# UTF-32's mark begins with UTF-16's, so the longer ones are tried first.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -21,11 +21,11 @@ _MARKS = (
 
 
 class UnreadableTextError(ValueError):
-    """A file is in another encoding than its byte order mark or UTF-8; the text says where that shows."""
+    """A file has another encoding than its byte order mark or UTF-8; the message contains the position."""
 
 
 def decode_text(content: bytes) -> str:
-    """Return what a text file holds: in the encoding of its byte order mark, or in UTF-8 where it has none.
+    """Return the text of a file, decoded according to its byte order mark, or as UTF-8 if it has none.
 
     Raises:
         UnicodeDecodeError: If it is in another encoding.
@@ -34,7 +34,7 @@ def decode_text(content: bytes) -> str:
 
 
 def read_text(path: PathLike) -> str:
-    """Read a text file, see `decode_text`.
+    """Read a text file, decoded by `decode_text`.
 
     Raises:
         OSError: If it cannot be read.
@@ -49,12 +49,12 @@ def read_text(path: PathLike) -> str:
 
 
 def read_json(path: PathLike) -> Any:
-    """Read a JSON file, see `decode_text`.
+    """Read a JSON file, decoded by `decode_text`.
 
     Raises:
         OSError: If it cannot be read.
-        ValueError: If it is no JSON, in another encoding, or gives a name twice in one object, of which Python's own
-            reader would take the last.
+        ValueError: If it is not JSON, has another encoding, or repeats a name in one object, for which Python's own
+            reader would take the last value.
     """
     try:
         return json.loads(read_text(path), object_pairs_hook=_named_once)

@@ -1,4 +1,4 @@
-"""A thread that can still be waited for after a Ctrl-C."""
+"""A thread that can still be joined after a Ctrl-C."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing_extensions import override
 
 
 class SteadyThread(threading.Thread):
-    """A thread of which a Ctrl-C during `join` does not make believe that it has ended.
+    """A thread that does not count as ended after a Ctrl-C during `join`.
 
-    Until Python 3.12, ``threading.Thread.join`` that is interrupted takes the lock that the running thread holds for
-    its own, and counts the thread as ended: it is not waited for again, not even at the end of the process.
+    Until Python 3.12, an interrupted ``threading.Thread.join`` takes the lock of the running thread for its own and
+    marks the thread as ended: it is not joined again, not even at the end of the process.
     """
 
     def __init__(self, **keywords: Any) -> None:
@@ -28,10 +28,10 @@ class SteadyThread(threading.Thread):
 
     @override
     def join(self, timeout: float | None = None) -> None:
-        """Return when the thread's work is done, or after so many seconds."""
+        """Return when the thread's work is done, or after a time-out in seconds."""
         self._is_over.wait(timeout)
 
     @override
     def is_alive(self) -> bool:
-        """Return whether the thread's work goes on; a thread that was not started counts, too."""
+        """Return whether the thread's work is unfinished, also if it was not started."""
         return not self._is_over.is_set()

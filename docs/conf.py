@@ -1,4 +1,4 @@
-"""How the documentation is built: MyST pages, the tutorials as they were run, and a reference of the public names."""
+"""Configure Sphinx: MyST pages, the tutorials with their outputs, and a reference of the public names."""
 
 import sys
 from importlib import metadata
@@ -41,7 +41,7 @@ write_tutorials(HERE.parent / "tutorials", HERE / "tutorials")
 
 
 def _returns_have_no_type(_app, _what, _name, _thing, _options, lines):
-    """Keep napoleon from taking the words before a colon below ``Returns:`` for a type: types are in the signature."""
+    """Keep napoleon from parsing words before a colon in ``Returns:`` as a type, since types are in the signature."""
     for index, line in enumerate(lines[:-1]):
         if line.strip() == "Returns:":
             text = lines[index + 1]
@@ -50,5 +50,5 @@ def _returns_have_no_type(_app, _what, _name, _thing, _options, lines):
 
 
 def setup(app):
-    """Connect the above ahead of napoleon, whose own priority is the default of 500."""
+    """Connect the above before napoleon, which has the default priority of 500."""
     app.connect("autodoc-process-docstring", _returns_have_no_type, priority=400)

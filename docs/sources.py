@@ -1,7 +1,7 @@
-"""The pages that nobody writes by hand: the reference of the library and of its command line, and the tutorials.
+"""Generate the reference of the library and of its command line, and the pages of the tutorials.
 
-They are made from the public names, the docstrings and the declared options before every build, so a new name needs no
-entry anywhere.
+They are generated before every build from the public names, the docstrings and the declared options, so that a new name
+needs no entry here.
 """
 
 import argparse
@@ -34,12 +34,12 @@ TITLES = {
     "metrics": "Metrics",
     "forecasting": "Forecast",
     "plotting": "Pictures",
-    "observers": "Observers and the events that they are told",
+    "observers": "Observers and events",
     "frontends": "Dashboards",
     "handlers": "Handlers for MONAI's engines",
     "lightning": "Callbacks for Lightning",
     "optuna": "A pruner for Optuna",
-    "demo": "A dataset to try",
+    "demo": "A synthetic dataset",
 }
 OTHERS = "ground"
 TOGETHER = {"experiment": "observers"}
@@ -69,10 +69,10 @@ def write_reference(folder: Path) -> None:
 
 
 def write_tutorials(source: Path, folder: Path) -> None:
-    """Copy the notebooks to where the site can show them."""
+    """Copy the notebooks into the folder of the documentation."""
     notebooks = {path.name: path.read_text(encoding="utf-8") for path in sorted(source.glob("*.ipynb"))}
     entries = "\n".join(name.removesuffix(".ipynb") for name in notebooks)
-    index = f"# Tutorials\n\nNotebooks, shown as they ran.\n\n```{{toctree}}\n{entries}\n```\n"
+    index = f"# Tutorials\n\nNotebooks with their outputs.\n\n```{{toctree}}\n{entries}\n```\n"
     _replace(folder, {"index.md": index, **notebooks})
 
 
@@ -135,7 +135,7 @@ def _entry(package: str, name: str) -> str:
 
 
 def _deprecated_members(cls: type) -> list[str]:
-    """Name the members that are there for earlier versions alone."""
+    """Name the members that exist only for compatibility with earlier versions."""
     names = {name for base in cls.__mro__ for name in vars(base)}
     return sorted(name for name in names if hasattr(getattr_static(cls, name), "__deprecated__"))
 
@@ -152,7 +152,7 @@ def _directive(kind: str, target: str, rest: str) -> str:
 
 
 def _assignment(name: str) -> tuple[str, str]:
-    """Return what a name is set to and the string below: what is no class or function has no docstring of its own."""
+    """Return the value of a name and the string below it, which serves as the docstring of a constant."""
     module = import_module(f"candy_monai.{candy_monai._MODULE_OF[name]}")
     body = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8")).body
     for statement, after in pairwise(body):
@@ -163,7 +163,7 @@ def _assignment(name: str) -> tuple[str, str]:
 
 
 def _replace(folder: Path, texts: dict[str, str]) -> None:
-    """Make the folder hold these files only; one that is as it should be is left alone, so that builds are quick."""
+    """Make the folder hold only these files; unchanged files are not rewritten, so that builds are fast."""
     folder.mkdir(exist_ok=True)
     for path in folder.iterdir():
         if path.name not in texts:

@@ -1,12 +1,13 @@
-"""Learn from real curves what the features of a curve say about its future: writes forecasting/coefficients.py.
+"""Fit the forecast's model of the future of a curve to real curves; write forecasting/coefficients.py.
 
-Every run gives two curves, its Dice and its negative loss, and each is cut after many epochs. Three straight lines in
-the features, which correct what the quotients promise of the chance of no gain and of a gain's middle and spread, are
-fitted to what came after each cut by the pinball loss of all quantiles: the middle one is the error that the back-test
-reports. Some made-up curves that saturate or peak are among them, so that what is known of ideal curves is not
-unlearned. How wide the distribution must be for its intervals to hold those gains that come, and how often one comes
-where none was thought to, is then read off runs of datasets that were left out. For the back-test all of it is done
-without each dataset in turn, into ``left_out.json``.
+Every run gives two curves, its Dice and its negative loss, and each is cut after many different numbers of epochs.
+Three linear functions of the features, which correct the values that the quotients predict for the probability of no
+gain and for the location and spread of a gain, are fitted to the continuation after each cut by the pinball loss of all
+quantiles: that of the median is the error that the back-test reports. Some synthetic curves that saturate or peak are
+included, so that the forecast of ideal curves does not get worse. The width that the distribution needs for its
+intervals to contain the gains, and the frequency of gains where none was expected, are then measured on runs of
+datasets that were left out. For the back-test all of this is repeated without each dataset in turn, and written to
+``left_out.json``.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ Array = NDArray[np.float64]
 
 
 class Experience(NamedTuple):
-    """What was learned, in the order of the features."""
+    """The fitted coefficients, in the order of the features."""
 
     means: list[float]
     scales: list[float]
@@ -70,9 +71,9 @@ class Experience(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Cuts:
-    """What was seen at each cut of each curve, and what came: ``gain`` in ranges seen, ``size`` the range seen.
+    """The features at each cut of each curve, and the outcome: ``gain`` in ranges seen, ``size`` the range seen.
 
-    ``size`` is a share of the whole run's range.
+    ``size`` is a fraction of the range of the whole run.
     """
 
     features: Array
@@ -108,7 +109,7 @@ def cut(curves: list[Curve]) -> Cuts:
 
 
 def made_up_curves(count: int) -> list[Curve]:
-    """Return curves that saturate, peak or drift, with noise, some under a schedule that calms them."""
+    """Return noisy curves that saturate, peak or drift, some of them under a schedule that reduces the noise."""
     generator = np.random.default_rng(0)
     curves = []
     for number in range(count):
@@ -132,7 +133,7 @@ def distribution(weights: Tensor, standard: Tensor, promised: Tensor) -> tuple[T
 
 
 def quantiles(weights: Tensor, standard: Tensor, promised: Tensor, room: Tensor) -> Tensor:
-    """Return the quantiles at `LEVELS` as `Gain.quantiles` does, but so that they can be differentiated."""
+    """Return the quantiles at `LEVELS` like `Gain.quantiles`, but differentiable."""
     none, middle, spread = (value[:, None] for value in distribution(weights, standard, promised))
     among = (LEVELS - none.sigmoid()) / (1 - none.sigmoid() + 1e-9)
     deviation = torch.special.ndtri(among.clamp(1e-4, 1 - 1e-4)).clamp(-3, 3)
@@ -141,7 +142,7 @@ def quantiles(weights: Tensor, standard: Tensor, promised: Tensor, room: Tensor)
 
 
 def fitted(cuts: Cuts, chosen: Array) -> Experience:
-    """Fit to the chosen cuts; every run counts the same."""
+    """Fit to the selected cuts; every run has the same weight."""
     features = cuts.features[chosen]
     means, scales = np.nanmean(features, 0), np.nanstd(features, 0) + 1e-6
     standard, promised = torch.tensor(standardised(features, means, scales)), torch.tensor(promise(features))
@@ -160,7 +161,7 @@ def fitted(cuts: Cuts, chosen: Array) -> Experience:
         miss = (gain[:, None] - quantiles(weights, standard, promised, room)) * size[:, None]
         pinball = torch.maximum(LEVELS * miss, (LEVELS - 1) * miss).mean(1)
         none, middle, spread = distribution(weights, standard, promised)
-        # A little likelihood: where a quantile is 0 the pinball loss has no slope.
+        # A small likelihood term, since the pinball loss has no gradient where a quantile is 0.
         likelihood = binary_cross_entropy_with_logits(none, none_came, reduction="none") + 0.3 * (1 - none_came) * (
             spread.log() + 0.5 * (((gain + 1e-4).log() - middle) / spread) ** 2
         )
@@ -174,12 +175,12 @@ def fitted(cuts: Cuts, chosen: Array) -> Experience:
 
 
 def hedged(cuts: Cuts, without: dict[str, Experience], experience: Experience) -> Experience:
-    """Set how wide intervals are and what chance of a gain there is at least, losses and other scores apart.
+    """Set the width of intervals and the minimum probability of a gain, separately for losses and other scores.
 
     Args:
         cuts: All of them.
-        without: For each dataset that may be used, what was learned without it.
-        experience: What is returned, with these two replaced.
+        without: For each dataset that may be used, the coefficients fitted without it.
+        experience: The coefficients that are returned, with these two replaced.
     """
     kinds, shares, to_come = (
         cuts.features[:, NAMES.index("loss")],
@@ -212,13 +213,13 @@ def hedged(cuts: Cuts, without: dict[str, Experience], experience: Experience) -
 
 
 def _holds(expected: Gain, gain: float) -> Array:
-    """Say of each of `WIDTHS` whether the interval then holds the gain."""
+    """Return for each of `WIDTHS` whether the interval then contains the gain."""
     intervals = [replace(expected, widening=width).interval() for width in WIDTHS.tolist()]
     return np.array([low - 1e-9 <= gain <= high + 1e-9 for low, high in intervals])
 
 
 def learn(cuts: Cuts) -> dict[str, Experience]:
-    """Fit without each dataset in turn, for the back-test; and to all of them, under an empty name."""
+    """Fit without each dataset in turn, for the back-test, and to all of them, under an empty name."""
     names = sorted({*cuts.dataset.tolist()} - {MADE_UP})
 
     @cache
@@ -236,7 +237,7 @@ def learn(cuts: Cuts) -> dict[str, Experience]:
 
 
 def write(experience: Experience, num_runs: int) -> None:
-    """Write the module, one feature a line."""
+    """Write the module, with one feature per line."""
     columns = (experience.means, experience.scales, *(weights[:-1] for weights in experience.weights))
     rows = "".join(
         f'    "{name}": ({", ".join(f"{value:.5g}" for value in row)}),\n'

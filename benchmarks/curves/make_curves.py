@@ -1,11 +1,11 @@
-"""Real training curves for the back-test of the forecast: trains many small networks and keeps each run's history.
+"""Train many small networks, and store their training curves for the back-test of the forecast.
 
-How a run is made is drawn from its name (dataset and number): network, loss, optimizer, learning rate, schedule, number
-of training and validation samples, augmentation, moving average, score and length. A curve is kept as
-``<dataset>-<number>.csv`` in the format of ``metrics.csv``. ``index.json`` says how each was made, and which datasets
-were looked at while the forecast was made (tuning) and which were not (reporting). Runs that are in the index are
-passed over, so that the work can be done in parts; numbers 00 and 01 were drawn from lower learning rates and fewer
-steps than the rest.
+The settings of a run are drawn from a random generator that is seeded by its name (dataset and number): network, loss,
+optimizer, learning rate, schedule, number of training and validation samples, augmentation, moving average, score and
+length. A curve is stored as ``<dataset>-<number>.csv`` in the format of ``metrics.csv``. ``index.json`` contains the
+settings of each, and which datasets were used in developing the forecast (tuning) and which were not (reporting). Runs
+that are in the index are skipped, so that the work can be done in parts; the settings of numbers 00 and 01 have lower
+learning rates and fewer steps than the others.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ Settings = dict[str, str | int | float | bool]
 
 
 def settings_of(dataset: str, number: int) -> Settings:
-    """Draw how a run is made from its name."""
+    """Draw the settings of a run, seeded by its name."""
     draw = random.Random(seed_of(f"{dataset}-{number}"))
     optimizer = draw.choice(["adamw", "adamw", "adam", "sgd"])
     rates = {"adamw": (5e-4, 3e-2), "adam": (5e-4, 2e-2), "sgd": (1e-2, 3e-1)}[optimizer]
@@ -91,7 +91,7 @@ def settings_of(dataset: str, number: int) -> Settings:
 
 
 def plain_network(channels: int, num_classes: int, num_dims: int, width: int) -> nn.Module:
-    """Return four convolutions without any pooling: a network that sees little."""
+    """Return four convolutions without pooling: a network with a small receptive field."""
     convolution = nn.Conv2d if num_dims == 2 else nn.Conv3d
     sizes = [channels, width, 2 * width, width]
     layers: list[nn.Module] = []
@@ -101,7 +101,7 @@ def plain_network(channels: int, num_classes: int, num_dims: int, width: int) ->
 
 
 class CurveTrainer(SegmentationTrainer):
-    """A segmentation trainer that is made as the settings say."""
+    """A segmentation trainer that is built from the settings."""
 
     settings: Settings
 
@@ -202,7 +202,7 @@ def train(settings: Settings, cache: Path) -> dict[str, list[float]]:
     size = (16, 20, 16) if settings["num_dims"] == 3 else (int(settings["size"]),) * 2
     cases = load_small_cases(DATA / str(settings["dataset"]), size, cache)
     set_seed(int(settings["seed"]))
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(CurvesObserver, "draw"):  # nobody looks at them
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(CurvesObserver, "draw"):  # they are not used
         trainer = CurveTrainer(folder, *loaders(cases, settings), console=False)
         trainer.settings, trainer.num_classes = settings, cases.num_classes
         trainer.options = SegmentationOptions(score=settings["score"])
@@ -230,7 +230,7 @@ def save_curve(metrics: dict[str, list[float]], file: Path) -> None:
 
 
 def read_index() -> dict[str, Settings]:
-    """Return how each curve that exists was made, by name."""
+    """Return the settings of each existing curve, by name."""
     file = HERE / "index.json"
     index = json.loads(file.read_text()) if file.is_file() else {}
     return {name: entry for name, entry in index.items() if (HERE / f"{name}.csv").is_file()}
@@ -245,7 +245,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--curves", type=int, default=22, help="runs for each dataset")
     parser.add_argument("--reverse", action="store_true", help="from the last run to the first: for a second process")
-    parser.add_argument("--minutes", type=float, default=10.0, help="begin no run later than this")
+    parser.add_argument("--minutes", type=float, default=10.0, help="begin no run after this time")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "small-cases")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

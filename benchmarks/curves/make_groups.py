@@ -1,10 +1,10 @@
-"""Real training curves in groups: the five folds of one configuration, and sweeps of twelve trials over settings.
+"""Train groups of runs, and store their curves: the five folds of a configuration, and sweeps of twelve trials.
 
-A configuration is drawn as `make_curves` draws it, but short, and trained on all samples that are not held out, 64 at
-most, as cross-validations and sweeps are. The folds of a group share all of it but the
-samples and the seed; the trials of a sweep share samples, length and score, and differ in network, loss, optimizer,
-learning rate, schedule, weight decay and augmentation. A curve is kept as ``groups/<group>-<number>.csv``, and
-``groups/index.json`` says how each was made. Runs that are in the index are passed over.
+The settings of a configuration are drawn as in `make_curves`, but its runs are short, and trained on all samples that
+are not held out, up to 64, like cross-validations and sweeps. The folds of a group differ only in the samples and the
+seed; the trials of a sweep have the same samples, length and score, and differ in network, loss, optimizer, learning
+rate, schedule, weight decay and augmentation. A curve is stored as ``groups/<group>-<number>.csv``, and
+``groups/index.json`` contains the settings of each. Runs that are in the index are skipped.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LOSSES = ("dice+ce", "dice+ce", "dice", "ce", "focal")
 
 
 def groups() -> Iterator[tuple[str, list[Settings]]]:
-    """Yield the name of each group and the settings of its runs, in the order in which they are made."""
+    """Yield the name of each group and the settings of its runs, in the order of training."""
     datasets = list(PART_OF)
     for round_ in range(3):
         for dataset in datasets:
@@ -71,7 +71,7 @@ def _length_of(draw: random.Random) -> Settings:
 
 
 def read_index() -> dict[str, Settings]:
-    """Return how each curve that exists was made, by name."""
+    """Return the settings of each existing curve, by name."""
     file = HERE / "index.json"
     index = json.loads(file.read_text()) if file.is_file() else {}
     return {name: entry for name, entry in index.items() if (HERE / f"{name}.csv").is_file()}
@@ -86,7 +86,7 @@ def write_index(index: dict[str, Settings]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10.0, help="begin no run later than this")
+    parser.add_argument("--minutes", type=float, default=10.0, help="begin no run after this time")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "small-cases")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

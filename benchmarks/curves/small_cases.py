@@ -1,6 +1,6 @@
-"""Real datasets made small: a few slices or shrunken volumes of each case, so that a CPU trains on them in seconds.
+"""Reduce real datasets to a few slices or downsampled volumes per case, so that a CPU trains on them in seconds.
 
-Owns what the runs behind the curves are trained on, and nothing of the training.
+This module provides the data of the runs behind the curves; it does not train.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FOLDS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class SmallCases:
-    """Images ``(C, *spatial)`` and label ids ``(1, *spatial)`` of one size, the slices of a case beside each other."""
+    """Images ``(C, *spatial)`` and label ids ``(1, *spatial)`` of one size, the slices of a case in sequence."""
 
     images: list[Tensor]
     labels: list[Tensor]
@@ -35,9 +35,9 @@ def load_small_cases(folder: Path, size: tuple[int, ...], cache: Path) -> SmallC
     """Return the dataset's cases as slices ``(H, W)`` or volumes ``(D, H, W)`` of ``size``.
 
     Args:
-        folder: An nnU-Net dataset folder; only read.
+        folder: An nnU-Net dataset folder, which is only read.
         size: Two numbers for slices, three for volumes.
-        cache: Where the result is kept for the next run.
+        cache: Where the result is stored for the next run.
     """
     file = cache / f"{folder.name}-{'x'.join(map(str, size))}.pt"
     if file.is_file():
@@ -60,7 +60,7 @@ def load_small_cases(folder: Path, size: tuple[int, ...], cache: Path) -> SmallC
 
 
 def divided(cases: SmallCases, num_training: int, num_validation: int) -> tuple[list[int], list[int]]:
-    """Return the indices of training and validation samples, the latter from the end, so that cases are not shared."""
+    """Return the indices of training and validation samples, the latter from the end, so that they share no case."""
     total = len(cases.images)
     num_validation = min(num_validation, max(1, total // 3))
     last = total - max(num_validation, total // 4)
@@ -71,7 +71,7 @@ def divided(cases: SmallCases, num_training: int, num_validation: int) -> tuple[
 
 
 def folded(cases: SmallCases, num_training: int, num_validation: int, fold: int) -> tuple[list[int], list[int]]:
-    """Return the indices of training and validation samples of one fold of `FOLDS`, whose validation samples differ."""
+    """Return the training and validation indices of one of `FOLDS` folds, with disjoint validation samples."""
     total = len(cases.images)
     start, stop = fold * total // FOLDS, (fold + 1) * total // FOLDS
     rest = [i for i in range(total) if not start <= i < stop]
@@ -79,7 +79,7 @@ def folded(cases: SmallCases, num_training: int, num_validation: int, fold: int)
 
 
 def seed_of(text: str) -> int:
-    """Return a number that depends on the text alone."""
+    """Return a number that depends only on the text."""
     return zlib.crc32(text.encode())
 
 

@@ -1,5 +1,5 @@
-"""Ready-made trainers and predictors, one module an architecture.
+"""Ready-made trainers and predictors, one module per architecture.
 
-The loaders of a dataset, or a run's folder, enter; a trainer with its network, or a predictor, leaves. Each module's
-``BUNDLE`` is registered as an entry point in ``pyproject.toml``, by which the library finds it.
+A trainer is built from the loaders of a dataset, and a predictor from the folder of a run. Each module's ``BUNDLE`` is
+registered as an entry point in ``pyproject.toml``, by which the library finds it.
 """

@@ -1,4 +1,4 @@
-"""Attention U-Net, by MONAI: gates weight the skip connections; laid out by the plan.
+"""MONAI's Attention U-Net: gates weight the skip connections; layout given by the plan.
 
 Oktay et al., *Attention U-Net: learning where to look for the pancreas*, MIDL 2018, arXiv:1804.03999.
 """
@@ -24,14 +24,14 @@ __all__ = ["BUNDLE", "AttentionUNetPredictor", "AttentionUNetTrainer", "build_at
 def build_attention_unet(
     *, num_dims: int, in_channels: int, out_channels: int, filters: Sequence[int], strides: Sequence[Sequence[int]]
 ) -> nn.Module:
-    """Build an Attention U-Net with batch normalisation, which MONAI gives it no choice of.
+    """Build an Attention U-Net with batch normalisation, the only one that MONAI supports for it.
 
     Args:
         num_dims: 2 or 3 spatial axes.
-        in_channels: Channels of the image.
-        out_channels: Logits a voxel.
-        filters: Feature maps of each level, the finest first.
-        strides: Stride into each level, one number an axis; the first is all ones.
+        in_channels: Number of channels of the image.
+        out_channels: Number of logits per voxel.
+        filters: Number of feature maps of each level, the finest first.
+        strides: Stride into each level, one number per axis; the first is all ones.
 
     Returns:
         The network: images ``(B, in_channels, *spatial)`` to logits ``(B, out_channels, *spatial)``.
@@ -66,7 +66,7 @@ class AttentionUNetTrainer(UNetTrainer):
 
 
 class AttentionUNetPredictor(Predictor):
-    """Predicts with a trained Attention U-Net, from its experiment folder alone."""
+    """Predicts with a trained Attention U-Net, given only its experiment folder."""
 
 
 BUNDLE = Bundle(

@@ -1,7 +1,7 @@
-"""What the ready-made trainers share, and one of your own may: a network by name, with settings that suit it.
+"""The base class of the ready-made trainers, also for your own: a network by name, with settings that suit it.
 
-A plan is made for a U-Net. A trainer here takes over what its network wants otherwise: rates, the factors that sizes
-are divided by, deep supervision; what the user has chosen stays, or is refused where the network cannot follow.
+A plan is made for a U-Net. A trainer of this class adapts it to its network: learning rate, the divisors of sizes, deep
+supervision. Values that the user has chosen are kept, or refused if the network does not support them.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from candy_monai.training.segmentation import SegmentationTrainer
 
 __all__ = ["BundleTrainer"]
 
-_PART_TO_WARM_UP, _MOST_STEPS_TO_WARM_UP = 20, 100  # a twentieth of the run, but no more steps than these
+_PART_TO_WARM_UP, _MOST_STEPS_TO_WARM_UP = 20, 100  # a twentieth of the run, but at most this number of steps
 
 
 class BundleTrainer(SegmentationTrainer):
-    """Trains a network of fixed layout on pictures or volumes; a subclass is the table of what suits its network.
+    """Trains a network with a fixed layout on pictures or volumes; a subclass defines the settings for its network.
 
     Attributes:
-        network_options: Names of the attributes that choose the network, such as ``size``: what ``--network-args`` and
+        network_options: Names of the attributes that choose the network, such as ``size``, which ``--network-args`` and
             `with_network` may set.
         num_dims: 2 for pictures ``(C, H, W)``, 3 for volumes ``(C, D, H, W)``; set by a plan.
-        size: Which of `sizes` the network has; None where it has none.
-        network_name: What messages call the network.
-        network_builder: Builds it from `network_arguments`.
-        sizes: Arguments of the network by the size's name, for the builder.
+        size: The size of the network, one of `sizes`; None if it has none.
+        network_name: The name of the network in messages.
+        network_builder: Builds the network from `network_arguments`.
+        sizes: Arguments of the network for the builder, by the name of the size.
         memory_factors: The option ``memory_factor`` of each size.
-        divisor: What the length of every axis must be a multiple of.
+        divisor: The number that the length of every axis must be a multiple of.
         supervises_deeply: Whether the network has outputs at lower resolutions to supervise.
-        fixed_entries: Entries of a plan that the network does not follow, so that to set them is an error.
-        only_dims: The number of axes of a network for pictures or volumes alone; None for one for both.
-        warms_up: Whether the rate rises at first and then falls along a cosine, instead of falling on a line.
-        has_fixed_size: Whether the network takes images of one size alone: that of a patch, see ``image_size``.
-        normalizes_each_case: Whether each channel of each case is normalised by itself, also at the lowest level, so
-            that more than one voxel must be left there.
-        image_size: This size, one number an axis; None for that of the first training image.
+        fixed_entries: Entries of a plan that the network does not follow, so that setting them is an error.
+        only_dims: The number of axes of a network for only pictures or only volumes; None for a network for both.
+        warms_up: Whether the learning rate has a warm-up and a cosine decay, instead of a linear decay.
+        has_fixed_size: Whether the network accepts images of only one size, that of a patch, see ``image_size``.
+        normalizes_each_case: Whether each channel of each case is normalised separately, also at the lowest level,
+            which must therefore have more than one voxel.
+        image_size: This size, one number per axis; None for that of the first training image.
     """
 
     network_options: ClassVar[tuple[str, ...]] = ("size",)
@@ -71,7 +71,7 @@ class BundleTrainer(SegmentationTrainer):
 
     @override
     def __init_subclass__(cls, **arguments: object) -> None:
-        said = vars(cls).get("options")  # before the base class takes it up
+        said = vars(cls).get("options")  # before the base class converts it
         has_its_own = "memory_factor" in vars(cls) or getattr(said, "memory_factor", None) is not None
         super().__init_subclass__(**arguments)
         if "size" in vars(cls) and cls.size in cls.memory_factors and not has_its_own:
@@ -79,7 +79,7 @@ class BundleTrainer(SegmentationTrainer):
 
     @classmethod
     def with_network(cls, options: Mapping[str, object]) -> type[Self]:
-        """Return this class with the attributes set that choose its network.
+        """Return this class with the attributes that choose its network set.
 
         Args:
             options: Any of `network_options`, by name.
@@ -104,7 +104,7 @@ class BundleTrainer(SegmentationTrainer):
 
     @classmethod
     def check_network(cls) -> None:
-        """Check the attributes that choose the network; override it where there are more than a size.
+        """Check the attributes that choose the network; override it if there are others than a size.
 
         Raises:
             SettingsError: If there is no such network.
@@ -119,7 +119,7 @@ class BundleTrainer(SegmentationTrainer):
             size: Its name; None for the class's own.
 
         Raises:
-            SettingsError: If there is none; the message names those that there are.
+            SettingsError: If there is none; the message lists the existing ones.
         """
         size = cls.size if size is None else size
         if size is not None and size not in cls.sizes:
@@ -129,7 +129,7 @@ class BundleTrainer(SegmentationTrainer):
 
     @classmethod
     def divisors(cls, plan: Plan) -> Shape:
-        """Return what each axis of the network's own input must be a multiple of where it follows a plan."""
+        """Return the numbers that each axis of the network's own input must be a multiple of with a plan."""
         return (cls.divisor,) * plan.network_dims
 
     @override
@@ -151,9 +151,9 @@ class BundleTrainer(SegmentationTrainer):
 
     @classmethod
     def adapt_plan(cls, plan: Plan) -> Plan:
-        """Return the plan with what this trainer's network wants otherwise: rates, and what it divides its input by.
+        """Return the plan adapted to this trainer's network: rates, deep supervision, and the divisors of its input.
 
-        An adapted plan is not changed again, nor is what decides how cases are preprocessed.
+        An adapted plan is not changed again; entries that affect how cases are preprocessed are never changed.
 
         Raises:
             BadInputError: If what the user chose does not fit the network.
@@ -169,14 +169,14 @@ class BundleTrainer(SegmentationTrainer):
 
     @classmethod
     def layout_for(cls, plan: Plan) -> dict[str, Any]:
-        """Return the entries of a plan that say what the network divides by, and a patch that fits it.
+        """Return the entries of a plan that determine the divisors of the network, and a patch that fits them.
 
-        A patch that the user did not choose is brought to the nearest multiple on each axis, the lower of two; one that
-        would leave a single voxel at the lowest level, which cannot be normalised, is made longer. One that the user
-        chose and that is no multiple stays, and is padded.
+        A patch that the user did not choose is rounded to the nearest multiple on each axis, the lower of two; one that
+        would leave a single voxel at the lowest level, which cannot be normalised, is enlarged. One that the user chose
+        is kept, and padded if it is not a multiple.
 
         Raises:
-            SettingsError: If the user chose a patch of which a single voxel is left where that cannot be normalised.
+            SettingsError: If the user chose a patch that leaves a single voxel where this cannot be normalised.
         """
         divisors = list(cls.divisors(plan))
         if plan.slice_axis is not None:
@@ -274,9 +274,9 @@ class BundleTrainer(SegmentationTrainer):
             self.inferer = WindowInferer(self.image_size or ())
 
     def _padding_factors(self) -> Shape:
-        """Return what the length of each axis is padded to a multiple of."""
+        """Return the numbers to whose multiples the length of each axis is padded."""
         if self.image_size is not None:
-            return tuple(self.image_size)  # a network of fixed size takes one of it, and no other multiple
+            return tuple(self.image_size)  # a network of fixed size accepts this size only, no other multiple
         return (self.divisor,) * self.num_dims if self.plan is None else type(self).divisors(self.plan)
 
 

@@ -1,9 +1,9 @@
 """CMUNeXt, which MONAI lacks: large depthwise kernels and fused skip connections, for pictures and for volumes.
 
 Tang, Ding, Quan, Wang, Ning and Zhou, *CMUNeXt: An efficient medical image segmentation network based on large kernel
-and skip fusion*, ISBI 2024, arXiv:2308.01239. A stage mixes space by a depthwise convolution of a large kernel, then
-channels by two pointwise ones; every skip connection is fused by a convolution of two groups, one a source. The paper's
-network is 2-D; the 3-D form has the same stages, with cubes for kernels.
+and skip fusion*, ISBI 2024, arXiv:2308.01239. A stage mixes features spatially with a large depthwise kernel, then
+their channels with two pointwise convolutions; every skip connection is fused by a convolution with two groups, one per
+source. The paper's network is 2-D; the 3-D form has the same stages with cubic kernels.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["BUNDLE", "CMUNeXtPredictor", "CMUNeXtTrainer", "build_cmunext"]
 Variant = Literal["s", "l"] | None
 
 MOMENTUM = 0.99
-"""nnU-Net's: after three minutes on the hippocampus a Dice of 0.77, where 0.9 has learned nothing yet."""
+"""As in nnU-Net: after three minutes on the hippocampus the Dice is 0.77; with 0.9 nothing is learned by then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,8 @@ class Architecture:
     """A variant, stage by stage from the finest.
 
     Attributes:
-        channels: Feature maps.
-        depths: How often space and channels are mixed.
+        channels: Number of feature maps.
+        depths: Number of mixing blocks.
         kernel_sizes: Side of the depthwise kernel, odd.
     """
 
@@ -66,13 +66,13 @@ def build_cmunext(
     """Build a CMUNeXt.
 
     With three input channels and one output the base variant has 3 149 185 parameters in 2-D, "s" 417 505 and "l"
-    8 286 721. The paper prints 3.14 million for the base, cut off where 3.15 would be rounded.
+    8 286 721. The paper states 3.14 million for the base, truncated instead of rounded to 3.15.
 
     Args:
-        in_channels: Channels of the image.
-        out_channels: Logits a pixel.
+        in_channels: Number of channels of the image.
+        out_channels: Number of logits per pixel.
         variant: ``"s"`` is small, ``"l"`` large, None the paper's base.
-        normalization: ``"batch"`` as in the paper, or ``"group"``, which does not depend on the size of the batch.
+        normalization: ``"batch"`` as in the paper, or ``"group"``, which does not depend on the batch size.
         num_dims: 2 or 3 spatial axes.
 
     Returns:
@@ -96,13 +96,13 @@ def build_cmunext(
 
 
 class CMUNeXtTrainer(BundleTrainer):
-    """Trains a CMUNeXt on pictures or volumes, by SGD with momentum and a polynomial decay.
+    """Trains a CMUNeXt on pictures or volumes, with SGD with momentum and a polynomial decay.
 
     Attributes:
         variant: ``"s"`` is small, ``"l"`` large, None the paper's base.
-        size: ``"S"``, ``"B"`` or ``"L"``, other names of the variants; None for that of ``variant``.
-        normalization: ``"batch"`` or ``"group"``; None for batch normalisation where the loader's batches are larger
-            than one, and group normalisation where they are not, or where it cannot be known.
+        size: ``"S"``, ``"B"`` or ``"L"``, other names of the variants; None for the one of ``variant``.
+        normalization: ``"batch"`` or ``"group"``; None for batch normalisation if the loader's batches are larger than
+            one, and group normalisation if they are not, or if this is not known.
     """
 
     network_name = "CMUNeXt"
@@ -148,7 +148,7 @@ class CMUNeXtTrainer(BundleTrainer):
 
 
 class CMUNeXtPredictor(Predictor):
-    """Predicts with a trained CMUNeXt, from its experiment folder alone."""
+    """Predicts with a trained CMUNeXt, given only its experiment folder."""
 
 
 BUNDLE = Bundle(

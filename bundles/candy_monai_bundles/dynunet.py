@@ -1,7 +1,7 @@
-"""The residual U-Net of nnU-Net's ResEnc plans, by MONAI's DynUNet: one residual block a level, laid out by the plan.
+"""The residual U-Net of nnU-Net's ResEnc plans, as MONAI's DynUNet: one residual block per level, layout by the plan.
 
 Isensee et al., *nnU-Net revisited: a call for rigorous validation in 3D medical image segmentation*, MICCAI 2024,
-arXiv:2404.09556. nnU-Net itself has up to six residual blocks a level; MONAI's network has one.
+arXiv:2404.09556. nnU-Net itself has up to six residual blocks per level; MONAI's network has one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class DynUNetTrainer(UNetTrainer):
 
 
 class DynUNetPredictor(Predictor):
-    """Predicts with a trained residual U-Net, from its experiment folder alone."""
+    """Predicts with a trained residual U-Net, given only its experiment folder."""
 
 
 BUNDLE = Bundle(name="dynunet", build_network=build_dynunet, trainer=DynUNetTrainer, predictor=DynUNetPredictor)

@@ -1,4 +1,4 @@
-"""MedNeXt, by MONAI: a U-Net of ConvNeXt blocks, depthwise convolutions in inverted bottlenecks.
+"""MONAI's MedNeXt: a U-Net of ConvNeXt blocks, which are depthwise convolutions in inverted bottlenecks.
 
 Roy et al., *MedNeXt: transformer-driven scaling of ConvNets for medical image segmentation*, MICCAI 2023,
 arXiv:2303.09975.
@@ -32,15 +32,15 @@ def build_mednext(
     kernel_size: int = 3,
     deep_supervision: bool = False,
 ) -> nn.Module:
-    """Build a MedNeXt with residual connections and group normalisation of a group a channel.
+    """Build a MedNeXt with residual connections and group normalisation with one group per channel.
 
     Args:
         num_dims: 2 or 3 spatial axes.
-        in_channels: Channels of the image.
-        out_channels: Logits a voxel.
+        in_channels: Number of channels of the image.
+        out_channels: Number of logits per voxel.
         size: ``"S"``, ``"B"``, ``"M"`` or ``"L"``, as in the paper.
         kernel_size: Side of the depthwise kernels, 3 or 5.
-        deep_supervision: In training mode also return the logits of the coarser levels.
+        deep_supervision: Whether to return the logits of the coarser levels as well in training mode.
 
     Returns:
         The network: images ``(B, in_channels, *spatial)``, each axis a multiple of 16, to logits
@@ -63,7 +63,7 @@ def build_mednext(
 
 
 def check_kernel(kernel_size: int) -> None:
-    """Check that the paper has networks of this kernel.
+    """Check that the paper has networks with this kernel.
 
     Raises:
         SettingsError: If it has none.
@@ -73,7 +73,7 @@ def check_kernel(kernel_size: int) -> None:
 
 
 class MedNeXtTrainer(BundleTrainer):
-    """Trains a MedNeXt on pictures or volumes, by AdamW at the paper's rate.
+    """Trains a MedNeXt on pictures or volumes, with AdamW at the paper's learning rate.
 
     Attributes:
         size: ``"S"``, ``"B"``, ``"M"`` or ``"L"``.
@@ -100,7 +100,7 @@ class MedNeXtTrainer(BundleTrainer):
 
 
 class MedNeXtPredictor(Predictor):
-    """Predicts with a trained MedNeXt, from its experiment folder alone."""
+    """Predicts with a trained MedNeXt, given only its experiment folder."""
 
 
 BUNDLE = Bundle(name="mednext", build_network=build_mednext, trainer=MedNeXtTrainer, predictor=MedNeXtPredictor)

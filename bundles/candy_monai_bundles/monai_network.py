@@ -1,7 +1,7 @@
 """Any network of MONAI by its name: ``--network SegResNet --network-args init_filters=16``.
 
-The class is one that ``monai.networks.nets`` exports, and nothing else is ever imported by a name that stands in a
-file. What it divides its input by is found by trying.
+The class is one that ``monai.networks.nets`` exports; nothing else is ever imported by a name in a file. The divisor of
+its input sizes is determined by trying.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ DIMS = ("spatial_dims", "dimensions", "dim")
 IN_CHANNELS = ("in_channels", "num_channels", "n_input_channels", "in_chans")
 OUT_CHANNELS = ("out_channels", "num_classes", "n_classes", "out_chans")
 SIZE = ("img_size", "image_size", "input_image_size")
-"""What MONAI's classes call what is filled in for them; the first that a class has is taken."""
+"""Names of the arguments that are filled in for MONAI's classes; the first one that a class has is used."""
 
 DIVISORS = (1, 2, 4, 8, 16, 32, 64)
 ON_META, ON_CPU = 64, 32
-"""The least length of an axis that is tried, without computing and, where a network cannot do without, with it."""
+"""Minimum length of an axis in trials, on the meta device and, for networks that need real tensors, on the CPU."""
 
 
 def build_monai_network(
@@ -54,19 +54,19 @@ def build_monai_network(
     """Build a network of ``monai.networks.nets``.
 
     Args:
-        network: The class's name.
-        network_args: Its arguments, but for those that are filled in; lists count as tuples.
+        network: The name of the class.
+        network_args: Its arguments, except those that are filled in; lists are converted to tuples.
         num_dims: 2 or 3 spatial axes.
-        in_channels: Channels of the image.
-        out_channels: Logits a voxel.
-        image_size: The only size that it takes, where its class asks for one.
-        pretrained: Whether an argument of this name holds; if not, weights are not downloaded to be overwritten.
+        in_channels: Number of channels of the image.
+        out_channels: Number of logits per voxel.
+        image_size: The only size that it accepts, if its class requires one.
+        pretrained: Whether the argument ``pretrained`` is passed on; if not, no weights are downloaded to be replaced.
 
     Returns:
         The network.
 
     Raises:
-        SettingsError: If there is no such class or argument, or the class refuses a value; with its signature.
+        SettingsError: If there is no such class or argument, or the class refuses a value; shows its signature.
     """
     kind = find_network(network)
     chosen: dict[str, Any] = {name: frozen(value) for name, value in (network_args or {}).items()}
@@ -82,7 +82,7 @@ def build_monai_network(
             chosen[name] = value
     try:
         built: nn.Module = kind(**chosen)
-    except Exception as error:  # each class has its own for arguments that do not fit
+    except Exception as error:  # each class raises its own for unsuitable arguments
         raise SettingsError(f"{network} cannot be built ({_first_line(error)}).\n{_signature(network)}") from error
     return built
 
@@ -108,10 +108,10 @@ def find_network(name: str) -> type[nn.Module]:
 
 
 def check_arguments(network: str, arguments: Mapping[str, object]) -> None:
-    """Check that a class has these arguments, and that none of them is filled in for it.
+    """Check that a class has these arguments, and that none of them is filled in.
 
     Raises:
-        SettingsError: If it is not so; with the class's signature.
+        SettingsError: If not; shows the class's signature.
     """
     parameters = inspect.signature(find_network(network)).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -127,17 +127,17 @@ def check_arguments(network: str, arguments: Mapping[str, object]) -> None:
 
 @functools.lru_cache(maxsize=32)
 def divisor_of(network: str, network_args: str, num_dims: int, in_channels: int, out_channels: int) -> int:
-    """Return what the length of each axis of a network's input must be a multiple of, found by trying.
+    """Return the number that the length of each axis of a network's input must be a multiple of, found by trying.
 
     Args:
-        network: The class's name.
+        network: The name of the class.
         network_args: Its arguments, as JSON.
         num_dims: 2 or 3 spatial axes.
-        in_channels: Channels of the image.
-        out_channels: Logits a voxel that it is to return.
+        in_channels: Number of channels of the image.
+        out_channels: Number of logits per voxel that it should return.
 
     Raises:
-        SettingsError: If it cannot be built, or returns no logit a class for each voxel at any size.
+        SettingsError: If it cannot be built, or does not return one logit per class for each voxel at any size.
     """
     given = {"network": network, "network_args": json.loads(network_args), "num_dims": num_dims}
     build = functools.partial(build_monai_network, **given, in_channels=in_channels, out_channels=out_channels)
@@ -151,7 +151,7 @@ def divisor_of(network: str, network_args: str, num_dims: int, in_channels: int,
             model = build(image_size=size) if built is None else built
             try:
                 found = _output_shape(model, (1, in_channels, *size), on_meta=on_meta)
-            except Exception as error:  # any network may do what meta tensors cannot, or refuse a size in its own way
+            except Exception as error:  # a network may fail with meta tensors, or refuse a size in its own way
                 problem = _first_line(error)
                 continue
             if found == (1, out_channels, *size):
@@ -168,16 +168,16 @@ def divisor_of(network: str, network_args: str, num_dims: int, in_channels: int,
 
 
 def has_fixed_size(network: str) -> bool:
-    """Return whether a class is told the only size that it takes."""
+    """Return whether a class requires the only size that it accepts as an argument."""
     return any(name in inspect.signature(find_network(network)).parameters for name in SIZE)
 
 
 class MONAITrainer(BundleTrainer):
-    """Trains any network of ``monai.networks.nets`` that returns a logit a class for each voxel; by AdamW.
+    """Trains any network of ``monai.networks.nets`` that returns one logit per class for each voxel, with AdamW.
 
     Attributes:
-        network: The class's name.
-        network_args: Its arguments, but for those that follow from the data.
+        network: The name of the class.
+        network_args: Its arguments, except those that follow from the data.
     """
 
     network_name = "this network of MONAI"
@@ -205,7 +205,7 @@ class MONAITrainer(BundleTrainer):
 
     @classmethod
     def _problems(cls) -> Iterator[SettingsError]:
-        """Yield what is wrong with the network for pictures and for volumes, before a dataset says what is needed."""
+        """Yield errors of the network for pictures and for volumes, before a dataset determines which are needed."""
         for num_dims, in_channels in _TRIED:
             try:
                 cls._divisor(num_dims, in_channels, 2)
@@ -239,14 +239,14 @@ class MONAITrainer(BundleTrainer):
 
 
 class MONAIPredictor(Predictor):
-    """Predicts with a trained network of MONAI's, from its experiment folder alone."""
+    """Predicts with a trained network of MONAI, given only its experiment folder."""
 
 
 _TRIED = ((2, 1), (3, 1))
 
 
 def _output_shape(network: nn.Module, shape: Shape, *, on_meta: bool) -> Shape:
-    """Return the shape of what a network makes of an image at full resolution."""
+    """Return the shape of a network's output at full resolution."""
     images = torch.empty(shape, device="meta") if on_meta else torch.zeros(shape)
     model = meta_copy(network) if on_meta else network.eval()
     with torch.no_grad():
@@ -254,12 +254,12 @@ def _output_shape(network: nn.Module, shape: Shape, *, on_meta: bool) -> Shape:
 
 
 def _refuse_probabilities(model: nn.Module, network: str, shape: Shape) -> None:
-    """Refuse a network that ends in a softmax, to which the loss would add another."""
+    """Refuse a network that ends in a softmax, since the loss would apply another."""
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     try:
         with torch.no_grad():
             scores = main_output(model.eval()(images), num_dims=len(shape) - 2)
-    except Exception:  # that it runs is checked with other sizes
+    except Exception:  # whether it runs is checked with other sizes
         return
     if scores.shape[1] > 1 and bool((scores >= 0).all()) and torch.allclose(scores.sum(1), torch.ones(()), atol=1e-4):
         raise SettingsError(
@@ -269,7 +269,7 @@ def _refuse_probabilities(model: nn.Module, network: str, shape: Shape) -> None:
 
 
 def _odd_multiples(divisor: int, least: int) -> tuple[int, int]:
-    """Return two lengths that this divisor divides and the next greater one does not."""
+    """Return two lengths that are multiples of this divisor but not of the next greater one."""
     odd = -(-least // divisor) | 1
     return odd * divisor, (odd + 2) * divisor
 

@@ -1,6 +1,6 @@
-"""SegResNet with deep supervision, by MONAI's SegResNetDS: the residual encoder-decoder of Auto3DSeg.
+"""MONAI's SegResNetDS, SegResNet with deep supervision: the residual encoder-decoder of Auto3DSeg.
 
-Myronenko, *3D MRI brain tumor segmentation using autoencoder regularization*, BrainLes 2018, arXiv:1810.11654. Where
+Myronenko, *3D MRI brain tumor segmentation using autoencoder regularization*, BrainLes 2018, arXiv:1810.11654. If
 voxels are much longer along one axis, the first levels do not halve it.
 """
 
@@ -42,11 +42,11 @@ def build_segresnet(
 
     Args:
         num_dims: 2 or 3 spatial axes.
-        in_channels: Channels of the image.
-        out_channels: Logits a voxel.
+        in_channels: Number of channels of the image.
+        out_channels: Number of logits per voxel.
         size: ``"S"`` and ``"B"`` have 16 and 32 filters and four levels, ``"L"``, as in Auto3DSeg, 32 and five.
-        resolution: Length of a voxel along each axis; None where it is the same along all.
-        deep_supervision: In training mode also return the logits of the coarser levels.
+        resolution: Length of a voxel along each axis; None if it is the same along all.
+        deep_supervision: Whether to return the logits of the coarser levels as well in training mode.
 
     Returns:
         The network: images ``(B, in_channels, *spatial)`` to logits ``(B, out_channels, *spatial)``.
@@ -68,11 +68,11 @@ def build_segresnet(
 
 
 class SegResNetTrainer(BundleTrainer):
-    """Trains a SegResNet on pictures or volumes, by AdamW with a warm-up and a cosine.
+    """Trains a SegResNet on pictures or volumes, with AdamW, a warm-up and a cosine schedule.
 
     Attributes:
         size: ``"S"``, ``"B"`` or ``"L"``.
-        resolution: Length of a voxel along each axis, set by a plan of volumes; None where it is the same along all.
+        resolution: Length of a voxel along each axis, set by a plan of volumes; None if it is the same along all.
     """
 
     network_name = "SegResNet"
@@ -103,7 +103,7 @@ class SegResNetTrainer(BundleTrainer):
 
 
 class SegResNetPredictor(Predictor):
-    """Predicts with a trained SegResNet, from its experiment folder alone."""
+    """Predicts with a trained SegResNet, given only its experiment folder."""
 
 
 def _resolution_of(plan: Plan) -> tuple[float, ...] | None:

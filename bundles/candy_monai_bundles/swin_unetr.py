@@ -1,4 +1,4 @@
-"""Swin UNETR in its second version, by MONAI: shifted windows of attention, a residual convolution before each stage.
+"""MONAI's Swin UNETR in its second version: shifted-window attention with a residual convolution before each stage.
 
 He et al., *SwinUNETR-V2: stronger Swin transformers with stagewise convolutions for 3D medical image segmentation*,
 MICCAI 2023; Hatamizadeh et al., *Swin UNETR*, BrainLes 2021, arXiv:2201.01266.
@@ -27,8 +27,8 @@ def build_swin_unetr(*, num_dims: int, in_channels: int, out_channels: int, size
 
     Args:
         num_dims: 2 or 3 spatial axes.
-        in_channels: Channels of the image.
-        out_channels: Logits a voxel.
+        in_channels: Number of channels of the image.
+        out_channels: Number of logits per voxel.
         size: ``"S"`` for 24 features, MONAI's default, or ``"B"`` for the paper's 48.
 
     Returns:
@@ -48,7 +48,7 @@ def build_swin_unetr(*, num_dims: int, in_channels: int, out_channels: int, size
 
 
 class SwinUNETRTrainer(BundleTrainer):
-    """Trains a Swin UNETR on pictures or volumes, by AdamW with a warm-up and a cosine.
+    """Trains a Swin UNETR on pictures or volumes, with AdamW, a warm-up and a cosine schedule.
 
     Attributes:
         size: ``"S"`` or ``"B"``.
@@ -66,7 +66,7 @@ class SwinUNETRTrainer(BundleTrainer):
 
 
 class SwinUNETRPredictor(Predictor):
-    """Predicts with a trained Swin UNETR, from its experiment folder alone."""
+    """Predicts with a trained Swin UNETR, given only its experiment folder."""
 
 
 BUNDLE = Bundle(

@@ -1,4 +1,4 @@
-"""The U-Net of nnU-Net, by MONAI's DynUNet: plain convolutions, instance normalisation, laid out by the plan.
+"""The U-Net of nnU-Net, as MONAI's DynUNet: plain convolutions, instance normalisation, layout given by the plan.
 
 Isensee, Jaeger, Kohl, Petersen and Maier-Hein, *nnU-Net: a self-configuring method for deep learning-based biomedical
 image segmentation*, Nature Methods 18, 2021, arXiv:1809.10486.
@@ -34,10 +34,10 @@ SMALLEST_AXIS = 4
 
 
 class DynUNet(nets.DynUNet):
-    """MONAI's DynUNet, whose coarser logits come at their own resolution in training mode.
+    """MONAI's DynUNet, which in training mode returns the coarser logits at their own resolution.
 
-    MONAI brings them to the full one, so that each costs the loss as much time and memory as the finest. Here the
-    labels are brought down instead, as in nnU-Net. Name, arguments, weights and logits are those of MONAI's.
+    MONAI upsamples them to the full one, so that the loss of each takes as much time and memory as that of the finest.
+    Here the labels are downsampled instead, as in nnU-Net. Name, arguments, weights and logits are those of MONAI's.
     """
 
     exported_as = nets.DynUNet
@@ -47,7 +47,7 @@ class DynUNet(nets.DynUNet):
         """Return the logits; in training mode with deep supervision a list of them, the finest first."""
         logits: Tensor = self.output_block(self.skip_layers(x))
         if self.training and self.deep_supervision:
-            outputs: list[Tensor] = [logits] + self.heads  # noqa: RUF005  # TorchScript knows no other way to join lists
+            outputs: list[Tensor] = [logits] + self.heads  # noqa: RUF005  # TorchScript has no other way to join lists
             return outputs
         return logits
 
@@ -67,12 +67,12 @@ def build_unet(
 
     Args:
         num_dims: 2 or 3 spatial axes.
-        in_channels: Channels of the image.
-        out_channels: Logits a voxel.
-        filters: Feature maps of each level, the finest first.
-        kernel_sizes: Kernel of each level, one number an axis.
-        strides: Stride into each level, one number an axis; the first is all ones.
-        deep_supervision: In training mode return a list, whose others are the lower levels' logits.
+        in_channels: Number of channels of the image.
+        out_channels: Number of logits per voxel.
+        filters: Number of feature maps of each level, the finest first.
+        kernel_sizes: Kernel of each level, one number per axis.
+        strides: Stride into each level, one number per axis; the first is all ones.
+        deep_supervision: Whether to return a list in training mode: the logits, followed by those of the lower levels.
         residual: Whether the encoder's blocks add their input to their output.
 
     Returns:
@@ -107,9 +107,9 @@ class UNetTrainer(BundleTrainer):
     Attributes:
         num_dims: 2 for pictures ``(C, H, W)``, 3 for volumes ``(C, D, H, W)``.
         size: ``"S"``, ``"B"`` or ``"L"`` for 16, 32 or 64 filters at the finest level; None for the plan's.
-        filters: Feature maps of each level, the finest first; None for 32, 64 ... in up to five levels.
-        kernel_sizes: Kernel of each level, one number an axis; None for 3 throughout.
-        strides: Stride into each level, one number an axis; None to halve every axis that is large enough.
+        filters: Number of feature maps of each level, the finest first; None for 32, 64 ... in up to five levels.
+        kernel_sizes: Kernel of each level, one number per axis; None for 3 throughout.
+        strides: Stride into each level, one number per axis; None to halve every axis that is large enough.
     """
 
     network_name = "the U-Net"
@@ -127,7 +127,7 @@ class UNetTrainer(BundleTrainer):
     def __init_subclass__(cls, **arguments: object) -> None:
         super().__init_subclass__(**arguments)
         if vars(cls).get("size") is not None:
-            cls.options = SegmentationOptions(follows_filters=False)  # so that a budget tries no other width
+            cls.options = SegmentationOptions(follows_filters=False)  # so that a budget does not try other widths
             cls.fixed_entries = ("filters",)
 
     @override
@@ -140,7 +140,7 @@ class UNetTrainer(BundleTrainer):
     @override
     @classmethod
     def adapt_plan(cls, plan: Plan) -> Plan:
-        """Return the plan, which is made for this network, with the filters of a size that was asked for."""
+        """Return the plan, which is made for this network, with the filters of the chosen size."""
         cls.check_plan(plan)
         changes: dict[str, Any] = {}
         if cls.size is not None:
@@ -188,11 +188,11 @@ class UNetTrainer(BundleTrainer):
 
 
 class UNetPredictor(Predictor):
-    """Predicts with a trained U-Net, from its experiment folder alone."""
+    """Predicts with a trained U-Net, given only its experiment folder."""
 
 
 def check_levels(filters: Sequence[int]) -> None:
-    """Check that there are as many levels as MONAI's network needs.
+    """Check that there are enough levels for MONAI's network.
 
     Raises:
         SettingsError: If there are fewer.
@@ -206,7 +206,7 @@ def default_strides(size: Sequence[int], max_levels: int) -> list[tuple[int, ...
 
     Args:
         size: The image's spatial size.
-        max_levels: Levels at most; there are at least three, as many as MONAI's network needs.
+        max_levels: Maximum number of levels; there are at least three, as MONAI's network requires.
     """
     strides = [(1,) * len(size)]
     while len(strides) < max_levels:

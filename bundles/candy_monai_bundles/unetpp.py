@@ -1,4 +1,4 @@
-"""UNet++, by MONAI's BasicUNetPlusPlus: nested skip connections, with outputs at full resolution from each depth.
+"""UNet++, as MONAI's BasicUNetPlusPlus: nested skip connections, with outputs at full resolution from each depth.
 
 Zhou, Siddiquee, Tajbakhsh and Liang, *UNet++: a nested U-Net architecture for medical image segmentation*, DLMIA 2018,
 arXiv:1807.10165.
@@ -32,10 +32,10 @@ def build_unetpp(
 
     Args:
         num_dims: 2 or 3 spatial axes.
-        in_channels: Channels of the image.
-        out_channels: Logits a voxel.
+        in_channels: Number of channels of the image.
+        out_channels: Number of logits per voxel.
         size: ``"S"``, ``"B"`` or ``"L"`` for 16, 32 (MONAI's default) or 64 features at the finest level.
-        deep_supervision: In training mode also return the logits of the shallower nodes.
+        deep_supervision: Whether to return the logits of the shallower nodes as well in training mode.
 
     Returns:
         The network: images ``(B, in_channels, *spatial)``, each axis a multiple of 16, to logits
@@ -73,7 +73,7 @@ class UNetPlusPlusTrainer(BundleTrainer):
 
 
 class UNetPlusPlusPredictor(Predictor):
-    """Predicts with a trained UNet++, from its experiment folder alone."""
+    """Predicts with a trained UNet++, given only its experiment folder."""
 
 
 BUNDLE = Bundle(

@@ -1,7 +1,7 @@
-"""UNETR, by MONAI: a vision transformer as encoder, a convolutional decoder; for patches of one size.
+"""MONAI's UNETR: a vision transformer as encoder and a convolutional decoder, for patches of one size.
 
 Hatamizadeh et al., *UNETR: transformers for 3D medical image segmentation*, WACV 2022, arXiv:2103.10504. It learns an
-embedding of each position, so whole images are always predicted in windows of the size that it was trained on.
+embedding for each position, so whole images are always predicted in windows of the size of training.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def build_unetr(
 
     Args:
         num_dims: 2 or 3 spatial axes.
-        in_channels: Channels of the image.
-        out_channels: Logits a voxel.
+        in_channels: Number of channels of the image.
+        out_channels: Number of logits per voxel.
         image_size: Length of each axis, multiples of 16.
-        size: ``"S"``, with half the paper's width, or ``"B"``, the paper's.
+        size: ``"S"``, with half the paper's width, or ``"B"``, as in the paper.
 
     Returns:
         The network: images ``(B, in_channels, *image_size)`` to logits ``(B, out_channels, *image_size)``.
@@ -58,7 +58,7 @@ def build_unetr(
 
 
 class UNETRTrainer(BundleTrainer):
-    """Trains a UNETR on pictures or volumes, by AdamW with a warm-up and a cosine.
+    """Trains a UNETR on pictures or volumes, with AdamW, a warm-up and a cosine schedule.
 
     Attributes:
         size: ``"S"`` or ``"B"``.
@@ -76,7 +76,7 @@ class UNETRTrainer(BundleTrainer):
 
 
 class UNETRPredictor(Predictor):
-    """Predicts with a trained UNETR, from its experiment folder alone."""
+    """Predicts with a trained UNETR, given only its experiment folder."""
 
 
 BUNDLE = Bundle(name="unetr", build_network=build_unetr, trainer=UNETRTrainer, predictor=UNETRPredictor)

@@ -1,4 +1,4 @@
-"""V-Net, by MONAI: residual stages of large kernels, made for volumes and given a 2-D form by MONAI.
+"""MONAI's V-Net: residual stages with large kernels, designed for volumes; its 2-D form is by MONAI.
 
 Milletari, Navab and Ahmadi, *V-Net: fully convolutional neural networks for volumetric medical image segmentation*, 3DV
 2016, arXiv:1606.04797.
@@ -23,19 +23,19 @@ FIRST_FILTERS = 16
 
 
 def build_vnet(*, num_dims: int, in_channels: int, out_channels: int) -> nn.Module:
-    """Build a V-Net with batch normalisation and dropout, of the one size that it has.
+    """Build a V-Net with batch normalisation and dropout, in its only size.
 
     Args:
         num_dims: 2 or 3 spatial axes.
-        in_channels: Channels of the image: 1, 2, 4, 8 or 16, since it is added to the first 16 feature maps.
-        out_channels: Logits a voxel.
+        in_channels: Number of channels of the image: 1, 2, 4, 8 or 16, since it is added to the first 16 feature maps.
+        out_channels: Number of logits per voxel.
 
     Returns:
         The network: images ``(B, in_channels, *spatial)``, each axis a multiple of 16, to logits
         ``(B, out_channels, *spatial)``.
 
     Raises:
-        SettingsError: If 16 is no multiple of the number of channels.
+        SettingsError: If 16 is not a multiple of the number of channels.
     """
     check_channels(in_channels)
     network: nn.Module = VNet(
@@ -58,7 +58,7 @@ def check_channels(in_channels: int) -> None:
 
 
 class VNetTrainer(BundleTrainer):
-    """Trains a V-Net on pictures or volumes of 1, 2, 4, 8 or 16 channels."""
+    """Trains a V-Net on pictures or volumes with 1, 2, 4, 8 or 16 channels."""
 
     network_name = "V-Net"
     network_builder = staticmethod(build_vnet)
@@ -74,7 +74,7 @@ class VNetTrainer(BundleTrainer):
 
 
 class VNetPredictor(Predictor):
-    """Predicts with a trained V-Net, from its experiment folder alone."""
+    """Predicts with a trained V-Net, given only its experiment folder."""
 
 
 BUNDLE = Bundle(name="vnet", build_network=build_vnet, trainer=VNetTrainer, predictor=VNetPredictor)

@@ -1,5 +1,5 @@
 """Datasets: read, check, split, plan, preprocess, sample and augment them.
 
-A folder in nnU-Net's format, or lists of images in memory, enter; a fingerprint, a plan, a store of preprocessed cases
-and batches of patches for a trainer leave.
+The inputs are folders in nnU-Net's format, or images in memory; the outputs are fingerprints, plans, stores of
+preprocessed cases, and batches of patches for a trainer.
 """

@@ -1,4 +1,4 @@
-"""Crops and leading axes of tensors."""
+"""Crop tensors, and add or remove leading axes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from candy_monai.errors import BadInputError
 
 
 def crop(x: Tensor, bbox: Sequence[int]) -> Tensor:
-    """Return the part of a tensor in a box; it shares memory with the whole.
+    """Return the part of a tensor within a box, as a view.
 
     Args:
-        x: ``(..., *spatial)``, any number of axes in front.
+        x: ``(..., *spatial)``, with any number of leading axes.
         bbox: First voxel and end along each spatial axis: ``(a0, a1, b0, b1)`` in 2-D, two numbers more in 3-D.
 
     Raises:
-        BadInputError: If the box is not one of 2 or 3 axes, or not within the tensor.
+        BadInputError: If the box does not have 2 or 3 axes, or exceeds the tensor.
     """
     sides = list(zip(bbox[::2], bbox[1::2], strict=False))
     if len(bbox) not in (4, 6) or len(sides) > x.ndim:
@@ -31,10 +31,10 @@ def crop(x: Tensor, bbox: Sequence[int]) -> Tensor:
 
 
 def ensure_num_dimensions(x: Tensor, num_dimensions: int) -> Tensor:
-    """Return a tensor with so many axes: axes of length 1 are put in front, or taken away there.
+    """Return a tensor with a given number of axes, by adding or removing leading axes of length 1.
 
     Raises:
-        BadInputError: If an axis to take away holds more than one entry.
+        BadInputError: If an axis to remove has more than one entry.
     """
     surplus = x.ndim - num_dimensions
     if any(size != 1 for size in x.shape[: max(0, surplus)]):

@@ -1,7 +1,7 @@
-"""The order of samples, and of the cases that they are cut from, as functions of seed, epoch and position.
+"""The order of samples, and of their cases, as functions of seed, epoch and position.
 
-With them a run gives the same samples for any number of workers, an interrupted one goes on where it was, and several
-processes take shares of one order.
+Thus a run yields the same samples for any number of workers, a resumed run continues at its position, and several
+processes share one order.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
     from candy_monai.processes import Processes
 
-_ORDER_STREAM = 1  # keeps the order of cases apart from the samples' own numbers
+_ORDER_STREAM = 1  # separates the order of cases from the samples' own random numbers
 _PHASE_STREAM = 2
 
 
 class PositionedSampler(Sampler[int]):
-    """A sampler that can be told the epoch, and where in it to start.
+    """Base class of samplers with an epoch and a start position.
 
     Raises:
         BadInputError: If an epoch would be empty.
@@ -43,21 +43,21 @@ class PositionedSampler(Sampler[int]):
         self._rank, self._count = 0, 1
 
     def shared(self, rank: int, count: int) -> Self:
-        """Return a sampler of every ``count``-th sample from ``rank`` on, as many as every other process takes."""
+        """Return a sampler of every ``count``-th sample from ``rank`` on; each process gets the same number."""
         share = copy.copy(self)
         share._rank, share._count = rank, count
         return share
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration names, from 0."""
+        """Set the epoch of the next iteration, from 0."""
         self._epoch = epoch
 
     def start_at(self, position: int) -> None:
-        """Set that the next iteration, and only that, leaves out the samples before this position."""
+        """Skip the samples before this position in the next iteration only."""
         self._start = position
 
     def __len__(self) -> int:
-        """Return the samples of a whole epoch, of this process's share."""
+        """Return the number of samples in a whole epoch, for this process."""
         return self._num_samples // self._count
 
     @override
@@ -68,31 +68,31 @@ class PositionedSampler(Sampler[int]):
 
     @abstractmethod
     def indices(self, epoch: int) -> Sequence[int]:
-        """Return the indices of an epoch's samples in order, those of all processes."""
+        """Return the indices of an epoch's samples in order, for all processes."""
 
 
 class SeededIndex(int):
-    """An index that brings its sample's seed along, 0 to 2**32 - 1, to workers too."""
+    """An index that also carries its sample's seed, 0 to 2**32 - 1, into workers."""
 
     seed: int
 
     def __new__(cls, index: int, seed: int = 0) -> Self:
-        """Return the index that a plain number means."""
+        """Return the index for a plain number."""
         made = super().__new__(cls, index)
         made.seed = seed
         return made
 
 
 class SeededSampler(PositionedSampler):
-    """Shuffles a dataset anew for every epoch and seeds each sample's transforms.
+    """Shuffles a dataset in every epoch and seeds each sample's transforms.
 
     For our datasets with MONAI's random transforms in a `JointTransform`:
     ``DataLoader(dataset, batch_size=2, sampler=SeededSampler(dataset, seed=0))``. The samples are then the same for any
     number of workers, and a resumed run repeats them exactly.
 
     Args:
-        dataset: What to sample from.
-        seed: Decides the orders and every sample's seed.
+        dataset: The dataset to sample from.
+        seed: Determines the orders and every sample's seed.
         shuffle: False to keep the dataset's order.
     """
 
@@ -111,18 +111,18 @@ class SeededSampler(PositionedSampler):
 
 
 def shared_loader(loader: DataLoader[Any], processes: Processes, *, evenly: bool) -> DataLoader[Any]:
-    """Return a loader of this process's share of the samples; the very same loader for one process.
+    """Return a loader of this process's share of the samples; the loader itself for one process.
 
-    Shares are disjoint: each process takes every n-th sample of the order that the first one's sampler gives.
+    Shares are disjoint: each process takes every n-th sample in the order of the first process's sampler.
 
     Args:
         loader: The loader of all samples; its batch size is that of one process.
         processes: The processes.
-        evenly: Leave out the last few samples where not every process would get as many, for training; without, for
+        evenly: Omit the last few samples so that all processes get the same number, for training; if False, as for
             validation, each sample is in some share.
 
     Raises:
-        BadInputError: If the loader cannot be shared out, or there are fewer samples than processes.
+        BadInputError: If the loader cannot be shared, or there are fewer samples than processes.
     """
     if processes.world_size == 1:
         return loader
@@ -157,7 +157,7 @@ def shared_loader(loader: DataLoader[Any], processes: Processes, *, evenly: bool
 
 
 class _Share(Sampler[int]):
-    """Every n-th index of another sampler's order, which the first process draws."""
+    """Every n-th index of another sampler's order, which the first process determines."""
 
     def __init__(self, whole: Any, processes: Processes, *, evenly: bool) -> None:
         self._whole = whole
@@ -178,33 +178,33 @@ class _Share(Sampler[int]):
 
 
 def follows_position(dataset: object) -> bool:
-    """Return whether a dataset's samples are functions of the index alone, the index's seed included."""
+    """Return whether a dataset's samples are functions of the index alone, including its seed."""
     return bool(getattr(dataset, "follows_position", False))
 
 
 def at(index: int, like: int) -> int:
-    """Return a plain index with the seed of another, where that has one."""
+    """Return a plain index with the seed of another one, if that has a seed."""
     return SeededIndex(index, like.seed) if isinstance(like, SeededIndex) else index
 
 
 @dataclass(frozen=True, kw_only=True)
 class PatchDraw:
-    """What a sample's index stands for: the case that it is cut from, and whether around a labelled voxel."""
+    """The meaning of a sample's index: its case, and whether it is centred on a labelled voxel."""
 
     case_id: str
     on_foreground: bool
 
 
 class DrawOrder:
-    """Cases in passes: each pass visits every case once, in an order of its own.
+    """The order of cases: each pass visits every case once, in a new order.
 
-    A share of the visits is on foreground. It is spread evenly: it holds over any stretch of indices, and over the
-    visits to each case that has foreground.
+    A share of the visits is on foreground. It is spread evenly: it holds for any range of indices, and for the visits
+    to each case with foreground.
 
     Args:
         case_ids: The cases.
-        has_foreground: For each of them, whether it can be centred on foreground.
-        foreground_share: Share of visits on foreground, 0 to 1; cases with foreground make up for those without.
+        has_foreground: For each case, whether it has foreground.
+        foreground_share: Share of visits on foreground, 0 to 1; cases with foreground compensate for those without.
         seed: Seeds the orders.
     """
 
@@ -222,10 +222,10 @@ class DrawOrder:
         self._pass: tuple[int, NDArray[np.int64], NDArray[np.bool_]] | None = None
 
     def draw(self, index: int) -> PatchDraw:
-        """Return which case a sample comes from and how.
+        """Return the case of a sample, and whether it is centred on foreground.
 
         Raises:
-            IndexError: If the index is negative; there is no largest one.
+            IndexError: If the index is negative; there is no upper limit.
         """
         if index < 0:
             raise IndexError(f"a sample's index is 0 or more, got {index}")
@@ -236,13 +236,13 @@ class DrawOrder:
         return PatchDraw(case_id=self._case_ids[order[position]], on_foreground=bool(on_foreground[position]))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state without what a worker can compute again."""
+        """Return the state without what a worker can recompute."""
         return self.__dict__ | {"_pass": None}
 
     def _ordered(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return a pass: its cases in order, and which of them are centred on foreground."""
         rng = np.random.default_rng([self._seed, number, _ORDER_STREAM])
-        # A case's turn comes whenever its own running share passes a whole number; phases differ from case to case.
+        # A case is chosen whenever its cumulative share reaches a whole number; the phases differ between cases.
         turns = np.floor((number + 1) * self._shares + self._phases) > np.floor(number * self._shares + self._phases)
         count, positions = int(turns.sum()), np.arange(len(turns))
         offset = rng.random()

@@ -1,4 +1,4 @@
-"""Helpers for values: plain tensors, label ids, what JSON stored, lists in messages."""
+"""Helpers for values: plain tensors, label ids, values from JSON, lists in messages."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ T = TypeVar("T", str, Path)
 
 
 def plain_tensor(tensor: Tensor) -> Tensor:
-    """Return a plain tensor, which shares its memory with the one given."""
-    return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)  # knows MONAI's type without importing it
+    """Return a plain tensor that shares the memory of the given one."""
+    return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)  # for MONAI's type without importing it
 
 
 def ids_of_label(label: int | tuple[int, ...]) -> tuple[int, ...]:
-    """Return the ids of a label: the one that it is, or those that a region unites."""
+    """Return the ids of a label: its own, or those that a region unites."""
     return label if isinstance(label, tuple) else (label,)
 
 
 def label_id_of(value: object) -> int | None:
-    """Return a whole number from 0, which JSON's names and sloppy files have as text; None for anything else."""
+    """Return a whole number from 0, which may be text, as in JSON's names; None for anything else."""
     if isinstance(value, str) and value.isdecimal():
         return int(value)
-    if isinstance(value, bool) or not isinstance(value, Integral):  # NumPy's are Integral, too
+    if isinstance(value, bool) or not isinstance(value, Integral):  # NumPy's integers are Integral, too
         return None
     return int(value) if int(value) >= 0 else None
 
 
 def frozen(value: object) -> object:
-    """Return a value with tuples in place of lists at any depth, as it was before JSON stored it."""
+    """Return a value with lists converted to tuples at any depth, as before it was stored as JSON."""
     if isinstance(value, Mapping):
         return {key: frozen(entry) for key, entry in value.items()}
     return tuple(frozen(entry) for entry in value) if isinstance(value, list | tuple) else value
 
 
 def is_of_kind(value: object, kind: Any) -> bool:
-    """Return whether a value from a file is of an annotated type; a number must be finite, and ``True`` is none."""
+    """Return whether a value from a file has an annotated type; numbers must be finite, and ``True`` is not one."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return any(is_of_kind(value, part) for part in parts)
@@ -64,11 +64,11 @@ def repeated(values: Iterable[T]) -> list[T]:
 
 
 def join_reprs(entries: Sequence[object], *, limit: int = 12) -> str:
-    """Return the first few values for a message, each as its ``repr``, and how many more there are."""
+    """Return the ``repr`` of the first values, and the number of further ones, for a message."""
     return join_names([repr(entry) for entry in entries], limit=limit)
 
 
 def join_names(names: Sequence[str], *, limit: int = 20) -> str:
-    """Return the first few names for a message, joined by commas, and how many more there are."""
+    """Return the first names, joined by commas, and the number of further ones, for a message."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

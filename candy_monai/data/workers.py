@@ -1,4 +1,4 @@
-"""Work on many cases, in bounded memory: by threads of one process, and by processes that share the cases."""
+"""Process many cases in bounded memory: by threads of one process, and by processes that share the cases."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _BYTES_PER_VOXEL = 48
-"""Peak of decoding, normalising and resampling one channel with its label: a few copies in 4 and 8 bytes."""
+"""Peak of decoding, normalising and resampling one channel with its label: several copies in 4 and 8 bytes."""
 
 _BYTES_PER_MEASURED_VOXEL = 64
 """Peak of reading and measuring a pair of label maps: both in 8 bytes, masks, and components of lesions."""
@@ -34,20 +34,20 @@ _BYTES_PER_MEASURED_VOXEL = 64
 _USABLE_SHARE = 0.6
 
 AHEAD = 32
-"""Results that may wait behind a case that takes long, where they are small: no thread is idle meanwhile."""
+"""Number of small results that may wait for a slow case, so that no thread is idle."""
 
 
 def in_order(tasks: Iterable[Callable[[], T]], jobs: int, *, ahead: int = 0) -> Iterator[T]:
-    """Yield what tasks return, in their order; ``jobs`` of them at once, each in a thread.
+    """Yield the results of tasks in their order; ``jobs`` of them run at once, each in a thread.
 
-    Decoding, resampling, distances and counting release Python's lock, and threads cost no start-up; they share those
-    that PyTorch computes with. A task is taken from ``tasks`` when there is a thread for it and no more than ``jobs``
-    results wait, so that no more cases than these are in memory. What has not begun when one raises is not begun.
+    Decoding, resampling, distances and counting release Python's lock, and threads have no start-up cost; they share
+    PyTorch's threads. A task is taken from ``tasks`` when a thread is free and at most ``jobs`` results are waiting, to
+    limit the number of cases in memory. After an exception no further tasks are started.
 
     Args:
-        tasks: Called without arguments.
-        jobs: Threads; 1 for this one.
-        ahead: So many more tasks may be begun before the first result is taken, where results are small.
+        tasks: Functions without arguments.
+        jobs: Number of threads; 1 for the current thread.
+        ahead: Number of further tasks to start before the first result is taken, for small results.
     """
     if jobs == 1:
         for task in tasks:
@@ -65,21 +65,21 @@ def in_order(tasks: Iterable[Callable[[], T]], jobs: int, *, ahead: int = 0) -> 
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(at_once)  # what a thread sets holds for threads that are started later, too
+        torch.set_num_threads(at_once)  # the number set in a thread also applies to threads started later
 
 
 def shares(items: Sequence[T], processes: Processes | None, folder: Path) -> Iterator[Sequence[T]]:
-    """Yield the items that a process works on: its own share, then the others', each once its process has ended.
+    """Yield the items for a process: its own share, then those of the others, each once its process has ended.
 
-    A share is locked while it is worked on, and a system unlocks what a killed process had locked. So each item is done
-    by one process, and what a process leaves undone is done by another, if whoever works on a share passes over what is
-    done. On a file system without locks nobody waits, and some items are done twice. One process has all items in its
-    share, and locks nothing.
+    A share is locked during its processing, and the system releases the locks of a killed process. So each item is
+    processed by one process, and the unfinished items of a process by another, if the caller skips finished items. On a
+    file system without locks there is no waiting, and some items are processed twice. A single process has all items in
+    its share, and locks nothing.
 
     Args:
         items: The same in all processes.
-        processes: Those that work on them; None for this one alone.
-        folder: Where the locks are, on a file system that all processes see; made when missing.
+        processes: The processes that share the items; None for this one alone.
+        folder: The folder of the locks, on a file system that all processes share; created if missing.
     """
     if processes is None or processes.world_size == 1:
         yield items
@@ -90,14 +90,14 @@ def shares(items: Sequence[T], processes: Processes | None, folder: Path) -> Ite
         lock = folder / f".share-{number + 1}-of-{processes.world_size}.lock"
         with _locked(lock):
             yield items[number :: processes.world_size]
-            with suppress(OSError):  # whoever waits for it finds everything done
+            with suppress(OSError):  # processes that wait for it find everything done
                 lock.unlink()
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock within a block, if the file system has any."""
-    lock = FileLock(path, fallback_to_soft=False)  # a marker in place of a lock would outlive a killed process
+    """Hold a lock within a block, if the file system supports locks."""
+    lock = FileLock(path, fallback_to_soft=False)  # a marker file as a lock would outlive a killed process
     try:
         lock.acquire()
     except OSError as error:
@@ -110,9 +110,9 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may compute on: those of its job, where the system tells.
+    """Return the number of cores available to this process: those of its job, if the system tells.
 
-    Processes that were started together on a machine, and bound to no cores of their own, share all of them.
+    Processes that were started together on a machine, without cores of their own, share all of them.
     """
     cores = os.cpu_count() or 1
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
@@ -120,9 +120,9 @@ def usable_cores() -> int:
 
 
 def case_workers(cases: Sequence[NNUNetCase], jobs: int | None = None) -> int:
-    """Return how many threads may each hold a case: at least 1, at most ``jobs``, by default one a core.
+    """Return how many threads may each hold a case: at least 1, at most ``jobs``, by default one per core.
 
-    The largest file stands for the largest case; where its header cannot be read, cores alone decide.
+    The largest file represents the largest case; if its header cannot be read, only cores count.
     """
 
     def largest_bytes() -> float:
@@ -135,9 +135,9 @@ def case_workers(cases: Sequence[NNUNetCase], jobs: int | None = None) -> int:
 
 
 def measuring_workers(references: Sequence[Path]) -> int:
-    """Return how many threads may each measure a prediction: one a core, fewer where memory is short.
+    """Return how many threads may each measure a prediction: one per core, fewer if memory is short.
 
-    The largest file stands for the largest case; where its header cannot be read, there is one at a time.
+    The largest file represents the largest case; if its header cannot be read, there is one thread.
     """
 
     def largest_bytes() -> float:
@@ -148,7 +148,7 @@ def measuring_workers(references: Sequence[Path]) -> int:
 
 
 def _threads_for(num_cases: int, largest_bytes: Callable[[], float], *, jobs: int | None, unknown_bytes: float) -> int:
-    """Return how many threads may each hold a case; what the largest one takes is asked only where it matters.
+    """Return how many threads may each hold a case; the size of the largest one is computed only if it matters.
 
     Processes that were started together on a machine share its free memory.
     """
@@ -165,7 +165,7 @@ def _threads_for(num_cases: int, largest_bytes: Callable[[], float], *, jobs: in
 
 
 def free_memory_bytes() -> int | None:
-    """Return the memory that programs may still take; ``None`` where the system does not tell."""
+    """Return the memory that is available to programs; ``None`` if the system does not tell."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             for line in file:

@@ -1,7 +1,7 @@
-"""States of any kind as tensors and plain values, which is all that a file may hold that executes nothing, and back.
+"""Convert states of any kind to tensors and plain values, which can be loaded without executing code, and back.
 
-PyTorch writes any Python object and reads back few of them with ``weights_only``. What it would not read is written as
-a dictionary that names its kind. What cannot be written so is refused when it is saved, not when it is needed.
+PyTorch saves any Python object, but loads few kinds with ``weights_only``. Values of other kinds are written as a
+dictionary that names the kind. Values that cannot be written in this way are refused when saving, not when loading.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from candy_monai.errors import BadInputError
 _KIND = "candy_monai kind"
 _AS_THEY_ARE = (type(None), bool, int, float, complex, str, bytes, bytearray, torch.dtype, torch.device, torch.Size)
 _NUMBERS_AND_TEXTS: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
-# Python's types of the same values compute in the same way; those of the other NumPy types would not.
+# Python's types of the same values compute in the same way as these; the other NumPy types would not.
 _AS_PYTHON = (np.bool_, np.int64, np.float64, np.complex128, np.str_, np.bytes_)
 _CODE = (
     types.FunctionType,
@@ -43,7 +43,7 @@ _CODE = (
     functools.partial,
 )
 _SEQUENCES = {"set": set, "frozenset": frozenset}
-# By kind: the type, the name under which a value's parts are written, what these are, and what is made of them again.
+# By kind: the type, the key under which a value's parts are written, a function that returns them, and its inverse.
 _VALUES: dict[str, tuple[type, str, Callable[[Any], object], Callable[[Any], object]]] = {
     "datetime": (datetime.datetime, "text", datetime.datetime.isoformat, datetime.datetime.fromisoformat),
     "date": (datetime.date, "text", datetime.date.isoformat, datetime.date.fromisoformat),
@@ -67,32 +67,32 @@ _DICTIONARIES = {kind.__name__: kind for kind in (dict, collections.OrderedDict,
 
 
 def plain(value: object, place: str, *, rebuilt: bool = False) -> Any:
-    """Return a state in tensors and plain values, which `restored` turns back.
+    """Return a state as tensors and plain values, which `restored` converts back.
 
-    Tensors are those that were passed, not copies.
+    Tensors are passed on without a copy.
 
     Args:
         value: The state.
-        place: What it is, for messages.
-        rebuilt: Whether there will be such a state of an object that is built anew when this one is read: then
-            functions and classes, which are code and no state, are left out, and objects are written by what they hold.
+        place: A description of the state, for messages.
+        rebuilt: Whether the state is to be loaded into an object that is built anew. If so, functions and classes,
+            which are code and not state, are left out, and objects are written by their attributes.
 
     Raises:
-        BadInputError: If there is something in it that cannot be saved; the message says where.
+        BadInputError: If it contains something that cannot be saved; the message says where.
     """
     return _Writing(rebuilt).plain(value, place)
 
 
 def restored(value: object, like: object = None) -> Any:
-    """Return what `plain` was given.
+    """Return the state that was passed to `plain`.
 
     Args:
         value: What `plain` returned.
-        like: A state of the object that it is for, as it is now; needed where it was written with ``rebuilt``. The
-            objects in it are put into the saved state.
+        like: The present state of the object to load into; required if it was written with ``rebuilt``. Its objects
+            are placed into the returned state.
 
     Raises:
-        TypeError: If it does not fit ``like``, or names a class that is no part of the program.
+        TypeError: If it does not fit ``like``, or names a class that is not part of the program.
     """
     if isinstance(value, dict):
         if _KIND in value:
@@ -108,11 +108,11 @@ def restored(value: object, like: object = None) -> Any:
 
 
 class _Writing:
-    """One state on its way to plain values."""
+    """Converts one state to plain values."""
 
     def __init__(self, rebuilt: bool) -> None:
         self._rebuilt = rebuilt
-        self._around: set[int] = set()  # containers that the present value is in
+        self._around: set[int] = set()  # containers that contain the present value
 
     def plain(self, value: object, place: str) -> Any:
         if type(value) in _AS_THEY_ARE:
@@ -175,7 +175,7 @@ class _Writing:
         members = [self.plain(member, f"{place}[{name!r}]") for name, member in value.items()]
         is_simple = _KIND not in value and all(isinstance(name, (*_NUMBERS_AND_TEXTS, type(None))) for name in names)
         if is_simple and kind is not collections.defaultdict:
-            made = value.copy()  # an OrderedDict has more to it than its items
+            made = value.copy()  # an OrderedDict holds more than its items
             made.clear()
             for name, member in zip(names, members, strict=True):
                 made[name] = member
@@ -278,7 +278,7 @@ def _restored_array(value: dict[str, Any]) -> np.ndarray[Any, Any]:
 
 
 def _restored_into(like: Any, value: dict[str, Any]) -> Any:
-    """Load the state of an object into the one that was built anew, or leave that as it is."""
+    """Load the state of an object into the one that was built anew, or leave that unchanged."""
     if value[_KIND] == "as built":
         if like is None:
             raise TypeError("a function that was saved is not there any more")
@@ -298,12 +298,12 @@ def _with_parts(kind: Any, parts: Mapping[str, object]) -> object:
         raise TypeError(f"{kind!r} is no dataclass")
     made: object = object.__new__(kind)  # type: ignore[arg-type]  # it is a class, not an instance
     for name, part in parts.items():
-        object.__setattr__(made, name, part)  # frozen ones, too; nothing of the class is executed
+        object.__setattr__(made, name, part)  # works for frozen ones too; executes no code of the class
     return made
 
 
 def _found_class(name: str) -> object:
-    """Return a class of a module that was imported already, by its name; None if there is none."""
+    """Return a class by name from a module that is already imported; None if there is none."""
     module, _, path = name.partition(":")
     found: object = sys.modules.get(module)
     for part in path.split("."):

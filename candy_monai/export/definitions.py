@@ -1,6 +1,6 @@
-"""A network as MONAI's configuration language defines it: which of MONAI's classes, with which arguments.
+"""The definition of a network in MONAI's configuration language: its class and arguments.
 
-Networks do not keep their arguments, so these are noted while the network is built.
+Networks do not store their arguments, so these are recorded while the network is built.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ TARGET = "_target_"
 
 @contextmanager
 def noted_arguments(*kinds: type[nn.Module]) -> Iterator[dict[nn.Module, dict[str, Any]]]:
-    """Yield a dictionary that takes the arguments of each network, by name, that is built within the block.
+    """Yield a dictionary that records the arguments, by name, of each network built within the block.
 
     Args:
-        kinds: The classes of networks to note; all of MONAI's networks if none are given.
+        kinds: The classes of networks to record; all of MONAI's networks if none are given.
     """
     noted: dict[nn.Module, dict[str, Any]] = {}
     of_monai = {kind for kind in vars(nets).values() if inspect.isclass(kind) and issubclass(kind, nn.Module)}
@@ -34,7 +34,7 @@ def noted_arguments(*kinds: type[nn.Module]) -> Iterator[dict[nn.Module, dict[st
         yield noted
     finally:
         for kind, original in own.items():
-            if original is None:  # its base class's
+            if original is None:  # inherited from its base class
                 del kind.__init__
             else:
                 kind.__init__ = original  # type: ignore[method-assign]
@@ -48,7 +48,7 @@ def _noting(
     @functools.wraps(original)
     def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        if exported_as(type(self)) is kind:  # not a base class's part of a subclass
+        if exported_as(type(self)) is kind:  # not when a subclass calls its base class
             _, *given = signature.bind(self, *args, **kwargs).arguments.items()
             noted[self] = {}
             for name, value in given:
@@ -59,10 +59,10 @@ def _noting(
 
 
 def exported_as(kind: type[nn.Module]) -> type[nn.Module]:
-    """Return the class that a network of this class is exported as.
+    """Return the class as which a network of this class is exported.
 
-    It is that of MONAI which the class itself names in an attribute ``exported_as``, as one does that differs from it
-    in training alone; else its own.
+    This is the class of MONAI named by its own attribute ``exported_as``, for classes that differ from MONAI's only in
+    training; otherwise the class itself.
     """
     named: type[nn.Module] = vars(kind).get("exported_as", kind)
     return named
@@ -72,7 +72,7 @@ def define(kind: type[nn.Module], arguments: Mapping[str, Any]) -> dict[str, Any
     """Return the definition of a network, ``{"_target_": ..., arguments}``.
 
     Raises:
-        TypeError: If an argument is no plain data, with its ``repr``.
+        TypeError: If an argument is not plain data, with its ``repr``.
     """
     public = getattr(nets, kind.__name__, None) is kind
     package = "monai.networks.nets" if public else kind.__module__
@@ -80,7 +80,7 @@ def define(kind: type[nn.Module], arguments: Mapping[str, Any]) -> dict[str, Any
 
 
 def _plain(value: object) -> Any:
-    """Return an argument as JSON holds it."""
+    """Return an argument as JSON data."""
     if isinstance(value, Enum):
         return _plain(value.value)
     if value is None or isinstance(value, bool | int | float | str):

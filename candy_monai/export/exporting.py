@@ -1,4 +1,4 @@
-"""Export experiments: choose the target, write its files apart, and move them to their place once they are right."""
+"""Export experiments: choose the target, write its files to a temporary folder, move them once they are verified."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from candy_monai.recipes.selection import selection_in
 
 SUFFIXES = frozenset(target.suffix for target in TARGETS.values() if target.suffix)
 MODEL = "model"
-"""What the files are called where ``out`` names a folder."""
+"""The name of the files if ``out`` is a folder."""
 
 
 def export_experiments(
@@ -39,31 +39,30 @@ def export_experiments(
 ) -> Path:
     """Write trained experiments in a format that runs where candy_monai is not installed.
 
-    But for ``monai-bundle``, what is written is the network alone, in one file, and beside it a JSON file with what it
-    takes to use it (spacing, orientation, normalisation, window, classes) and with how it compares with the experiment
-    on real cases. Nothing is written if they differ by more than ``parity.TOLERANCE``.
+    Except for ``monai-bundle``, only the network is written, in one file, with a JSON file that describes how to use it
+    (spacing, orientation, normalisation, window, classes) and how it compares with the experiment on real cases.
+    Nothing is written if they differ by more than ``parity.TOLERANCE``.
 
     Args:
-        experiments: An experiment's folder or several, or that of a trained nnU-Net; the folder of a cross-validation
+        experiments: The folder of an experiment or several, or of a trained nnU-Net; the folder of a cross-validation
             stands for those of its folds, or for what `select` chose in it, with its postprocessing. Several become an
-            ensemble, which only ``monai-bundle`` can be.
-        out: The folder to write to, or the file if its name ends as the target's.
+            ensemble, which only ``monai-bundle`` supports.
+        out: The folder to write to, or the file if it has the suffix of the target.
         to: One of ``monai-bundle``, ``onnx``, ``pt2``, ``torchscript`` and ``slicer``.
-        portable: With ``monai-bundle``, name MONAI's own transforms alone.
+        portable: With ``monai-bundle``, use only MONAI's own transforms.
         checkpoint: ``best``, ``latest``, or the name of a weight file in the experiment.
-        images: An image or a folder of images to compare on; None for cases that the experiment was validated on.
-        trainer: ``FILE:Class``, the trainer of your own that the experiment belongs to; None for bundles.
+        images: An image or a folder of images for the comparison; None for cases that the experiment was validated on.
+        trainer: ``FILE:Class``, your own trainer that the experiment belongs to; None for bundles.
         trust: Build any callable that the experiment's pipelines name, instead of known transforms only.
-        overwrite: Replace what is there.
-        on_progress: Told what is done.
+        overwrite: Replace existing files.
+        on_progress: Called with a line of text for each stage.
 
     Returns:
         The file with the network, or the bundle's folder.
 
     Raises:
-        BadInputError: If the experiment cannot be exported to this target, which says why; or there is something at
-            ``out`` already.
-        MissingExtraError: If a package is needed that is not installed.
+        BadInputError: If the experiment cannot be exported to this target, with the reason; or ``out`` already exists.
+        MissingExtraError: If a required package is not installed.
     """
     target = find_target(to)
     given = [experiments] if is_path(experiments) else list(experiments)
@@ -104,7 +103,7 @@ def export_experiments(
 
 
 def _file_of(out: Path, target: Target) -> Path:
-    """Return the file of the network: ``out`` itself if it is named so, else one in the folder that it names."""
+    """Return the file of the network: ``out`` itself if it has the target's suffix, else one in the folder ``out``."""
     if word := next((word for word in target.not_in_path if word in str(out.absolute())), None):
         raise BadInputError(
             f"{out}: its reader treats models with {word!r} in their path otherwise: choose another name"
@@ -128,7 +127,7 @@ def _check_absent(files: Iterable[Path], *, overwrite: bool) -> None:
 
 @contextmanager
 def _written_apart(folder: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield a temporary folder, whose files move to ``folder`` if the block ends well, the largest last."""
+    """Yield a temporary folder, whose files are moved to ``folder`` if the block succeeds, the largest last."""
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     with tempfile.TemporaryDirectory(dir=nearest, prefix=".export-") as name:
         yield Path(name)

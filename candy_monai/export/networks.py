@@ -1,4 +1,4 @@
-"""An experiment's network on its own, with real images to compare it on: what every format but a bundle is made of."""
+"""The network of an experiment with real images for comparison, from which all formats but a bundle are written."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NUM_CASES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A part of a real case, as the network sees it.
+    """A part of a real case, as input of the network.
 
     Attributes:
         case_id: The case.
@@ -49,17 +49,17 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExportedNetwork:
-    """A network to export. Its axes are those of slices where it was trained on the slices of volumes.
+    """A network to export. If it was trained on the slices of volumes, its axes are those of slices.
 
     Attributes:
         predictor: Predicts with the experiment, on the CPU.
         network: Takes ``(B, C, *size)`` and returns logits ``(B, K, *size)``: in evaluation mode and float32, without
             padding, and without the coarser outputs of deep supervision.
-        definition: The network in MONAI's configuration language; None if it is none of MONAI's, or was built of more
-            than plain data.
-        weights: The file of its weights; None of a model from elsewhere.
+        definition: The network in MONAI's configuration language; None if it is not a network of MONAI, or its
+            arguments are not plain data.
+        weights: The file of its weights; None for an external model.
         slice_axis: The axis of a preprocessed volume across the slices that it sees; None for any other network.
-        divisor: What each axis of an image must be a multiple of.
+        divisor: The number that each axis of an image must be a multiple of.
         window: The size that it was trained on.
         cases: Real cases.
     """
@@ -75,10 +75,10 @@ class ExportedNetwork:
 
     @property
     def sizes(self) -> tuple[Shape, Shape]:
-        """Two sizes of images to compare on: about the window, and one other along each axis that is not flat.
+        """Two sizes of images for comparison: about the window, and another one along each axis that is not flat.
 
-        Both are at least twice what the network divides by: a single voxel at the bottom has no deviation, which
-        instance normalisation divides by, and an exporter takes a size of 1 for one that never changes.
+        Both are at least twice the divisor: a single voxel at the lowest level has no standard deviation, by which
+        instance normalisation divides, and an exporter treats a size of 1 as constant.
         """
         first, second = [], []
         for extent, by in zip(self.window, self.divisor, strict=True):
@@ -89,24 +89,24 @@ class ExportedNetwork:
         return tuple(first), tuple(second)
 
     def sizes_within(self, is_dynamic: Sequence[bool]) -> tuple[Shape, Shape]:
-        """Return the two sizes, equal along the spatial axes whose size may not change."""
+        """Return the two sizes, equal along the spatial axes with a fixed size."""
         first, second = self.sizes
         pairs = zip(first, second, is_dynamic, strict=True)
         return first, tuple(other if may_change else extent for extent, other, may_change in pairs)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Return the network's logits of ``(B, C, *size)``."""
+        """Return the network's logits for ``(B, C, *size)``."""
         with torch.no_grad():
             scores: Tensor = self.network(images)
         return scores
 
     @property
     def plain_network(self) -> nn.Module:
-        """The network with whatever outputs it has."""
+        """The network with all of its outputs."""
         return self.network.network if isinstance(self.network, MainLogits) else self.network
 
     def samples(self, sizes: Sequence[Shape]) -> Iterator[Sample]:
-        """Yield the middle of every case in these sizes, the second and later ones as a batch of two images."""
+        """Yield the centre of every case in these sizes, the second and later ones as a batch of two images."""
         for case in self.cases:
             image = self._preprocessed(case)
             for number, size in enumerate(sizes):
@@ -115,7 +115,7 @@ class ExportedNetwork:
                 yield Sample(case_id=case.case_id, image=cut)
 
     def _preprocessed(self, case: InputCase) -> Tensor:
-        """Return two images of a case ``(2, C, *spatial)``: neighbouring slices, or it and its mirror image."""
+        """Return two images of a case ``(2, C, *spatial)``: neighbouring slices, or the case and its mirror image."""
         predictor = self.predictor
         read = case.load(predictor.channels, num_dims=predictor.num_dims)
         image = plain_tensor(predictor.prepare(case.case_id, read).cases[0].image).float()
@@ -127,7 +127,7 @@ class ExportedNetwork:
 
 
 class MainLogits(nn.Module):
-    """A network that returns its logits at full resolution alone, in float32."""
+    """A network that returns only its logits at full resolution, in float32."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -146,15 +146,15 @@ def load_network(
     trainer: str | None = None,
     trust: bool = False,
 ) -> ExportedNetwork:
-    """Return the network of an experiment; arguments are those of `export_experiments`.
+    """Return the network of an experiment; for arguments see `export_experiments`.
 
     Raises:
-        ExperimentError: If it cannot be loaded, or its dataset is not there and no images were named.
+        ExperimentError: If it cannot be loaded, or its dataset is missing and no images were given.
     """
     chosen: dict[str, Any] = {"checkpoint": checkpoint, "trainer": trainer, "trust": trust, "on_progress": _silent}
     predictor = load_experiments([experiment], **chosen)
     with noted_arguments() as noted:
-        other = load_experiments([experiment], **chosen)  # its network is taken out of what surrounds it
+        other = load_experiments([experiment], **chosen)  # its network is detached below
     if not isinstance(predictor, NetworkPredictor) or not isinstance(other, NetworkPredictor):
         raise BadInputError(f"{experiment}: predicts with several networks, and this target holds one")
     attachment = attachment_of(other.model)
@@ -190,7 +190,7 @@ def _definition(network: nn.Module, arguments: dict[str, Any] | None) -> dict[st
 
 
 def _window(predictor: NetworkPredictor) -> Shape:
-    """Return the size of what the network was trained on."""
+    """Return the image size that the network was trained on."""
     if predictor.plan is not None:
         return predictor.plan.patch_shape
     if isinstance(predictor, Predictor):
@@ -223,12 +223,12 @@ def _real_cases(predictor: NetworkPredictor, images: Inputs | None) -> Iterator[
 
 
 def _with_one_output(found: ExportedNetwork) -> nn.Module:
-    """Return the network, or one that returns its main output alone where it has several."""
+    """Return the network, or one that returns only its main output if it has several."""
     example = torch.zeros(1, found.predictor.num_channels, *found.sizes[0])
     try:
         with torch.no_grad():
             output = found.network(example)
-    except Exception as error:  # any network of the user's own
+    except Exception as error:  # from any user's network
         raise BadInputError(
             f"{found.predictor.folder}: the network {type(found.network).__name__} cannot be run on an image of shape "
             f"{tuple(example.shape)} by itself ({type(error).__name__}: {error})"

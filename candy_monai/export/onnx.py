@@ -1,4 +1,4 @@
-"""The target ``onnx``, compared by ONNX Runtime."""
+"""The target ``onnx``, verified with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from candy_monai.optional import require
 
 OPSET = 20
 _LARGEST_FILE = (1 << 31) - (1 << 24)
-"""Of one file in the format of protocol buffers, with room for the graph."""
+"""Maximum size of one file in the protocol buffers format, minus room for the graph."""
 
 
 def write_onnx(network: ExportedNetwork, file: Path, *, on_progress: Callable[[str], None]) -> None:
-    """Write a network as ONNX and a JSON file beside it, run it by ONNX Runtime and compare it on real cases.
+    """Write a network as ONNX with a JSON file, run it with ONNX Runtime and compare it on real cases.
 
     Raises:
         BadInputError: If it cannot be exported.
         MissingExtraError: If the extra ``onnx`` is not installed.
-        RunFailedError: If what was written differs.
+        RunFailedError: If the results differ.
     """
     onnx, runtime, _ = (
         require(name, extra="onnx", purpose="export to ONNX and to compare what was written")
@@ -54,7 +54,7 @@ def write_onnx(network: ExportedNetwork, file: Path, *, on_progress: Callable[[s
             )
             assert program is not None
             program.save(file, external_data=False)
-        except Exception as error:  # of the converter: an operator without a counterpart, say
+        except Exception as error:  # from the converter, for example for an unsupported operator
             raise BadInputError(
                 f"{network.predictor.folder}: the network {type(network.network).__name__} cannot be converted to ONNX "
                 f"({first_line(error)}); monai-bundle, pt2 and torchscript do without it"

@@ -1,4 +1,4 @@
-"""Compare what was exported with the experiment's own network, and refuse what differs."""
+"""Compare an exported network with the experiment's own, and refuse it if they differ."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from candy_monai.export.networks import ExportedNetwork, Sample
 from candy_monai.transforms.painting import label_ids
 
 TOLERANCE = 1e-3
-"""The greatest difference of two logits, as a share of the greatest logit or of 1. Other kernels than PyTorch's add up
-in another order, which makes about 1e-5; a wrong weight or a wrong layer makes a difference of the order of 1."""
+"""Maximum difference of two logits, relative to the largest logit or to 1. Kernels other than PyTorch's sum in another
+order, which makes about 1e-5; a wrong weight or a wrong layer makes a difference of the order of 1."""
 
 LEAST_EQUAL = 0.999
-"""The least share of voxels with equal labels."""
+"""Minimum fraction of voxels with equal labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How logits of one part of a case compare.
+    """The comparison of the logits of one part of a case.
 
     Attributes:
         case: The case.
-        shape: ``(B, C, *size)`` of what was run.
-        max_difference: The greatest difference of two logits.
-        max_logit: The greatest magnitude of a logit.
-        equal_labels: The share of voxels with equal labels.
+        shape: ``(B, C, *size)`` of the input.
+        max_difference: The maximum difference of two logits.
+        max_logit: The maximum magnitude of a logit.
+        equal_labels: The fraction of voxels with equal labels.
     """
 
     case: str
@@ -40,7 +40,7 @@ class Comparison:
 
     @property
     def is_right(self) -> bool:
-        """Whether it is within what rounding explains."""
+        """Whether the difference is explained by rounding."""
         # A comparison with NaN is false.
         near = self.max_difference <= TOLERANCE * max(1.0, self.max_logit)
         return near and self.equal_labels >= LEAST_EQUAL
@@ -53,20 +53,20 @@ class Comparison:
 def compare(
     network: ExportedNetwork, exported: Callable[[Tensor], Tensor], samples: Iterable[Sample]
 ) -> list[Comparison]:
-    """Run both on parts of real cases."""
+    """Return comparisons of both networks on parts of real cases."""
     return [_compared(sample, network.logits(sample.image), exported(sample.image), network) for sample in samples]
 
 
 def check(comparisons: Sequence[Comparison], *, name: str, on_progress: Callable[[str], None]) -> None:
-    """Check that nothing differs by more than rounding, and tell how much it does.
+    """Check that no difference exceeds rounding, and report the differences.
 
     Args:
         comparisons: At least one.
-        name: What was exported, for the message.
-        on_progress: Told the greatest difference and the least share of equal labels.
+        name: The name of the exported target, for the message.
+        on_progress: Called with the maximum difference and the minimum fraction of equal labels.
 
     Raises:
-        RunFailedError: If one of them is not right.
+        RunFailedError: If one of the differences is too large.
     """
     for found in comparisons:
         if not found.is_right:

@@ -1,4 +1,4 @@
-"""A network as an exported program of PyTorch, with sizes that may change as far as the network allows it."""
+"""Export a network as a program of PyTorch, with variable sizes as far as the network allows it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Program:
     """An exported program.
 
     Attributes:
-        program: What `torch.export` made.
-        example: What it was made with, ``(B, C, *size)``.
+        program: The result of `torch.export`.
+        example: The example input for it, ``(B, C, *size)``.
         is_dynamic: For each axis of the input, whether its size may change.
     """
 
@@ -35,10 +35,10 @@ class Program:
 
 
 def build_program(network: ExportedNetwork, *, on_progress: Callable[[str], None]) -> Program:
-    """Export a network with the most sizes that it allows.
+    """Export a network with as many variable sizes as it allows.
 
-    Any batch and any multiples of the network's divisor are tried first, then whatever PyTorch finds out by itself,
-    then any batch of a fixed size, then one image of a fixed size.
+    Any batch size and any multiples of the network's divisor are tried first, then the sizes that PyTorch determines
+    itself, then any batch of a fixed size, then one image of a fixed size.
 
     Raises:
         BadInputError: If it cannot be exported at all.
@@ -50,7 +50,7 @@ def build_program(network: ExportedNetwork, *, on_progress: Callable[[str], None
         try:
             with quiet(), torch.no_grad():
                 program = torch.export.export(network.network, (images,), dynamic_shapes=(dims,))
-        except Exception as error:  # there are many kinds, and the next attempt asks for less
+        except Exception as error:  # there are many kinds, and the next attempt requires less
             failure = failure or error
             continue
         is_dynamic = _dynamic_axes(program)
@@ -68,7 +68,7 @@ def build_program(network: ExportedNetwork, *, on_progress: Callable[[str], None
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what exporters warn of, and what a user cannot change, off the screen within a block."""
+    """Suppress warnings of exporters, which a user cannot act on, within a block."""
     logger = logging.getLogger("torch")
     level = logger.level
     with warnings.catch_warnings():
@@ -81,7 +81,7 @@ def quiet() -> Iterator[None]:
 
 
 def write_apart(file: Path, save: Callable[[io.BytesIO], object]) -> None:
-    """Write a file from memory: where the disk is full PyTorch's own writer ends the process, without a word.
+    """Write a file from memory: if the disk is full, PyTorch's own writer ends the process without a message.
 
     Args:
         file: The file.
@@ -93,7 +93,7 @@ def write_apart(file: Path, save: Callable[[io.BytesIO], object]) -> None:
 
 
 def _attempts(network: ExportedNetwork, example: Tensor) -> Iterator[tuple[Tensor, dict[int, Any]]]:
-    """Yield examples with what may change of their sizes, the most first."""
+    """Yield examples with their variable sizes, those with the most first."""
     batch = {0: Dim("batch")}
     free = [axis for axis, extent in enumerate(network.sizes[0]) if extent > 1]
     multiples: dict[int, Any] = {}
@@ -113,6 +113,6 @@ def _dynamic_axes(program: ExportedProgram) -> tuple[bool, ...]:
 
 
 def first_line(error: Exception) -> str:
-    """Return an error's type and the first line of its message: those of compilers have hundreds."""
+    """Return an error's type and the first line of its message, since those of compilers have hundreds."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

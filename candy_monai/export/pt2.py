@@ -1,4 +1,4 @@
-"""The target ``pt2``: an exported program, read by ``torch.export.load`` without the network's Python."""
+"""The target ``pt2``: an exported program, loaded by ``torch.export.load`` without the network's Python code."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from candy_monai.export.usage import write_usage
 
 
 def write_pt2(network: ExportedNetwork, file: Path, *, on_progress: Callable[[str], None]) -> None:
-    """Write a network as an exported program and a JSON file beside it, read it again and compare it on real cases.
+    """Write a network as an exported program with a JSON file, load it again and compare it on real cases.
 
     Raises:
         BadInputError: If it cannot be exported.
-        RunFailedError: If what was written differs.
+        RunFailedError: If the results differ.
     """
     on_progress("Exporting the network by torch.export")
     made = build_program(network, on_progress=on_progress)

@@ -1,8 +1,8 @@
-"""The target ``slicer``: a model of 3D Slicer's extension MONAIAuto3DSeg.
+"""The target ``slicer``: a model for 3D Slicer's extension MONAIAuto3DSeg.
 
-The extension runs a script of its own, which builds a network of MONAI's, preprocesses by a few settings, and makes a
-label map. What it cannot do is refused here, one reason after the other; how its label maps compare with those of the
-experiment is measured and written beside the model.
+The extension runs its own script, which builds a network of MONAI, preprocesses according to a few settings, and
+computes a label map. Models that the script cannot run are refused, with the reason; how its label maps compare with
+those of the experiment is measured and written next to the model.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from candy_monai.data.planning.plan import Plan
 
 MAX_CHANNELS = 4
-"""The script takes so many volumes."""
+"""Maximum number of volumes that the script accepts."""
 
 LEAST_DICE = 0.9
-"""The least Dice of the script's label map with the experiment's, over all foreground: its windows overlap more, it
-resamples otherwise, and it crops nothing."""
+"""Minimum Dice of the script's label map with the experiment's, over all foreground: its windows overlap more, its
+resampling differs, and it does not crop."""
 
 LABELS = "labels.csv"
 _CODES = (
@@ -53,11 +53,11 @@ _TISSUE = ("SCT", "85756007", "Tissue")
 
 
 def write_slicer(network: ExportedNetwork, file: Path, *, on_progress: Callable[[str], None]) -> None:
-    """Write a model of MONAIAuto3DSeg with its JSON file, read it as its script does, and compare it on real cases.
+    """Write a model for MONAIAuto3DSeg with its JSON file, load it as its script does, and compare it on real cases.
 
     Raises:
-        BadInputError: If the script cannot do what the experiment does.
-        RunFailedError: If what was written differs.
+        BadInputError: If the script cannot run the experiment's model.
+        RunFailedError: If the results differ.
     """
     plan = _checked_plan(network, file)
     definition, weights = _volumetric(network)
@@ -115,7 +115,7 @@ def write_slicer(network: ExportedNetwork, file: Path, *, on_progress: Callable[
 
 
 def read_model(file: Path) -> tuple[dict[str, Any], nn.Module]:
-    """Return a model's settings and network, read as the extension's script reads them."""
+    """Return a model's settings and network, loaded as by the extension's script."""
     content = torch.load(file, map_location="cpu", weights_only=True)
     model: nn.Module = ConfigParser(content["config"]["network"]).get_parsed_content()
     model.load_state_dict(content["state_dict"], strict=True)
@@ -123,7 +123,7 @@ def read_model(file: Path) -> tuple[dict[str, Any], nn.Module]:
 
 
 def preprocessing(config: Mapping[str, Any]) -> Compose:
-    """Return the script's preprocessing of one file or several, a channel each, under the key ``image``."""
+    """Return the script's preprocessing of one or several files, one channel each, under the key ``image``."""
     spacing = config["resample_resolution"]
     margins = {"min_pixdim": [0.75 * step for step in spacing], "max_pixdim": [1.25 * step for step in spacing]}
     normalized = [config["normalize_mode"], *config["extra_modalities"].values()]
@@ -138,7 +138,7 @@ def preprocessing(config: Mapping[str, Any]) -> Compose:
 
 
 def _checked_plan(network: ExportedNetwork, file: Path) -> Plan:
-    """Return the plan, if the script can follow it."""
+    """Return the plan, if the script supports it."""
     predictor = network.predictor
     plan, where = predictor.plan, predictor.folder
     if file.name != "model.pt":
@@ -170,7 +170,7 @@ def _checked_plan(network: ExportedNetwork, file: Path) -> Plan:
 
 
 def _mode(channel: Any, plan: Plan, network: ExportedNetwork) -> str:
-    """Return the script's name of a normalisation."""
+    """Return the script's name for a normalisation."""
     modes = {"zscore": "meanstd", "nonorm": "none"}
     schemes = {entry.scheme for entry in plan.normalization}
     if channel.scheme not in modes or len(schemes) > 1:
@@ -182,10 +182,10 @@ def _mode(channel: Any, plan: Plan, network: ExportedNetwork) -> str:
 
 
 def _volumetric(network: ExportedNetwork) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return a network's definition and weights, without the heads of deep supervision; of a 2-D one as a 3-D one.
+    """Return a network's definition and weights, without the heads of deep supervision; a 2-D one is converted to 3-D.
 
-    A kernel that is flat along an axis is a 2-D kernel, and so the slices of a volume are run one by one where the
-    window is one slice thick.
+    A kernel that is flat along an axis is a 2-D kernel, so with a window of one slice the slices of a volume are
+    processed one by one.
     """
     assert network.definition is not None
     definition, axis = dict(network.definition), network.slice_axis
@@ -217,7 +217,7 @@ def _with_flat_axis(extents: Sequence[int] | int, axis: int) -> list[int]:
 
 
 def _labels(plan: Plan) -> str:
-    """Return the table of segments. The experiment knows no codes of a terminology: each segment is a tissue."""
+    """Return the table of segments. The experiment has no terminology codes, so each segment is a tissue."""
     names = list(plan.class_names)[-1:] if plan.num_classes == 1 else list(plan.class_names)[1:]
     parts = ("CodingSchemeDesignator", "CodeValue", "CodeMeaning")
     codes = [*_ANATOMY, *_TISSUE, *[""] * (3 * (len(_CODES) - 2))]
@@ -229,7 +229,7 @@ def _labels(plan: Plan) -> str:
 
 
 def _agreement(network: ExportedNetwork, files: Sequence[Path], config: Mapping[str, Any], model: nn.Module) -> float:
-    """Return the Dice of the script's label map with that of the experiment, over all foreground."""
+    """Return the Dice of the script's label map with the experiment's, over all foreground."""
     predictor, transforms = network.predictor, preprocessing(config)
     case = transforms({"image": [str(file) for file in files]})
     inferer = SlidingWindowInfererAdapt(roi_size=config["roi_size"], sw_batch_size=1, overlap=0.625, mode="gaussian")

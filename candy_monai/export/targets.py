@@ -12,11 +12,11 @@ class Target:
     """One format.
 
     Attributes:
-        summary: What it is, in a few words.
+        summary: A short description.
         module: The module that writes it.
-        function: The function in it.
-        suffix: Of the file; empty for a folder.
-        not_in_path: What the path of the file may not contain, since its reader then does something else.
+        function: The function in the module.
+        suffix: The suffix of the file; empty for a folder.
+        not_in_path: Words that the path of the file must not contain, since its reader would behave differently.
     """
 
     summary: str

@@ -1,4 +1,4 @@
-"""The target ``torchscript``: scripted, or traced where the network cannot be scripted."""
+"""The target ``torchscript``: scripted, or traced if the network cannot be scripted."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _UNSUPPORTED = (3, 14)
 
 
 def write_torchscript(network: ExportedNetwork, file: Path, *, on_progress: Callable[[str], None]) -> None:
-    """Write a network as TorchScript and a JSON file beside it, read it again and compare it on real cases.
+    """Write a network as TorchScript with a JSON file, load it again and compare it on real cases.
 
     Raises:
         BadInputError: If it cannot be exported.
-        RunFailedError: If what was written differs.
+        RunFailedError: If the results differ.
     """
     if sys.version_info >= _UNSUPPORTED:
         on_progress(
@@ -34,7 +34,7 @@ def write_torchscript(network: ExportedNetwork, file: Path, *, on_progress: Call
     with quiet(), torch.no_grad():
         try:
             made, how = torch.jit.script(network.network), "scripted"
-        except Exception as reason:  # of a language that is a part of Python
+        except Exception as reason:  # TorchScript supports only a part of Python
             on_progress(f"The network cannot be scripted, and is traced ({first_line(reason)})")
             try:
                 made = torch.jit.trace(network.network, example, check_trace=False)  # type: ignore[no-untyped-call]
@@ -59,9 +59,9 @@ def write_torchscript(network: ExportedNetwork, file: Path, *, on_progress: Call
 
 
 def _comparisons(network: ExportedNetwork, run: Callable[[Tensor], Tensor]) -> tuple[list[Comparison], list[bool]]:
-    """Compare at two sizes, or at one where what was traced holds for that only; also return what may change.
+    """Compare at two sizes, or at one if a trace is valid only for that; also return which axes may change.
 
-    The first comparison is of one image at the size that the network was traced with, which has to be right.
+    The first comparison is of one image at the size that the network was traced with, which has to match.
     """
     flat = [extent > 1 for extent in network.sizes[0]]
     found: list[Comparison] = []
@@ -70,7 +70,7 @@ def _comparisons(network: ExportedNetwork, run: Callable[[Tensor], Tensor]) -> t
         samples = list(network.samples(network.sizes_within(spatial)))
         try:
             found = compare(network, run, samples if batch else [one for one in samples if len(one.image) == 1])
-        except Exception as error:  # the constants of a trace do not fit this size
+        except Exception as error:  # constants of a trace do not fit this size
             failure = error
             continue
         if all(one.is_right for one in found):

@@ -1,4 +1,4 @@
-"""What it takes to use an exported network, as plain values for the JSON file beside it."""
+"""Describe how to use an exported network, as plain values for the JSON file next to it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from candy_monai.files import atomic_write_text, digest_of_file
 from candy_monai.inference.inferers import WHOLE_IMAGE_LIMIT, WindowInferer
 
 INPUT, OUTPUT = "image", "logits"
-"""The names of the network's input and output, where a format has names."""
+"""The names of the network's input and output, for formats with names."""
 
 _WHERE = "all voxels in the box around the non-zero ones"  # CropForegroundd comes before NormalizeIntensityd
 _OF_A_MODEL = ("experiment", "folder", "trainer", "bundle", "weights", "weights_sha256")
@@ -28,7 +28,7 @@ _WINDOW_DEFAULTS = {
 
 
 def usage_file(file: Path) -> Path:
-    """Return the JSON file beside the file of a network."""
+    """Return the JSON file for the file of a network."""
     return file.with_name(f"{file.name}.json")
 
 
@@ -42,16 +42,16 @@ def write_usage(
     packages: Sequence[str] = (),
     **more: object,
 ) -> None:
-    """Write the JSON file beside an exported network.
+    """Write the JSON file for an exported network.
 
     Args:
-        network: What was exported.
+        network: The exported network.
         file: The file of the network.
         target: Its format.
-        is_dynamic: For each axis of the input, batch and channels among them, whether its size may change.
-        comparisons: How it compares with the experiment.
-        packages: What wrote it, beside PyTorch.
-        **more: What else this format needs.
+        is_dynamic: For each axis of the input, including batch and channels, whether its size may change.
+        comparisons: Its comparisons with the experiment.
+        packages: The packages that wrote it, besides PyTorch.
+        **more: Further entries for this format.
     """
     content = {
         "format": target,
@@ -70,7 +70,7 @@ def write_usage(
 
 
 def describe_use(network: ExportedNetwork, is_dynamic: Sequence[bool]) -> dict[str, Any]:
-    """Return what the network takes and returns, and what comes before and after it."""
+    """Return the network's input and output, and the steps before and after it."""
     predictor, plan = network.predictor, network.predictor.plan
     batch, _, *spatial = is_dynamic
     size = [
@@ -118,7 +118,7 @@ def _num_outputs(network: ExportedNetwork) -> int | None:
 
 
 def _meaning(network: ExportedNetwork) -> dict[str, Any]:
-    """Return what each output channel is, and how labels are made of logits."""
+    """Return the meaning of each output channel, and how labels are computed from logits."""
     predictor, plan = network.predictor, network.predictor.plan
     if predictor.paints:
         names = [region.name for region in plan.regions] if plan is not None else [""] * len(predictor.paints)
@@ -145,7 +145,7 @@ def _meaning(network: ExportedNetwork) -> dict[str, Any]:
 
 
 def _normalization(channel: Any) -> dict[str, Any]:
-    """Return how a channel is normalised, with the numbers that it takes."""
+    """Return the normalisation of a channel, with its parameters."""
     if channel.scheme == "ct":
         return {name: getattr(channel, name) for name in ("scheme", "lower", "upper", "mean", "std")}
     if channel.scheme == "zscore":
@@ -154,7 +154,7 @@ def _normalization(channel: Any) -> dict[str, Any]:
 
 
 def _window(network: ExportedNetwork) -> dict[str, Any]:
-    """Return up to which size an image is run whole, and how a larger one is cut and put together again."""
+    """Return the maximum size of an image that is run whole, and how a larger one is divided and assembled."""
     described: dict[str, Any] = {"size": network.window, "sizes_are_multiples_of": network.divisor}
     if (inferer := network.predictor.describe_windows()) is not None:
         described |= _WINDOW_DEFAULTS | {name: value for name, value in inferer.items() if name in _WINDOW_DEFAULTS}
@@ -168,7 +168,7 @@ def _window(network: ExportedNetwork) -> dict[str, Any]:
 
 
 def _in_this_file(steps: Any) -> Any:
-    """Return steps that refer to those of the preprocessing where they are in the file, for MONAI's `ConfigParser`."""
+    """Return steps whose references to the preprocessing refer to this file, for MONAI's `ConfigParser`."""
     if isinstance(steps, dict):
         return {name: _in_this_file(value) for name, value in steps.items()}
     if isinstance(steps, list | tuple):

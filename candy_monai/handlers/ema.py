@@ -22,17 +22,18 @@ from candy_monai.nn.ema import ExponentialMovingAverage
 class EMAHandler(TrainerHandler):
     """Average the weights of a trainer's network, and evaluate and save the average.
 
-    The average follows each step of the optimizer, whatever the trainer's handlers and their order; batches whose
-    gradients are accumulated make one step. While an evaluator runs, the network holds the average: metrics are the
-    average's, and what the evaluator's handlers save (``CheckpointSaver`` with ``save_key_metric``) is what was scored.
-    When it is done the network holds again, to the bit, what the optimizer continues from, and that is what handlers of
-    the trainer save. To save the average from there, put `average` into a ``save_dict``, or the handler itself.
+    The average is updated after each step of the optimizer, whatever the trainer's handlers and their order; batches
+    whose gradients are accumulated make one step. While an evaluator runs, the network holds the average: metrics are
+    those of the average, and the evaluator's handlers save the weights that were scored (``CheckpointSaver`` with
+    ``save_key_metric``). Afterwards the network holds exactly the weights that the optimizer continues from, and
+    handlers of the trainer save these. To save the average from there, put `average` or the handler into a
+    ``save_dict``.
 
     In a run of several processes each of them needs the handler.
 
     Args:
         network: The trainer's network.
-        decay: The share of the average that one step keeps in the long run; see `ExponentialMovingAverage`.
+        decay: The fraction of the average that one step keeps in the long run; see `ExponentialMovingAverage`.
         validator: The evaluator, or several; by default those that the trainer's handlers run.
 
     Attributes:
@@ -40,7 +41,8 @@ class EMAHandler(TrainerHandler):
 
     Raises:
         SettingsError: If ``decay`` is out of range.
-        BadInputError: If ``validator`` is no evaluator, the trainer trains another network, or no evaluator is found.
+        BadInputError: If ``validator`` is not an evaluator, the trainer trains another network, or no evaluator is
+            found.
 
     Example:
         >>> handlers = [ValidationHandler(1, evaluator), EMAHandler(network, decay=0.999)]  # doctest: +SKIP
@@ -72,7 +74,7 @@ class EMAHandler(TrainerHandler):
         return self._ema.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
-        """Continue from a saved average."""
+        """Load a saved average to continue from."""
         self._ema.load_state_dict(state, strict=strict)
 
     @override
@@ -96,7 +98,7 @@ class EMAHandler(TrainerHandler):
             if not self._evaluates(one):
                 raise BadInputError("EMAHandler(validator=...) was given an evaluator of another network")
             contexts = contexts_around(one)
-            if self._swapped not in contexts:  # also after training an evaluator goes on to use the average
+            if self._swapped not in contexts:  # stays after training, so that the evaluator still uses the average
                 contexts.insert(0, self._swapped)
         hook = engine.optimizer.register_step_post_hook(lambda *_: self._ema.update_parameters(self._network))
         try:
@@ -107,7 +109,7 @@ class EMAHandler(TrainerHandler):
     @override
     def begin(self) -> None:
         self._ema.to(next(self._network.parameters()).device)
-        if self._ema.num_updates == 0:  # the network may have been loaded since
+        if self._ema.num_updates == 0:  # weights may have been loaded into the network since
             self.average.load_state_dict(self._network.state_dict())
 
     def _evaluates(self, validator: Evaluator) -> bool:
@@ -116,8 +118,8 @@ class EMAHandler(TrainerHandler):
 
     @contextmanager
     def _swapped(self) -> Iterator[None]:
-        """Yield with the average in the network; its own weights return after the block."""
-        if self._is_averaged or self._ema.num_updates == 0:  # before the first step both are the same
+        """Hold the average in the network during a block; its own weights are restored afterwards."""
+        if self._is_averaged or self._ema.num_updates == 0:  # before the first step both are equal
             yield
             return
         ours, theirs = _tensors(self._network), _tensors(self.average)

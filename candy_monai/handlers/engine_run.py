@@ -1,4 +1,4 @@
-"""The runs of one trainer, as its handlers take part in them."""
+"""The runs of one trainer, in which its handlers take part."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from candy_monai.handlers.recorder import Recorder
 from candy_monai.processes import Processes
 
 MEETING_S = 120.0
-"""So long the processes of a run may take to meet at its start."""
+"""Maximum time for the processes of a run to reach its start."""
 
 _RUN = "_candy_monai_run"
 
 
 class TrainerHandler:
-    """A handler of a trainer's runs. What several of them need of each other is put together when a run begins."""
+    """A handler of a trainer's runs. What several handlers need from each other is collected when a run begins."""
 
     may_be_several = False
 
     def attach(self, engine: Any) -> None:
-        """Check the trainer, and add this handler to what surrounds its runs.
+        """Check the trainer, and add this handler to its runs.
 
         Args:
             engine: MONAI's ``SupervisedTrainer``.
 
         Raises:
-            BadInputError: If it is another engine, or has such a handler already.
+            BadInputError: If it is another engine, or already has such a handler.
         """
         EngineRun.of(engine, self).add(self)
 
     def contribute(self, options: RunOptions) -> None:
-        """Add to what the handlers of a run ask for together."""
+        """Add the options of this handler to those that the handlers of a run have in common."""
 
     def during(self, engine: Any, validators: list[Evaluator]) -> AbstractContextManager[None]:
-        """Return what a run takes place within.
+        """Return a context in which a run takes place.
 
         Args:
             engine: The trainer.
@@ -53,11 +53,11 @@ class TrainerHandler:
         return nullcontext()
 
     def begin(self) -> None:
-        """Begin a run, behind all that other handlers do when it starts."""
+        """Begin a run, after everything that other handlers do at its start."""
 
 
 class EngineRun:
-    """The handlers of one trainer, and what they do around each of its runs."""
+    """The handlers of one trainer, and their actions around each of its runs."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
@@ -67,10 +67,10 @@ class EngineRun:
 
     @classmethod
     def of(cls, engine: Any, handler: object) -> EngineRun:
-        """Return the one of a trainer.
+        """Return the object of a trainer.
 
         Raises:
-            BadInputError: If it is no trainer of MONAI's.
+            BadInputError: If it is not a trainer of MONAI.
         """
         check_is_trainer(engine, handler)
         run: EngineRun | None = vars(engine).get(_RUN)
@@ -82,7 +82,7 @@ class EngineRun:
         """Add a handler.
 
         Raises:
-            BadInputError: If there is one of its kind.
+            BadInputError: If there already is one of its kind.
         """
         if handler in self._handlers:
             return
@@ -117,10 +117,10 @@ class EngineRun:
 
 @contextmanager
 def connected_processes() -> Iterator[Processes]:
-    """Connect the processes that train together within a block, if there are several.
+    """Connect the processes that train together during a block, if there are several.
 
     Raises:
-        SettingsError: If they do not all take part.
+        SettingsError: If not all of them take part.
     """
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         yield Processes()

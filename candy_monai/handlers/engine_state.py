@@ -1,4 +1,4 @@
-"""What a run of MONAI's engines needs to go on, besides the weights, and what cannot be saved of it."""
+"""The state that a run of MONAI's engines needs to resume, besides the weights, and what of it cannot be saved."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class EngineParts:
     """The parts of a trainer's run that have a state.
 
     Attributes:
-        own: By name what is in the user's ``save_dict``, and what the handlers of the engines work with: schedules of
-            the learning rate, the best scores of MONAI's ``CheckpointSaver``, the patience of its ``EarlyStopHandler``.
+        own: By name, the parts in the user's ``save_dict`` and those that the engines' handlers use: learning-rate
+            schedules, the best scores of MONAI's ``CheckpointSaver``, the patience of its ``EarlyStopHandler``.
 
     Raises:
-        BadInputError: If something in ``save_dict`` has no state.
+        BadInputError: If a part in ``save_dict`` has no state.
     """
 
     def __init__(
@@ -68,20 +68,20 @@ class EngineParts:
         """Return the states of all parts.
 
         Args:
-            processes: For each process its random generators.
-            num_epochs: The epochs that the run is to have.
-            first_epoch: The trainer's epochs before the first one of the run.
+            processes: For each process, its random generators.
+            num_epochs: The number of epochs of the run.
+            first_epoch: The number of the trainer's epochs before the first one of the run.
             example: The shape ``(C, *spatial)`` of an image; None if it is not known.
 
         Raises:
-            BadInputError: If a part of the user's ``save_dict`` has something in its state that cannot be saved.
+            BadInputError: If the state of a part of the user's ``save_dict`` contains something that cannot be saved.
         """
         engine, loss = self._engine, self._engine.loss_function
         own = {}
         for name, part in list(self.own.items()):
             try:
                 own[name] = plain(part.state_dict(), f"the state of {name}", rebuilt=True)
-            except Exception:  # what was found may be of any kind; what was asked for is to be saved
+            except Exception:  # a part that was found may be of any kind; a part that was requested has to be saved
                 if name in self._given:
                     raise
                 del self.own[name]
@@ -102,7 +102,7 @@ class EngineParts:
         """Load the states of all parts, and return the names of those that were not saved.
 
         Raises:
-            BadInputError: If what was saved is not there any more.
+            BadInputError: If a part that was saved no longer exists.
         """
         engine, loss, extra = self._engine, self._engine.loss_function, state.extra
         engine.optimizer.load_state_dict(restored(state.optimizer, engine.optimizer.state_dict()))
@@ -125,7 +125,7 @@ class EngineParts:
 
 
 def why_not_to_the_bit(engine: Any) -> str | None:
-    """Return why a run that is resumed could differ from an uninterrupted one; None where it will not."""
+    """Return why a resumed run could differ from an uninterrupted one; None if it will not."""
     loader, batches = engine.data_loader, length(engine.data_loader)
     if not isinstance(loader, DataLoader):
         return "the trainer reads no DataLoader, and the position in what it reads is not known"

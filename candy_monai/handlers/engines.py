@@ -1,4 +1,4 @@
-"""What is asked of MONAI's engines from outside: contexts around their runs, their handlers, their networks."""
+"""Access MONAI's engines from outside: contexts around their runs, their handlers, their networks."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _CONTEXTS = "_candy_monai_contexts"
 
 
 def contexts_around(engine: Any) -> list[RunContext]:
-    """Return the list of what each run of an engine takes place within, which may be added to and removed from.
+    """Return the list of contexts around each run of an engine; it may be modified.
 
-    An engine tells of an exception only the first of its handlers that raises it again, and of some ways to end none at
-    all. A context is left in any case, whatever handlers there are and in whatever order.
+    An engine reports an exception only to its handlers up to the first that raises it again, and some ways to end are
+    not reported at all. A context is always exited, regardless of the handlers and their order.
     """
     contexts: list[RunContext] | None = vars(engine).get(_CONTEXTS)
     if contexts is None:
@@ -51,7 +51,7 @@ def _surround(engine: Any, contexts: list[RunContext]) -> None:
 
 @contextmanager
 def handling_last(engine: Engine, handlers: Mapping[Any, Callable[..., None]]) -> Iterator[None]:
-    """Attach handlers of events for a block, behind all others that the engine has by then."""
+    """Attach event handlers for a block, after all others that the engine has by then."""
     attached = [engine.add_event_handler(event, handler) for event, handler in handlers.items()]
     try:
         yield
@@ -61,11 +61,11 @@ def handling_last(engine: Engine, handlers: Mapping[Any, Callable[..., None]]) -
 
 
 def handler_objects(engine: Engine) -> list[object]:
-    """Return what handles an engine's events, each once: the objects that methods belong to, and functions."""
+    """Return the handlers of an engine's events, each once: the objects that methods belong to, and functions."""
     found: list[object] = []
     for registered in engine._event_handlers.values():
         for handler, *_ in registered:
-            if (filtered := getattr(handler, "_parent", None)) is not None:  # of an event such as "every=2"
+            if (filtered := getattr(handler, "_parent", None)) is not None:  # of a filtered event, such as "every=2"
                 handler = filtered()
             owner = getattr(handler, "__self__", handler)
             if owner is not None and not any(owner is other for other in found):
@@ -74,7 +74,7 @@ def handler_objects(engine: Engine) -> list[object]:
 
 
 def held_by(handler: object) -> Iterator[tuple[str, object]]:
-    """Yield what a handler works with, by name: its attributes, or what a function takes from around it."""
+    """Yield what a handler uses, by name: its attributes, or the globals and enclosed variables of a function."""
     if isinstance(handler, types.FunctionType):
         around = inspect.getclosurevars(handler)
         yield from {**around.globals, **around.nonlocals}.items()
@@ -83,7 +83,7 @@ def held_by(handler: object) -> Iterator[tuple[str, object]]:
 
 
 def validators_of(engine: Engine) -> list[Evaluator]:
-    """Return the evaluators that a trainer's handlers run, in their order, as far as they can be seen."""
+    """Return the evaluators that a trainer's handlers run, in order, as far as they can be found."""
     found: list[Evaluator] = []
     for handler in handler_objects(engine):
         if isinstance(handler, ValidationHandler):
@@ -107,10 +107,10 @@ def metric_names(engine: Engine) -> list[str]:
 
 
 def check_is_trainer(engine: object, handler: object) -> None:
-    """Raise if an engine that a handler is attached to is no trainer of MONAI's.
+    """Raise if the engine that a handler is attached to is not a trainer of MONAI.
 
     Raises:
-        BadInputError: If it is an evaluator, or any other engine.
+        BadInputError: If it is an evaluator or another engine.
     """
     name = type(handler).__name__
     if isinstance(engine, Evaluator):
@@ -123,10 +123,10 @@ def check_is_trainer(engine: object, handler: object) -> None:
 
 
 def check_is_evaluator(validator: object) -> None:
-    """Raise if what a handler was given as ``validator=`` is no evaluator of MONAI's.
+    """Raise if the ``validator=`` of a handler is not an evaluator of MONAI.
 
     Raises:
-        BadInputError: If it is anything else.
+        BadInputError: If it is not.
     """
     if not isinstance(validator, Evaluator):
         raise BadInputError(
@@ -136,10 +136,10 @@ def check_is_evaluator(validator: object) -> None:
 
 
 def network_of(engine: Any) -> nn.Module:
-    """Return the user's own network of a trainer or evaluator, out of PyTorch's wrappers.
+    """Return the user's network of a trainer or evaluator, without PyTorch's wrappers.
 
     Raises:
-        BadInputError: If the engine has none, as one with several networks.
+        BadInputError: If the engine has none, such as an engine with several networks.
     """
     network = getattr(engine, "network", None)
     if not isinstance(network, nn.Module):

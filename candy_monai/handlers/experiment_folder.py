@@ -17,39 +17,40 @@ from candy_monai.handlers.options import RunOptions, ScoreSource
 class ExperimentFolderHandler(TrainerHandler):
     """Record a trainer's run in an experiment folder: log, metrics, curves, forecast, settings and checkpoints.
 
-    The folder is ``<save_dir>/SupervisedTrainer/<YYYYMMDD-HH-xxxx>``, as that of a `Trainer` of ours. After each epoch,
-    behind whatever the trainer's other handlers do then, the weights and everything that a resumed run needs are
-    copied, and written while the next epoch is trained. The epoch's score is the evaluator's key metric of the weights
-    at its end; the best weights are those with the best score, or their average with an `EMAHandler`.
+    The folder is ``<save_dir>/SupervisedTrainer/<YYYYMMDD-HH-xxxx>``, as for a `Trainer` of this package. After each
+    epoch, after the trainer's other handlers, the weights and everything that a resumed run needs are copied, and
+    written while the next epoch is trained. The score of an epoch is the evaluator's key metric for the weights at its
+    end; the best weights are those with the best score, or their average with an `EMAHandler`.
 
-    A run that was interrupted, in whatever way, goes on from its last whole epoch, on a CPU to the bits of a run that
-    never was, if the script is the same. Saved are network, optimizer, loss, gradient scaler, random generators (those
-    of transforms and loaders, too), the engines' counts and best metrics, and whatever the handlers work with that has
-    a ``state_dict``, such as the schedule of a ``LrScheduleHandler``. Where the bits may differ the log says so: with a
-    loader that reads a stream or keeps its workers, a ``SmartCacheDataset``, an ``epoch_length`` that is not the
+    An interrupted run continues after its last complete epoch; on a CPU the result is bit-identical to that of an
+    uninterrupted run, if the script is the same. Saved are network, optimizer, loss, gradient scaler, random generators
+    (also those of transforms and loaders), the engines' counts and best metrics, and every object with a ``state_dict``
+    that the handlers use, such as the schedule of a ``LrScheduleHandler``. The log says if the result may differ: with
+    a loader that reads a stream or keeps its workers, a ``SmartCacheDataset``, or an ``epoch_length`` other than the
     loader's.
 
     In a run of several processes each of them needs the handler; only the first one writes.
 
     Args:
-        save_dir: Where experiments go.
+        save_dir: The folder for experiments.
         validator: The evaluator that gives the score; by default the one that the trainer's handlers run.
-        save_dict: What else is to be saved and resumed, by name: anything with ``state_dict`` and ``load_state_dict``.
+        save_dict: Further objects to save and resume, by name, each with ``state_dict`` and ``load_state_dict``.
         key_metric_name: The metric of the evaluator that is the score; by default its key metric.
-        key_metric_negative_sign: Whether less of it is better; by default what the evaluator's ``metric_cmp_fn`` says.
-        score_range: The least and the largest score that there can be, such as ``(0, 1)``, which helps the forecast.
-        output_transform: Returns the loss, or several numbers by name, of the trainer's ``engine.state.output``; by
-            default what stands there as ``"loss"``.
+        key_metric_negative_sign: Whether lower values are better; by default according to the evaluator's
+            ``metric_cmp_fn``.
+        score_range: The smallest and the largest possible score, such as ``(0, 1)``, which improves the forecast.
+        output_transform: Returns the loss, or several named numbers, from the trainer's ``engine.state.output``; by
+            default the entry ``"loss"``.
         note: A note for ``experiment.json``.
-        num_checkpoints: How many evenly spaced weight files to keep, the last epoch's among them.
-        resume: The experiment to go on with, by its folder or its id in ``save_dir``; ``"latest"`` for the newest one
-            if it is not finished; None for a new one.
-        force: Go on even if the engines are not put together as they were.
-        console: Whether to report on the screen. Messages go to the logger ``candy_monai.handlers`` in any case.
+        num_checkpoints: Number of evenly spaced weight files to keep, including that of the last epoch.
+        resume: The experiment to continue, by its folder or its id in ``save_dir``; ``"latest"`` for the newest one if
+            it is not finished; None for a new one.
+        force: Continue even if the engines are composed differently than before.
+        console: Whether to report on the screen. Messages always go to the logger ``candy_monai.handlers``.
 
     Raises:
-        SettingsError: If a value that says what the score is has another kind, or ``score_range`` is no range.
-        BadInputError: If ``validator`` is no evaluator.
+        SettingsError: If an argument that defines the score is of the wrong type, or ``score_range`` is invalid.
+        BadInputError: If ``validator`` is not an evaluator.
 
     Example:
         >>> handlers = [ValidationHandler(1, evaluator), ExperimentFolderHandler("experiments")]  # doctest: +SKIP

@@ -12,22 +12,24 @@ from candy_monai.handlers.options import RunOptions, ScoreSource
 
 
 class ForecastStopHandler(TrainerHandler):
-    """End a trainer's run once the forecast is sure that no later epoch will be noticeably better.
+    """End a trainer's run once the forecast is confident that no later epoch will be noticeably better.
 
-    It needs no `ExperimentFolderHandler`. The run ends after three validated epochs in a row of which the forecast says
-    so; where it abstains, as at the start, nothing is stopped. All processes of a run end after the same epoch.
+    It does not need an `ExperimentFolderHandler`. The run ends after three consecutive validated epochs for which the
+    forecast predicts this; while there is no forecast, as at the start, training continues. All processes of a run end
+    after the same epoch.
 
     Args:
-        confidence: How sure the forecast must be, above 0 and below 1.
-        margin: An improvement by less than this share of the range of the scores so far is none.
+        confidence: The required confidence of the forecast, above 0 and below 1.
+        margin: An improvement by less than this fraction of the range of the scores so far is ignored.
         validator: The evaluator that gives the score; by default the one that the trainer's handlers run.
         key_metric_name: The metric of the evaluator that is the score; by default its key metric.
-        key_metric_negative_sign: Whether less of it is better; by default what the evaluator's ``metric_cmp_fn`` says.
-        score_range: The least and the largest score that there can be, such as ``(0, 1)``, which helps the forecast.
+        key_metric_negative_sign: Whether lower values are better; by default according to the evaluator's
+            ``metric_cmp_fn``.
+        score_range: The smallest and the largest possible score, such as ``(0, 1)``, which improves the forecast.
 
     Raises:
         SettingsError: If a value is out of range.
-        BadInputError: If ``validator`` is no evaluator.
+        BadInputError: If ``validator`` is not an evaluator.
 
     Example:
         >>> handlers = [ValidationHandler(1, evaluator), ForecastStopHandler(confidence=0.9)]  # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""Dashboards that are told of a run of MONAI's engines."""
+"""Report a run of MONAI's engines to dashboards."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from candy_monai.handlers.options import RunOptions
 
 
 class FrontendHandler(TrainerHandler):
-    """Write a trainer's run to a dashboard, on a thread of its own; several handlers write to several dashboards.
+    """Write a trainer's run to a dashboard, in a separate thread; use several handlers for several dashboards.
 
-    In a run of several processes the first one does.
+    In a run of several processes the first one writes.
 
     Args:
-        frontend: The dashboard's class, or its name on the command line, such as ``"notion"``. It is made at once with
-            the user's secrets, so that a missing one is reported before training.
-        path_to_secrets: Where the secrets are, instead of the user's config folder.
+        frontend: The dashboard's class, or its name on the command line, such as ``"notion"``. It is created at once
+            with the user's secrets, so that a missing one is reported before training.
+        path_to_secrets: The folder of the secrets, instead of the user's config folder.
 
     Raises:
         BadInputError: If it is not a subclass of `Frontend`, or the name is unknown.

@@ -1,4 +1,4 @@
-"""What the handlers of one trainer ask for together."""
+"""The options that the handlers of one trainer have in common."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from candy_monai.training.description import check_score_range
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreSource:
-    """Which number of which evaluator is the score of an epoch.
+    """Defines which number of which evaluator is the score of an epoch.
 
     Attributes:
         validator: The evaluator; None for the one that the trainer's handlers run.
         key_metric_name: Its metric; None for its key metric.
-        key_metric_negative_sign: Whether less is better; None for what the evaluator's ``metric_cmp_fn`` says.
-        score_range: The least and the largest score that there can be; None if it is not known.
+        key_metric_negative_sign: Whether lower values are better; None to follow the evaluator's ``metric_cmp_fn``.
+        score_range: The smallest and the largest possible score; None if it is not known.
 
     Raises:
-        SettingsError: If a value is none of these.
-        BadInputError: If the evaluator is none.
+        SettingsError: If a value is invalid.
+        BadInputError: If the evaluator is not one.
     """
 
     validator: Evaluator | None = None
@@ -49,7 +49,7 @@ class ScoreSource:
         check_score_range(self.score_range)
 
     def merged(self, other: ScoreSource) -> ScoreSource:
-        """Return both together.
+        """Return a combination of both.
 
         Raises:
             BadInputError: If they contradict each other.
@@ -63,10 +63,10 @@ class ScoreSource:
         return ScoreSource(**together)
 
     def found(self, validators: list[Evaluator]) -> FoundScore | None:
-        """Return the evaluator and its metric; None where there is none.
+        """Return the evaluator and its metric; None if there is none.
 
         Raises:
-            BadInputError: If there are several evaluators, or a metric's name is misspelt.
+            BadInputError: If there are several evaluators, or the name of a metric is misspelt.
         """
         validator = self.validator
         if validator is None:
@@ -82,7 +82,7 @@ class ScoreSource:
         name = key if self.key_metric_name is None else self.key_metric_name
         if name is None:
             return None
-        if name not in known and (hint := did_you_mean(name, known)):  # other handlers may set more of them
+        if name not in known and (hint := did_you_mean(name, known)):  # other handlers may add metrics
             raise BadInputError(f"key_metric_name is {name!r}, which the evaluator does not measure.{hint}")
         negative = self.key_metric_negative_sign
         if negative is None:
@@ -97,7 +97,7 @@ class FoundScore:
     Attributes:
         validator: The evaluator.
         name: The metric.
-        negative: Whether less is better: the score is the metric's negative.
+        negative: Whether lower values are better: the score is then the negative metric.
     """
 
     validator: Evaluator
@@ -107,23 +107,23 @@ class FoundScore:
 
 @dataclass(kw_only=True)
 class RunOptions:
-    """What the handlers of a trainer ask for.
+    """The combined options of a trainer's handlers.
 
     Attributes:
-        records: Whether any handler needs to know how the run goes on.
-        save_dir: Where experiment folders go; None for none.
-        save_dict: What is saved besides, by name.
-        resume: The experiment to go on with, or ``"latest"``; None for a new one.
-        force: Whether to go on with a run that was put together in another way.
+        records: Whether any handler needs the progress of the run.
+        save_dir: The folder for experiments; None for none.
+        save_dict: Further objects to save, by name.
+        resume: The experiment to continue, or ``"latest"``; None for a new one.
+        force: Whether to continue a run that was composed differently.
         note: The user's note.
-        num_checkpoints: How many evenly spaced weight files to keep.
-        output_transform: Returns an iteration's loss, or several numbers by name, of ``engine.state.output``.
+        num_checkpoints: Number of evenly spaced weight files to keep.
+        output_transform: Returns an iteration's loss, or several named numbers, from ``engine.state.output``.
         console: Whether to report on the screen.
         score: Which number is the score.
         ema: The average that is evaluated; None for the network itself.
-        stop: With how much confidence, and by which margin, hopeless runs are stopped; None for not.
-        preview: Returns the cases to draw of the last validation, given the experiment folder; None for none.
-        dashboards: Those that are told.
+        stop: The confidence and the margin for early stopping; None to disable it.
+        preview: Returns the cases of the last validation to draw, given the experiment folder; None for none.
+        dashboards: The dashboards to report to.
     """
 
     records: bool = False

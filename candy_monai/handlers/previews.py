@@ -28,7 +28,7 @@ from candy_monai.metrics.overlap import mean_dice
 from candy_monai.plotting.case.choice import CaseChoice, HeldCase, Role
 
 MAX_SHARE = 0.005
-"""Collecting the cases takes at most this share of the time."""
+"""Maximum fraction of the time for collecting the cases."""
 
 _LOGGER = logging.getLogger("candy_monai.handlers")
 
@@ -36,22 +36,22 @@ _LOGGER = logging.getLogger("candy_monai.handlers")
 class PreviewHandler(TrainerHandler):
     """Draw the worst, the median and the best case of a validation: image, label, prediction, and both over the image.
 
-    The worst case's five pictures go into the experiment folder, where those of our trainers are, and the others' into
-    its folders ``median`` and ``best``. They are drawn on a thread, at most every half minute, and after the last of
-    ``max_epochs`` in any case; of a run that is stopped earlier they may be half a minute old. A case's score is the
-    mean Dice of its classes. Of several processes the first one draws its own cases.
+    The worst case's five pictures go into the experiment folder, as with trainers of this package, and those of the
+    others into its subfolders ``median`` and ``best``. They are drawn in a thread, at most every half minute, and
+    always after the last of ``max_epochs``; if a run is stopped earlier, they may be half a minute old. The score of a
+    case is the mean Dice of its classes. With several processes the first one draws its own cases.
 
     Args:
-        save_dir: Where the pictures go; by default the experiment folder of an `ExperimentFolderHandler`.
+        save_dir: The folder for the pictures; by default the experiment folder of an `ExperimentFolderHandler`.
         validator: The evaluator; by default the one whose metric is the score.
-        output_transform: Returns images, labels and predictions of ``engine.state.output``, each ``(C, *spatial)`` in a
-            list or stacked; by default what stands there as ``"image"``, ``"label"`` and ``"pred"``. Labels and
-            predictions may be ids, one-hot codes, regions that overlap, probabilities or logits.
-        score_function: Returns the score of one case, more is better, given the prediction and the label as
+        output_transform: Returns images, labels and predictions from ``engine.state.output``, each ``(C, *spatial)`` in
+            a list or stacked; by default the entries ``"image"``, ``"label"`` and ``"pred"``. Labels and predictions
+            may be ids, one-hot codes, overlapping regions, probabilities or logits.
+        score_function: Returns the score of one case, higher is better, given the prediction and the label as
             ``output_transform`` returns them.
-        interval_s: Seconds between two pictures of a case at least.
-        quality: Most voxels of a surface, in millions.
-        class_names: What the legend calls the ids.
+        interval_s: Minimum number of seconds between two pictures of a case.
+        quality: Maximum number of voxels of a surface, in millions.
+        class_names: The names of the ids in the legend.
 
     Example:
         >>> handlers = [ValidationHandler(1, evaluator), PreviewHandler("pictures")]  # doctest: +SKIP
@@ -137,7 +137,7 @@ class PreviewHandler(TrainerHandler):
                     self._choice.offer(
                         float(self._score(prediction, label)), partial(_Case.of, image, label, prediction)
                     )
-        except Exception as error:  # pictures do not end a run
+        except Exception as error:  # a failure to draw must not end a run
             self._has_failed = True
             _LOGGER.warning(
                 "PreviewHandler cannot take cases from the evaluator's output and leaves off: %s: %s",
@@ -147,7 +147,7 @@ class PreviewHandler(TrainerHandler):
         self._took_s += time.monotonic() - started
 
     def _preview(self, folder: Path) -> Preview | None:
-        """Return the cases of the last validation that was collected; None where there are no new ones."""
+        """Return the cases of the last collected validation; None if there are no new ones."""
         chosen, self._chosen = self._chosen, {}
         if not chosen:
             return None
@@ -183,7 +183,7 @@ class _Case:
         image: ``(C, *spatial)``.
         label: ``(1, *spatial)``, ids.
         prediction: ``(1, *spatial)``, ids.
-        name: Of its file, if that is known.
+        name: The name of its file, if known.
     """
 
     image: Tensor
@@ -193,7 +193,7 @@ class _Case:
 
     @classmethod
     def of(cls, image: Tensor, label: Tensor, prediction: Tensor) -> Self:
-        """Copy a case from an evaluator's output, its label and prediction being of any kind that `ids_of` knows."""
+        """Copy a case from an evaluator's output; label and prediction may be of any kind that `ids_of` accepts."""
         name = getattr(image, "meta", {}).get("filename_or_obj", "")
         return cls(
             image=image.detach().cpu(),
@@ -207,7 +207,7 @@ def dice_of_case(prediction: Tensor, label: Tensor) -> float:
     """Return the mean Dice of the classes of one case; NaN if it has none and none is predicted.
 
     Args:
-        prediction: ``(C, *spatial)``, of any kind that `ids_of` knows.
+        prediction: ``(C, *spatial)``, of any kind that `ids_of` accepts.
         label: The same.
     """
     found, expected = ids_of(prediction), ids_of(label)
@@ -216,11 +216,11 @@ def dice_of_case(prediction: Tensor, label: Tensor) -> float:
 
 
 def ids_of(values: Tensor) -> Tensor:
-    """Return label ids ``(1, *spatial)`` of what an engine's output holds.
+    """Return label ids ``(1, *spatial)`` from the output of an engine.
 
     Args:
-        values: ``(C, *spatial)``. One channel holds ids, probabilities or logits of one class. Several are one-hot
-            codes, probabilities or logits; codes of regions that overlap are painted one over the other.
+        values: ``(C, *spatial)``. A single channel holds ids, or probabilities or logits of one class. Several are
+            one-hot codes, probabilities or logits; for overlapping regions, later channels overwrite earlier ones.
 
     Returns:
         Ids as int16.
@@ -241,7 +241,7 @@ def ids_of(values: Tensor) -> Tensor:
 
 
 def _image_label_and_prediction(output: Any) -> tuple[Any, Any, Any]:
-    """Return images, labels and predictions of an evaluator's output, decollated or not."""
+    """Return images, labels and predictions from an evaluator's output, decollated or not."""
     if isinstance(output, Mapping):
         images, predictions = output["image"], output["pred"]
         labels = output.get("label")

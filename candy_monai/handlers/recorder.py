@@ -1,7 +1,7 @@
-"""Records a run of MONAI's engines as an experiment, and tells its observers.
+"""Record a run of MONAI's engines as an experiment, and notify its observers.
 
-`Recorder.lasting` surrounds the run. In between the trainer's events say how far it is: `begin` when it starts, then
-those of `handlers`.
+`Recorder.lasting` surrounds the run. During it, the progress is reported by the trainer's events: `begin` at the start,
+then those of `handlers`.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ LOGGER = logging.getLogger("candy_monai.handlers")
 
 
 class Recorder:
-    """One run of a trainer, on disk if that is wanted.
+    """One run of a trainer, on disk if requested.
 
     Args:
         engine: The trainer.
-        options: What its handlers ask for.
+        options: The options of its handlers.
         validators: The evaluators that its handlers run.
-        processes: Those that train together, connected.
-        before: The recorder of the trainer's run before; None for its first.
+        processes: The connected processes that train together.
+        before: The recorder of the trainer's previous run; None for its first.
 
     Attributes:
         experiment: The run; None before `begin`.
@@ -58,7 +58,7 @@ class Recorder:
 
     Raises:
         BadInputError: If the handlers contradict each other or the engines.
-        ExperimentError: If a run that is to go on cannot, or is another.
+        ExperimentError: If a run to continue is not usable or differs from this one.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Recorder:
         self.last_epoch = 0
 
     def handlers(self) -> Mapping[Any, Callable[..., None]]:
-        """Return what handles the trainer's events."""
+        """Return the handlers of the trainer's events."""
         return {
             Events.EPOCH_STARTED: self._epoch_started,
             Events.ITERATION_COMPLETED: self._iteration_completed,
@@ -114,7 +114,7 @@ class Recorder:
 
     @contextmanager
     def lasting(self) -> Iterator[None]:
-        """Surround the run: take in its evaluators' metrics, and close it in whatever way it ends."""
+        """Surround the run: collect its evaluators' metrics, and close it however it ends."""
         validating = {one: self._validation(one) for one in self._validators}
         for one, context in validating.items():
             contexts_around(one).append(context)
@@ -132,7 +132,7 @@ class Recorder:
             self._close()
 
     def begin(self) -> None:
-        """Publish the experiment folder, or go on with that of a saved run."""
+        """Publish the experiment folder, or continue with that of a saved run."""
         engine, processes, options = self._engine, self._processes, self._options
         self._generators = OwnGenerators.of(
             loader=engine.data_loader,
@@ -160,11 +160,11 @@ class Recorder:
         self._reporter.log_all(self._words_at_start())
         self._reporter.log_waiting()
         self._reporter.notify(self._run_started())
-        generators.restore(self._generators)  # what was imported for the first time may have drawn
+        generators.restore(self._generators)  # first-time imports may have drawn random numbers
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run has come to its end."""
+        """Whether the run is finished."""
         return self.experiment is not None and self.experiment.is_complete
 
     @property
@@ -176,7 +176,7 @@ class Recorder:
         if options.save_dir is None:
             return None
         same = before is not None and before.experiment is not None and 0 < before.last_epoch == engine.state.epoch
-        if same and engine.state.epoch < engine.state.max_epochs:  # run() again, for more epochs
+        if same and engine.state.epoch < engine.state.max_epochs:  # run() was called again, for more epochs
             assert before is not None
             assert before.experiment is not None
             return SavedEngineRun.load(before.experiment.folder, keeps=True)
@@ -199,7 +199,7 @@ class Recorder:
         )
 
     def _publish(self) -> Path:
-        """Return the new folder, or where nothing is written a path that only has the name of one."""
+        """Return the new folder, or only a path with a new name if nothing is written."""
         folder, state = None, self._state()
         if self._writes:
             folder = Experiment.publish(self._parent(), self._settings, self._description(), self._weights(), state)
@@ -210,7 +210,7 @@ class Recorder:
         return folder
 
     def _restore(self, saved: SavedEngineRun) -> GeneratorStates | None:
-        """Go on with a saved run; return the states of the random generators, unless they stay as they are."""
+        """Continue a saved run; return the states of the random generators, or None if they are not to be changed."""
         engine = self._engine
         self._example = saved.example_shape
         self._first_epoch = saved.first_epoch
@@ -272,7 +272,7 @@ class Recorder:
             early_stop_tolerance=experiment.early_stopping.tolerance,
         )
 
-    # While the run goes on
+    # During the run
 
     def _epoch_started(self) -> None:
         self._current().begin_epoch(self._engine.optimizer.param_groups[0]["lr"])
@@ -293,7 +293,7 @@ class Recorder:
         self._reporter.notify(StepFinished(experiment.progress.epoch + 1, "training", self._num_steps, total, size))
 
     def _measured(self, output: Any) -> dict[str, Any]:
-        """Return the numbers of an iteration by their columns, not waiting for a GPU."""
+        """Return the numbers of an iteration by their columns, without waiting for a GPU."""
         transform = self._options.output_transform
         found = loss_of(output) if transform is None else transform(output)
         numbers = found if isinstance(found, Mapping) else {LOSS: found}
@@ -331,14 +331,14 @@ class Recorder:
         stops = processes.broadcast(experiment.early_stopping.triggered)
         if stops and not is_cut:
             engine.terminate()
-        is_last = engine.state.epoch >= engine.state.max_epochs  # which a handler may have lowered
+        is_last = engine.state.epoch >= engine.state.max_epochs  # a handler may have lowered max_epochs
         experiment.is_stopped = is_cut or is_last or bool(engine.should_terminate)
         self.last_epoch = engine.state.epoch
-        is_best = improved or experiment.progress.best_epoch == 0  # until there is a score: the newest
+        is_best = improved or experiment.progress.best_epoch == 0  # the newest, until there is a score
         state = self._state()
         if self._writes:
             if experiment.progress.epoch == 1:
-                experiment.describe(self._description())  # the shape of an image is known by now
+                experiment.describe(self._description())  # the shape of an image is known now
             experiment.save_epoch(self._weights(), state, score=score, is_best=is_best)
         preview = None
         if self._options.preview is not None and processes.is_main:
@@ -346,7 +346,7 @@ class Recorder:
         self._reporter.unreported = experiment.epoch_finished(score, preview)
 
     def _take_metrics(self) -> float | None:
-        """Record the engines' metrics, and return the score of the weights as they are now."""
+        """Record the engines' metrics, and return the score of the present weights."""
         score = None
         for name, value in self._engine.state.metrics.items():
             for column, number in _numbers(str(name), value):
@@ -424,7 +424,7 @@ class Recorder:
         )
 
     def _state(self) -> Any:
-        """Return what a resumed run needs, from all processes; None where nothing is saved."""
+        """Return what a resumed run needs, from all processes; None if nothing is saved."""
         if self._options.save_dir is None:
             return None
         own = {
@@ -441,7 +441,7 @@ class Recorder:
 
 
 class ToLogger(Observer):
-    """Passes the messages of a run on to Python's logging, where MONAI's handlers write, too."""
+    """Passes the messages of a run to Python's logging, as MONAI's handlers do."""
 
     name = "logging"
 
@@ -451,7 +451,7 @@ class ToLogger(Observer):
 
 
 def loss_of(output: Any) -> Any:
-    """Return the loss in the output of a trainer's iteration, decollated or not; None where there is none."""
+    """Return the loss in the output of a trainer's iteration, decollated or not; None if there is none."""
     if isinstance(output, list | tuple) and output and isinstance(output[0], Mapping):
         output = output[0]
     if isinstance(output, Mapping):
@@ -460,7 +460,7 @@ def loss_of(output: Any) -> Any:
 
 
 def _image_shape(output: Any) -> tuple[int, ...] | None:
-    """Return the shape ``(C, *spatial)`` of an image in an iteration's output; None where there is none."""
+    """Return the shape ``(C, *spatial)`` of an image in an iteration's output; None if there is none."""
     decollated = isinstance(output, list | tuple)
     first = output[0] if decollated and output else output
     image = first.get("image") if isinstance(first, Mapping) else None
@@ -470,7 +470,7 @@ def _image_shape(output: Any) -> tuple[int, ...] | None:
 
 
 def _numbers(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield a metric as columns of ``metrics.csv``: one for each value of several, such as of classes."""
+    """Yield a metric as columns of ``metrics.csv``: one for each of its values, such as those of classes."""
     if why_no_number(value) is None:
         yield name, value
     elif isinstance(value, Mapping):

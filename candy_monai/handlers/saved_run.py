@@ -1,4 +1,4 @@
-"""A run of MONAI's engines as it was saved: found, compared with the present one, and put into the engines again."""
+"""Find a saved run of MONAI's engines, compare it with the present one, and load it into the engines."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from candy_monai.training.description import describe_loader, describe_network, 
 from candy_monai.training.resume import refusing_what_does_not_fit, restored_in_all
 
 LATEST_RUN = "latest"
-"""Goes on with the newest run if that is not finished; else a new one is begun."""
+"""Continues the newest run if it is not finished, or else starts a new one."""
 HOST = "monai"
 
 
@@ -42,13 +42,13 @@ def describe_engines(
     example_shape: Sequence[int] | None,
     averages: bool,
 ) -> ExperimentDescription:
-    """Return what ``experiment.json`` says of a run of MONAI's engines.
+    """Return the content of ``experiment.json`` for a run of MONAI's engines.
 
     Args:
         engine: The trainer.
         score: The evaluator and its metric that is the score; None without.
-        processes: How many train.
-        score_range: The least and the largest score; None if it is not known.
+        processes: Number of processes that train.
+        score_range: The smallest and the largest score; None if it is not known.
         example_shape: The shape ``(C, *spatial)`` of an image; None if it is not known.
         averages: Whether the average of the weights is evaluated.
     """
@@ -85,15 +85,15 @@ def _described_loader(loader: object) -> dict[str, object] | None:
 
 @dataclass(frozen=True, kw_only=True)
 class SavedEngineRun:
-    """What is on disk of a run of MONAI's engines.
+    """A run of MONAI's engines on disk.
 
     Attributes:
         folder: The experiment folder.
-        description: What ``experiment.json`` says.
-        num_epochs_done: The epochs that were saved.
-        first_epoch: The trainer's epochs before the first one of the run.
+        description: The content of ``experiment.json``.
+        num_epochs_done: Number of saved epochs.
+        first_epoch: Number of the trainer's epochs before the first one of the run.
         example_shape: The shape ``(C, *spatial)`` of an image; None if it is not known.
-        keeps: Whether the engines are as the run left them, so that nothing is loaded.
+        keeps: Whether the engines are in the state in which the run left them, so that nothing is loaded.
     """
 
     folder: Path
@@ -108,7 +108,7 @@ class SavedEngineRun:
         """Read a run's description and state.
 
         Raises:
-            ExperimentError: If it is no run of MONAI's engines, or cannot be read.
+            ExperimentError: If it is not a run of MONAI's engines, or cannot be read.
         """
         description, state = read_description(folder), load_state(folder)
         if description.host != HOST:
@@ -129,12 +129,12 @@ class SavedEngineRun:
 
     @classmethod
     def find(cls, resume: PathLike, parent: Path, processes: Processes) -> Self | None:
-        """Return the run to go on with.
+        """Return the run to continue.
 
         Args:
-            resume: An experiment folder, the id of one below ``parent``, or ``"latest"``.
-            parent: Where the trainer's experiments are.
-            processes: Those that train; the first one chooses.
+            resume: An experiment folder, the id of one in ``parent``, or ``"latest"``.
+            parent: The folder of the trainer's experiments.
+            processes: The processes that train; the first one chooses.
 
         Raises:
             ExperimentError: If there is no such run.
@@ -161,7 +161,7 @@ class SavedEngineRun:
         """Restore the experiment, and load weights and states into the engines.
 
         Returns:
-            The random generators as they were saved, None where they stay as they are; and what was not saved.
+            The saved random generators, None if they are not to be changed; and the names of parts that were not saved.
 
         Raises:
             ExperimentError: If a file is damaged or a state does not fit.

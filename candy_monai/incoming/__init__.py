@@ -1,5 +1,5 @@
-"""Models that come in from elsewhere: starting weights, MONAI Bundles, nnU-Net's trained folders.
+"""Open models from other sources: starting weights, MONAI Bundles, trained nnU-Net folders.
 
-A file or a folder that others wrote enters; a state_dict with a report of what fits a network, or a predictor, leaves.
-Nothing in what enters is executed unless the caller says that it is trusted.
+A file or folder written by others is read, and a state_dict with a report of what fits a network, or a predictor, is
+returned. Nothing in it is executed unless the caller declares it as trusted.
 """

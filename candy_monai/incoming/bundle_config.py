@@ -1,7 +1,7 @@
-"""The configuration of a MONAI Bundle as plain data: references are followed, and Python in it is not run.
+"""The configuration of a MONAI Bundle as plain data: references are resolved, and Python in it is not run.
 
-MONAI's own ``ConfigParser`` calls whatever a file names. Here ``@`` references lead to plain values, and of ``$``
-expressions those are computed that consist of literals, references and operators on these.
+MONAI's ``ConfigParser`` calls whatever a file names. Here, ``@`` references are resolved to plain values, and only
+``$`` expressions that consist of literals, references and operators on these are computed.
 """
 
 from __future__ import annotations
@@ -51,21 +51,21 @@ _TYPES = {
 
 
 class BundleConfig:
-    """``inference.json`` of a bundle, and its metadata.
+    """The ``inference.json`` of a bundle, and its metadata.
 
     Args:
         folder: The bundle.
-        trust: Run the Python in it, by MONAI's ``ConfigParser``, where plain data do not do.
+        trust: Run the Python in it, with MONAI's ``ConfigParser``, if plain data are not sufficient.
 
     Attributes:
         folder: The bundle.
         file: The configuration's file.
-        content: What it holds, as it stands there.
-        metadata: What ``metadata.json`` holds; empty without one.
+        content: Its content, unresolved.
+        metadata: The content of ``metadata.json``; empty without one.
         trust: Whether Python in it may run.
 
     Raises:
-        BadInputError: If the folder is no bundle, or a file cannot be read.
+        BadInputError: If the folder is not a bundle, or a file cannot be read.
     """
 
     def __init__(self, folder: PathLike, *, trust: bool = False) -> None:
@@ -85,30 +85,30 @@ class BundleConfig:
         return name in self.content
 
     def value(self, name: str) -> Any:
-        """Return an entry with all references in it followed.
+        """Return an entry with all references in it resolved.
 
         Args:
-            name: A name, or names that lead to an entry further in, as ``evaluator#amp``.
+            name: A name, or the path of a nested entry, such as ``evaluator#amp``.
 
         Raises:
-            BadInputError: If there is none, or it cannot be known without running Python.
+            BadInputError: If there is none, or it cannot be resolved without running Python.
         """
         return self.resolved(self._at(name, where=name), name)
 
     def resolved(
         self, value: Any, where: str, *, keep: Sequence[str] = (), skip: Sequence[str] = (), depth: int = 0
     ) -> Any:
-        """Return a value with all references in it followed and its simple expressions computed.
+        """Return a value with all references in it resolved and its simple expressions computed.
 
         Args:
             value: Plain data.
-            where: What it is, for messages.
-            keep: References that stay as they are.
-            skip: Classes by name whose arguments do not matter: of entries that name them the target alone is returned.
-            depth: How many references and containers lead here.
+            where: A description of the value, for messages.
+            keep: References that are not resolved.
+            skip: Names of classes whose arguments are ignored: for their entries only the target is returned.
+            depth: Number of enclosing references and containers.
 
         Raises:
-            BadInputError: As `value` does.
+            BadInputError: As for `value`.
         """
 
         def part(value: Any, where: str) -> Any:
@@ -137,13 +137,13 @@ class BundleConfig:
         return value
 
     def built(self, name: str) -> Any:
-        """Return what MONAI builds of an entry; only of a bundle that is trusted, whose Python this runs."""
+        """Return the object that MONAI builds from an entry; only for a trusted bundle, whose Python this runs."""
         assert self.trust
         with self.importable():
             return self.parser().get_parsed_content(name)
 
     def parser(self) -> Any:
-        """Return MONAI's parser of the configuration; only of a bundle that is trusted."""
+        """Return MONAI's parser of the configuration; only for a trusted bundle."""
         assert self.trust
         if self._parser is None:
             from monai.bundle import ConfigParser
@@ -157,7 +157,7 @@ class BundleConfig:
 
     @contextmanager
     def importable(self) -> Iterator[None]:
-        """Within a block, find the modules that a bundle brings; only of one that is trusted."""
+        """Make the modules of a bundle importable during a block; only for a trusted one."""
         assert self.trust
         sys.path.insert(0, str(self.folder.resolve()))
         try:
@@ -208,7 +208,7 @@ class BundleConfig:
 
 
 class _NotPlainError(Exception):
-    """Raised where an expression is more than literals, references and operators."""
+    """Raised if an expression contains more than literals, references and operators."""
 
 
 def _evaluated(node: ast.AST, reference: Callable[[str], Any], *, depth: int) -> Any:
@@ -239,7 +239,7 @@ def _evaluated(node: ast.AST, reference: Callable[[str], Any], *, depth: int) ->
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return what a JSON or YAML file holds, an object."""
+    """Return the content of a JSON or YAML file, an object."""
     if path.stat().st_size > _MOST_BYTES:
         raise BadInputError(f"{path}: is larger than a configuration is ({path.stat().st_size:,} bytes)")
     found = read_json_or_yaml(path)
@@ -249,5 +249,5 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def class_name(target: str) -> str:
-    """Return the name of the class that a ``_target_`` builds; ``SaveImaged.set_options`` builds one, too."""
+    """Return the name of the class that a ``_target_`` builds; ``SaveImaged.set_options`` builds one as well."""
     return target.removesuffix(".set_options").rpartition(".")[2]

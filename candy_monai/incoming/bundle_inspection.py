@@ -1,4 +1,4 @@
-"""What a MONAI Bundle names, and whether it opens without running its Python."""
+"""List what a MONAI Bundle names, and check whether it opens without running its Python."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _MOST_LISTED = 40
 
 @dataclass(frozen=True, kw_only=True)
 class BundleInspection:
-    """What was found in a bundle.
+    """The content of a bundle.
 
     Attributes:
         folder: The bundle.
-        metadata: What its ``metadata.json`` says.
-        weights: Its file of weights; None without one that can be read.
-        targets: The class that stands at each place of the configuration, of the parts that prediction uses.
-        unused: The same of all other parts, which are never built here.
-        expressions: Python by its place. None of it is run without trust.
+        metadata: The content of its ``metadata.json``.
+        weights: Its file of weights; None without a readable one.
+        targets: The class at each place of the configuration, for the parts that prediction uses.
+        unused: The same for all other parts, which are never built here.
+        expressions: Python expressions by their places. None of them is run without trust.
         problem: Why it does not open without trust; None if it does.
     """
 
@@ -69,13 +69,13 @@ _KNOWN = ("monai.inferers.", "scripts.inferers.", "scripts.ensemble.", "scripts.
 
 
 def inspect_bundle(path: PathLike) -> BundleInspection:
-    """Return what a bundle names, without running or building anything that is not known.
+    """Return what a bundle names, without running it or building anything unknown.
 
     Args:
         path: The bundle's folder.
 
     Raises:
-        BadInputError: If it is no bundle, or its configuration cannot be read.
+        BadInputError: If it is not a bundle, or its configuration cannot be read.
     """
     config = BundleConfig(path)
     places = dict(_places(config.content))

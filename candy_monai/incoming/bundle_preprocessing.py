@@ -1,4 +1,4 @@
-"""The transforms of a MONAI Bundle: from an image to what its network reads, and from scores to label ids."""
+"""The transforms of a MONAI Bundle: from an image to the network's input, and from scores to label ids."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.incoming.bundle_config import BundleConfig, class_name
 
 _CHECKING = "@check_spacing"
-"""What tells, in bundles of ours, that MONAI's ``Spacingd`` stands in for our resampling."""
+"""Marks, in bundles exported by this package, that MONAI's ``Spacingd`` replaces our resampling."""
 
 REFERENCES = ("@preprocessing", "@device", _CHECKING)
-"""References that are not followed: preprocessing is built, the device is the predictor's own."""
+"""References that are not resolved: preprocessing is built here, and the device is that of the predictor."""
 
 LEFT_OUT = ("EnsureChannelFirstd", "SaveImaged")
-"""Steps that reading and writing of ours have in themselves."""
+"""Steps that are part of this package's reading and writing."""
 
 
 class BundlePreprocessor(Preprocessor):
-    """The preprocessing of a bundle, and the way of its results back to the grid of the image.
+    """The preprocessing of a bundle, and the restoration of its results to the grid of the image.
 
     Args:
         config: The bundle's configuration.
-        num_channels: Channels of an image.
-        num_dims: Its spatial axes.
-        num_outputs: Channels of the network's output; None if unknown.
+        num_channels: Number of channels of an image.
+        num_dims: Number of its spatial axes.
+        num_outputs: Number of channels of the network's output; None if unknown.
         paints: As for `load_bundle`.
 
     Raises:
-        BadInputError: If a step is not known, its arguments cannot be known without running Python, or postprocessing
-            makes no label ids of the only channel of the network's output.
+        BadInputError: If a step is not known, its arguments cannot be resolved without running Python, or
+            postprocessing derives no label ids from a single channel of output.
     """
 
     paints: tuple[int, ...] = ()
@@ -90,7 +90,7 @@ class BundlePreprocessor(Preprocessor):
         """Build both pipelines.
 
         Raises:
-            BadInputError: If a step is not known, or does not take its arguments.
+            BadInputError: If a step is not known, or does not accept its arguments.
         """
         try:
             _ = self.preprocessing, self.postprocessing
@@ -99,7 +99,7 @@ class BundlePreprocessor(Preprocessor):
 
     @override
     def shape_on_grid(self, geometry: Geometry) -> Shape:
-        return geometry.spatial_shape  # an estimate: what the steps make of it is not known before
+        return geometry.spatial_shape  # an estimate: the effect of the steps is not known before
 
     @override
     def _is_exclusive(self, scores: Tensor) -> bool:
@@ -108,7 +108,7 @@ class BundlePreprocessor(Preprocessor):
     @override
     def _spacing(self, keys: Sequence[str], pixdim: Sequence[float], **stock: Any) -> MapTransform:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="align_corners=False is not compatible")  # as the bundle has it
+            warnings.filterwarnings("ignore", message="align_corners=False is not compatible")  # set by the bundle
             spacing: MapTransform = Spacingd(keys, pixdim, **stock)
         return spacing
 
@@ -132,7 +132,7 @@ class BundlePreprocessor(Preprocessor):
         if geometry is None:
             return np.eye(4)
         if not geometry.is_picture and self._num_dims > 2:
-            axis_codes(geometry.affine)  # says so where an axis points nowhere
+            axis_codes(geometry.affine)  # raises if the direction of an axis is undefined
         return geometry.affine.copy()
 
     @override
@@ -151,7 +151,7 @@ class BundlePreprocessor(Preprocessor):
 
 
 def _preprocessing_of(config: BundleConfig) -> tuple[list[Entry], str, bool]:
-    """Return the steps of preprocessing, the key that stands for the image, and whether pictures come transposed."""
+    """Return the steps of preprocessing, the key of the image, and whether pictures are transposed."""
     entries = _steps(config, ("preprocessing", "pre_transforms"))
     loading = next((entry for entry in entries if _name(entry).startswith("LoadImage")), None)
     keys = (loading or {"keys": IMAGE}).get("keys", IMAGE)
@@ -160,7 +160,7 @@ def _preprocessing_of(config: BundleConfig) -> tuple[list[Entry], str, bool]:
         raise BadInputError(
             f"{config.file}: preprocessing: LoadImaged has the keys {keys!r}, expected that of the image"
         )
-    # MONAI's reader of pictures swaps rows and columns by default, and ITK's unless it is told to.
+    # By default, these readers swap rows and columns: PIL's with reverse_indexing, ITK's without it.
     by_default = {"PILReader": True, "ITKReader": False, "None": True}
     reader = str(None if loading is None else loading.get("reader"))
     swaps = loading is not None and reader in by_default
@@ -184,10 +184,10 @@ def _postprocessing_of(config: BundleConfig, image_key: str) -> list[Entry]:
 
 
 def _check_way_from_one_channel(config: BundleConfig, steps: Sequence[Entry]) -> None:
-    """Check that postprocessing compares the only channel with a threshold.
+    """Check that postprocessing compares the single channel with a threshold.
 
     Raises:
-        BadInputError: If it chooses the greatest channel, which one alone always is, or none of its steps makes ids.
+        BadInputError: If it takes the argmax, which is meaningless for one channel, or none of its steps returns ids.
     """
     if any(_name(step) == "PaintLabelsd" for step in steps):
         return
@@ -214,7 +214,7 @@ def _resampling_of_ours(entry: Entry) -> Entry:
 
 
 def _steps(config: BundleConfig, names: Sequence[str]) -> list[Entry]:
-    """Return the transforms of an entry as plain data, those in a ``Compose`` one after the other."""
+    """Return the transforms of an entry as plain data, with each ``Compose`` flattened."""
     name = next((name for name in names if name in config), None)
     if name is None:
         raise BadInputError(f"{config.file}: has no {names[0]}, expected a list of transforms")
@@ -235,12 +235,12 @@ def _flat(config: BundleConfig, entry: Any, where: str) -> list[Entry]:
         return _flat(config, entry.get("transforms", []), f"{where}#transforms")
     kept = {key: value for key, value in entry.items() if key not in ("_desc_", "_disabled_", "device")}
     if _name(entry) == "Orientationd":
-        kept.setdefault("labels", None)  # without, MONAI warns, and does the same to images in its own space
+        kept.setdefault("labels", None)  # otherwise MONAI warns, with the same result for images in their own space
     return [{**kept, "_target_": known_target(target)}]
 
 
 def known_target(target: str) -> str:
-    """Return the full name of a transform: MONAI's, or ours where a bundle of ours has it in ``scripts``."""
+    """Return the full name of a transform: MONAI's, or ours if an exported bundle has it in ``scripts``."""
     package, name = target.rpartition(".")[0], class_name(target)
     if package.startswith("scripts.") and name in candy_monai.transforms.__all__:
         return f"candy_monai.transforms.{name}"

@@ -1,4 +1,4 @@
-"""Open a MONAI Bundle as a predictor, built of classes that are known instead of by running what it names."""
+"""Open a MONAI Bundle as a predictor, built from known classes instead of by running what it names."""
 
 from __future__ import annotations
 
@@ -57,17 +57,17 @@ NETWORKS = (
     "UNet",
     "VNet",
 )
-"""The networks of MONAI that are built by name: those that segment, and read nothing but their arguments."""
+"""The networks of MONAI that are built by name: those for segmentation that read nothing but their arguments."""
 
 _SPELLINGS = {name.casefold(): name for name in NETWORKS}
 _WITHOUT_EFFECT = {"SwinUNETR": ("img_size",)}
-"""Arguments of earlier versions of MONAI that changed nothing about the network."""
+"""Arguments of earlier versions of MONAI that had no effect on the network."""
 _FETCHED = ("pretrained", "load_pretrain")
-"""Arguments that would fetch weights from elsewhere; a bundle brings its own."""
+"""Arguments that would download weights; a bundle has its own."""
 _LARGEST_NUMBER = 1 << 14
 _LONGEST_LIST = 64
 _VALUES_BESIDE_WEIGHTS = 1 << 24
-"""Of tensors that a network makes and does not save."""
+"""Allowance for tensors that a network creates and does not save."""
 _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
 ENSEMBLE = "scripts.ensemble.Ensemble"
 _OUR_INFERERS = (
@@ -79,12 +79,12 @@ _OF_THE_MACHINE = ("device", "sw_device", "progress", "cache_roi_weight_map")
 
 
 class BundlePredictor(NetworkPredictor):
-    """Predicts with a MONAI Bundle, as its ``inference.json`` says. For arguments see `load_bundle`.
+    """Predicts with a MONAI Bundle, according to its ``inference.json``. For arguments see `load_bundle`.
 
     Attributes:
         config: The bundle's configuration.
         model: The network with the bundle's weights.
-        weights_file: The file of these.
+        weights_file: The file of the weights.
     """
 
     def __init__(
@@ -166,26 +166,26 @@ def load_bundle(
     paints: Sequence[int] = (),
     trust: bool = False,
 ) -> BundlePredictor:
-    """Open a MONAI Bundle, one of ours or of the model zoo's layout, as a predictor.
+    """Open a MONAI Bundle, exported by this package or with the model zoo's layout, as a predictor.
 
-    The network, the inferer and the transforms are built by name from those that are known; references are followed,
-    and Python in the configuration is not run. Images are read and label maps written as by any predictor here: on the
+    The network, the inferer and the transforms are built by name from known classes; references are resolved, and
+    Python in the configuration is not run. Images are read and label maps written as by every predictor here: on the
     image's own grid, with its name.
 
     Args:
         path: The bundle's folder, with ``configs/inference.json`` (or ``.yaml``) and ``models/model.pt``.
         checkpoint: Another file of weights in ``models``.
-        device: Where to predict.
+        device: The device for prediction.
         mirror: Average over the mirror images along the axes given.
-        largest_component: Keep only the largest connected part of each class.
+        largest_component: Keep only the largest connected component of each class.
         memory: As for `Predictor`.
         channels: As for `Predictor`.
         paints: The id that each channel of the output writes into the label map, later over earlier, for a bundle whose
             channels are overlapping regions.
-        trust: Run the Python that the bundle brings where it names more than is known.
+        trust: Run the bundle's Python if it names unknown classes.
 
     Raises:
-        BadInputError: If it is no bundle, names what is not known, or weights and network do not fit.
+        BadInputError: If it is not a bundle, names unknown classes, or weights and network do not fit.
     """
     return BundlePredictor(
         path,
@@ -201,10 +201,10 @@ def load_bundle(
 
 
 def bundle_network(config: BundleConfig) -> nn.Module:
-    """Build the network of ``network_def``, with weights drawn.
+    """Build the network of ``network_def``, with random weights.
 
     Raises:
-        BadInputError: If it is none that is known, or its arguments do not fit.
+        BadInputError: If it is unknown, or its arguments do not fit.
     """
     name = "network_def" if "network_def" in config else "network"
     if name not in config:
@@ -241,7 +241,7 @@ def _network(config: BundleConfig, entry: Any, where: str) -> nn.Module:
         if not str(key).startswith("_") and key not in _WITHOUT_EFFECT.get(kind.__name__, ())
     }
     arguments |= {key: False for key in _FETCHED if key in arguments}
-    if "dimensions" in arguments:  # the name until MONAI 0.9
+    if "dimensions" in arguments:  # the name before MONAI 0.9
         arguments["spatial_dims"] = arguments.pop("dimensions")
     try:
         inspect.signature(kind).bind(**arguments)
@@ -249,7 +249,7 @@ def _network(config: BundleConfig, entry: Any, where: str) -> nn.Module:
             return kind(**arguments)
     except (BadInputError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # each constructor has its own
+    except Exception as error:  # each constructor raises its own
         reason = " ".join(str(error).split())[:300]
         raise BadInputError(
             f"{config.file}: {where}: {kind.__name__} cannot be built with these arguments: {reason}"
@@ -257,7 +257,7 @@ def _network(config: BundleConfig, entry: Any, where: str) -> nn.Module:
 
 
 class _AtMost(TorchFunctionMode):
-    """Within a block, refuse to make tensors of more values in all than given."""
+    """Refuse, within a block, to create tensors with more values in total than given."""
 
     def __init__(self, num_values: int) -> None:
         super().__init__()
@@ -273,7 +273,7 @@ class _AtMost(TorchFunctionMode):
 
 
 def _network_of_nnunet(config: BundleConfig, entry: Mapping[str, Any], where: str) -> nn.Module:
-    """Build a network of nnU-Net's own from the arguments that a bundle of ours has for it."""
+    """Build one of nnU-Net's own networks from its arguments in an exported bundle."""
     arguments = {key: value for key, value in entry.items() if key != "_target_"}
     layers = [key for key, value in arguments.items() if isinstance(value, Mapping) and "_target_" in value]
     for key in layers:
@@ -313,7 +313,7 @@ def _bytes_of_weights(config: BundleConfig) -> int:
 
 
 def network_name(target: object) -> str | None:
-    """Return the name of the network of MONAI's that a target means, one of `NETWORKS`; None for anything else."""
+    """Return the name of MONAI's network that a target refers to, one of `NETWORKS`; None for anything else."""
     if not isinstance(target, str):
         return None
     package, _, name = target.rpartition(".")
@@ -324,14 +324,14 @@ def network_name(target: object) -> str | None:
 
 
 def _class_of_network(target: object) -> type[nn.Module] | None:
-    """Return MONAI's class of `NETWORKS`, or one of an installed bundle's that MONAI Bundles carry; else None."""
+    """Return MONAI's class of `NETWORKS`, or that of an installed bundle which MONAI Bundles carry; else None."""
     name = network_name(target)
     found: type[nn.Module] | None = carried_network(target) if name is None else getattr(monai.networks.nets, name)
     return found
 
 
 def _argument(config: BundleConfig, value: Any, where: str) -> Any:
-    """Return an argument of a network if it is plain, or a class of layers of PyTorch's."""
+    """Return an argument of a network if it is plain data, or a class of PyTorch's layers."""
     if isinstance(value, Mapping) and "_target_" in value:
         package, _, name = str(value["_target_"]).rpartition(".")
         layer = getattr(torch.nn, name, None) if package == "torch.nn" else None
@@ -353,11 +353,11 @@ def bundle_inferer(config: BundleConfig, num_dims: int) -> tuple[Inferer | None,
     """Return how a bundle runs whole images.
 
     Returns:
-        The inferer, None for all at once; the axis across the slices for a 2-D network that is applied to them by our
-        own inferer; and the precision, ``auto`` where the bundle's evaluator uses mixed precision.
+        The inferer, None to run an image at once; the axis across the slices if our inferer applies a 2-D network to
+        slices; and the precision, ``auto`` if the bundle's evaluator uses mixed precision.
 
     Raises:
-        BadInputError: If it is none that is known.
+        BadInputError: If the inferer is unknown.
     """
     amp = _AMP.get(str(config.content.get("amp_dtype")), "auto" if _is_on(config, "evaluator#amp") else None)
     if "inferer" not in config:
@@ -411,7 +411,7 @@ def _our_inferer(target: str, arguments: dict[str, Any]) -> tuple[Inferer, int |
 
 
 def _format_of(config: BundleConfig, side: str) -> dict[str, Any]:
-    """Return what the metadata say of the network's first input or output; empty where they say nothing."""
+    """Return the metadata of the network's first input or output; empty if there are none."""
     formats = config.metadata.get("network_data_format")
     tensors = formats.get(side) if isinstance(formats, dict) else None
     name = {"inputs": "image", "outputs": "pred"}[side]
@@ -422,7 +422,7 @@ def _format_of(config: BundleConfig, side: str) -> dict[str, Any]:
 
 
 def _sizes(config: BundleConfig, described: Mapping[str, Any]) -> tuple[int, int, int | None]:
-    """Return how many channels and spatial axes an image of the network's has, and how many channels its output."""
+    """Return the numbers of channels and spatial axes of an input image, and the number of output channels."""
     name = "network_def" if "network_def" in config else "network"
     entry = config.resolved(config.content[name], name)
     if isinstance(entry, Mapping) and isinstance(entry.get("networks"), list) and entry["networks"]:
@@ -441,7 +441,7 @@ def _sizes(config: BundleConfig, described: Mapping[str, Any]) -> tuple[int, int
     shape = described.get("spatial_shape")
     kernels = arguments.get("kernel_sizes")
     if kind is None and isinstance(kernels, list) and kernels and isinstance(kernels[0], list):
-        shape = kernels[0]  # of a network of nnU-Net's
+        shape = kernels[0]  # of one of nnU-Net's networks
     num_channels = said("in_channels") or _number(described.get("num_channels"))
     num_dims = said("spatial_dims", "dimensions") or (len(shape) if isinstance(shape, list) else None)
     if num_channels is None or num_dims not in (2, 3):

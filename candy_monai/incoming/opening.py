@@ -1,4 +1,4 @@
-"""Open the folder of a trained model as a predictor, by what the folder is."""
+"""Open the folder of a trained model as a predictor, according to the kind of the folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ModelKind = Literal["experiment", "MONAI Bundle", "nnU-Net"]
 
 
 def kind_of_model(folder: PathLike) -> ModelKind | None:
-    """Return what kind of trained model a folder holds, by the names of its files; None for none that is known."""
+    """Return the kind of trained model in a folder, by the names of its files; None if it is not known."""
     path = Path(folder)
     if (path / DESCRIPTION).is_file():
         return "experiment"
@@ -40,19 +40,19 @@ def load_predictor(
     device: Device = "cpu",
     **options: Any,
 ) -> NetworkPredictor | EnsemblePredictor:
-    """Return the predictor of a trained model: an experiment, whose bundle may have its own, or one from elsewhere.
+    """Return the predictor of a trained model: an experiment, whose bundle may have its own, or an external model.
 
     Args:
         experiment: The experiment folder, or that of a MONAI Bundle or of a trained nnU-Net v2.
         network: The network to load the weights into, for trainers that belong to no bundle.
         checkpoint: ``best``, ``latest``, or the name of a weight file in the folder.
-        device: Where to predict.
+        device: The device for prediction.
         options: Further keywords of `Predictor`, such as ``mirror`` and ``memory``.
 
     Raises:
-        ExperimentError: If the folder is no experiment, or its network cannot be built again.
+        ExperimentError: If the folder is not an experiment, or its network cannot be rebuilt.
         BadInputError: If a model of another kind cannot be opened (see `load_bundle`), or a network is given for one
-            that says itself what its network is.
+            that defines its own network.
     """
     match kind_of_model(experiment):
         case "MONAI Bundle" | "nnU-Net" as kind if network is not None:

@@ -1,4 +1,4 @@
-"""Weights that others saved: read without executing anything in the file, and fitted to a network by name and shape."""
+"""Read weights saved by others without executing code in the file, and fit them to a network by name and shape."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from candy_monai.nn.slicewise import Slicewise
 from candy_monai.optional import require
 
 WRAPPERS = ("network_weights", "state_dict", "model_state_dict", "model", "network", "net", "weights")
-"""Keys under which libraries keep a network's state_dict beside an optimizer's and others."""
+"""Keys under which libraries store a network's state_dict next to those of an optimizer and others."""
 
 _MOST_PREFIXES = 4
-_DEEPEST = 4  # wrappers around a state_dict; one may hold itself
+_DEEPEST = 4  # nested wrappers around a state_dict; one may contain itself
 _MOST_LISTED = 8
 _MODELS = ("models/model.pt", "models/model.pth")
 _NNUNET = ("fold_0", "fold_all")
 _NNUNET_FILES = ("checkpoint_final.pth", "checkpoint_best.pth")
 _SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
-_LARGEST_EXPANSION = 4  # of an archive when it is unpacked: tensors are stored as they are
+_LARGEST_EXPANSION = 4  # of an unpacked archive: tensors are stored uncompressed
 _NUMBERS = (np.bool_, np.uint8, np.int32, np.int64, np.float16, np.float32, np.float64)
 _SCALAR = np.float64(0).__reduce__()[0]
 NUMPY_NUMBERS: tuple[Any, ...] = (
@@ -45,12 +45,12 @@ NUMPY_NUMBERS: tuple[Any, ...] = (
     np.dtype,
     *(type(np.dtype(number)) for number in _NUMBERS),
 )
-"""What a pickle of NumPy's numbers calls, which nnU-Net and others keep beside the weights: each builds a number."""
+"""Callables in a pickle of NumPy's numbers, which nnU-Net and others store with the weights: each builds a number."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ForeignWeights:
-    """Tensors by name, from a file that others may have written.
+    """Tensors by name, from a file that may be written by others.
 
     Attributes:
         file: The file.
@@ -63,15 +63,15 @@ class ForeignWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsReport:
-    """What became of weights that were put into a network.
+    """The result of loading weights into a network.
 
     Attributes:
-        file: Where they came from.
-        loaded: Names of the network's tensors that took those of the file.
-        adapted: Of these, the ones whose input channels were repeated or averaged, as ``name: shape -> shape``.
-        mismatched: Names whose shapes differ, as ``name: shape in the file -> the network's``; drawn anew.
-        missing: Names of the network that the file has nothing for; drawn anew.
-        skipped: Names in the file that the network has nothing for.
+        file: The file of the weights.
+        loaded: Names of the network's tensors that were loaded from the file.
+        adapted: Those of them whose input channels were repeated or averaged, as ``name: shape -> shape``.
+        mismatched: Names with different shapes, as ``name: shape in the file -> the network's``; initialised randomly.
+        missing: Names of the network that are not in the file; initialised randomly.
+        skipped: Names in the file that are not in the network.
     """
 
     file: Path
@@ -98,7 +98,7 @@ class WeightsReport:
         return f"Starting from {self.file}: {', '.join(parts)}"
 
     def details(self) -> str:
-        """Return the names of all tensors that were not loaded as they are, a list a line; empty without any."""
+        """Return the names of all tensors that were not loaded unchanged, one list per line; empty without any."""
         lists = {
             "fitted to the number of channels": self.adapted,
             "of other shapes (file -> network)": self.mismatched,
@@ -111,15 +111,15 @@ class WeightsReport:
 def read_weights(source: PathLike) -> ForeignWeights:
     """Read the weights of an experiment, a file, a MONAI Bundle or an nnU-Net model folder onto the CPU.
 
-    Nothing in a file is executed: what is no tensor or plain value is refused.
+    Nothing in a file is executed: anything but tensors and plain values is refused.
 
     Args:
-        source: An experiment folder, whose best weights are meant; a file that ``torch.save`` or safetensors wrote, a
-            state_dict or a dictionary that holds one; the folder of a MONAI Bundle, whose ``models/model.pt`` is meant;
-            or an nnU-Net model folder, whose first fold is.
+        source: An experiment folder, for its best weights; a file written by ``torch.save`` or safetensors, with a
+            state_dict or a dictionary that contains one; the folder of a MONAI Bundle, for its ``models/model.pt``; or
+            an nnU-Net model folder, for its first fold.
 
     Raises:
-        BadInputError: If there is nothing of the kind, or the file cannot be read safely.
+        BadInputError: If there are no weights, or the file cannot be read safely.
     """
     file = weights_file_of(source)
     if file.suffix.casefold() == ".safetensors":
@@ -130,10 +130,10 @@ def read_weights(source: PathLike) -> ForeignWeights:
 
 
 def weights_file_of(source: PathLike) -> Path:
-    """Return the file of weights that a path stands for.
+    """Return the file of weights that a path refers to.
 
     Raises:
-        BadInputError: If it stands for none.
+        BadInputError: If it refers to none.
     """
     path = Path(source)
     if path.is_file():
@@ -165,21 +165,21 @@ _EXPECTED = (
 
 
 def read_checkpoint(file: Path) -> Any:
-    """Read a file that ``torch.save`` wrote onto the CPU: tensors, plain values and NumPy's numbers, and nothing else.
+    """Read a file written by ``torch.save`` onto the CPU: only tensors, plain values and NumPy's numbers.
 
     Raises:
-        BadInputError: If it is damaged, holds anything else, which is not executed, or would grow when it is unpacked.
+        BadInputError: If it is damaged, contains anything else, which is not executed, or would expand when unpacked.
     """
     try:
         if zipfile.is_zipfile(file):
             check_archive(file)
         with safe_globals(list(NUMPY_NUMBERS)), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the pickle's version, where it is refused anyway
+            warnings.simplefilter("ignore")  # about the pickle's version, if it is refused anyway
             return torch.load(file, map_location="cpu", weights_only=True)
     except BadInputError:
         raise
-    except Exception as error:  # pickle fails with whatever the bytes of a stranger lead to
-        told = str(error).rpartition("WeightsUnpickler error:")[2] or str(error)  # before it, advice that is no help
+    except Exception as error:  # unpickling unknown bytes may raise anything
+        told = str(error).rpartition("WeightsUnpickler error:")[2] or str(error)  # the advice before it does not help
         if (named := re.search(r"GLOBAL (\S+)", told)) is not None:
             raise BadInputError(
                 f"{file}: names the Python object {named[1]}, which a file of weights need not; nothing of it was "
@@ -188,7 +188,7 @@ def read_checkpoint(file: Path) -> Any:
         reason = reason_in_short(error)
         if isinstance(error, pickle.UnpicklingError):
             reason = reason_in_short(type(error)(told.strip()))
-        if not zipfile.is_zipfile(file) and not _is_pickle(file):  # which the reader stumbles over in many ways
+        if not zipfile.is_zipfile(file) and not _is_pickle(file):  # the reader fails on these in many ways
             reason = f"it begins with {_beginning(file)}, as neither an archive nor a pickle does"
         raise BadInputError(
             f"{file}: not a readable file of weights ({reason}); expected what "
@@ -203,14 +203,14 @@ def _beginning(file: Path) -> str:
 
 def _is_pickle(file: Path) -> bool:
     with file.open("rb") as opened:
-        return opened.read(1) == pickle.PROTO  # of every protocol that torch.save has had
+        return opened.read(1) == pickle.PROTO  # in every protocol that torch.save has used
 
 
 def check_archive(file: Path) -> None:
-    """Check an archive that ``torch.save`` wrote, whose checksums ``torch.load`` does not look at.
+    """Check an archive written by ``torch.save``, since ``torch.load`` does not verify checksums.
 
     Raises:
-        BadInputError: If it holds a program, would grow when it is unpacked, or is not what was written.
+        BadInputError: If it contains a program, would expand when unpacked, or has changed since it was written.
     """
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
@@ -240,7 +240,7 @@ def _read_safetensors(file: Path) -> object:
 
 
 def _state_dict_in(content: object, file: Path) -> dict[str, Tensor]:
-    """Return the tensors of a state_dict, or of the one that a dictionary holds."""
+    """Return the tensors of a state_dict, or of the one in a dictionary."""
     for found in _candidates(content):
         tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
         if tensors:
@@ -263,7 +263,7 @@ def _state_dict_in(content: object, file: Path) -> dict[str, Tensor]:
 
 
 def problem_of_weights(value: Tensor) -> str | None:
-    """Return why a tensor cannot be one of a trained network's weights; None if it can."""
+    """Return why a tensor cannot be a weight of a trained network; None if it can."""
     if value.is_nested or value.is_quantized or value.layout is not torch.strided or value.is_meta:
         return "is no dense tensor with values"
     if value.is_complex():
@@ -283,22 +283,22 @@ def _candidates(content: object, *, depth: int = 0) -> Iterator[Mapping[Any, Any
 
 
 def load_into(network: nn.Module, weights: ForeignWeights, *, num_channels: int) -> WeightsReport:
-    """Put weights into a network, wherever name and shape fit; the rest of the network stays as it is.
+    """Load weights into a network where name and shape fit; the rest of the network is unchanged.
 
-    Prefixes that wrappers give to all names, such as ``module.``, are left out. Where an image has other channels, the
-    weights of layers that read it are repeated, or averaged, so that an image of equal channels leads to the same
-    activations.
+    Prefixes that wrappers add to all names, such as ``module.``, are removed. If images have another number of
+    channels, the weights of the layers that read them are repeated, or averaged, so that an image of equal channels
+    leads to the same activations.
 
     Args:
-        network: The network; a 2-D one for slices takes the weights of the network inside.
+        network: The network; for a 2-D one that is applied to slices, the network inside is loaded.
         weights: The weights.
-        num_channels: Channels of the images that the network reads.
+        num_channels: Number of channels of the images that the network reads.
 
     Returns:
-        What became of each tensor.
+        The result for each tensor.
 
     Raises:
-        BadInputError: If not a single tensor fits.
+        BadInputError: If no tensor fits.
     """
     target = network.network if isinstance(network, Slicewise) else network
     state = {name: value for name, value in target.state_dict().items() if isinstance(value, Tensor)}
@@ -336,7 +336,7 @@ def load_into(network: nn.Module, weights: ForeignWeights, *, num_channels: int)
 
 
 def load_whole(network: nn.Module, weights: ForeignWeights) -> None:
-    """Put weights into the network that they belong to, every one of them.
+    """Load weights completely into the network that they belong to.
 
     Raises:
         BadInputError: If any name or shape differs.
@@ -352,7 +352,7 @@ def load_whole(network: nn.Module, weights: ForeignWeights) -> None:
 
 
 def with_channels(weight: Tensor, num_channels: int) -> Tensor:
-    """Return a layer's weights for images of another number of channels: repeated, or else averaged.
+    """Return a layer's weights for another number of image channels: repeated, or else averaged.
 
     An image whose channels are all equal leads to the same activations before and after.
 
@@ -373,7 +373,7 @@ def with_channels(weight: Tensor, num_channels: int) -> Tensor:
 
 
 def _reading_images(network: nn.Module, num_channels: int) -> set[str]:
-    """Return the names of convolutions' weights that take as many channels as an image has."""
+    """Return the names of the weights of convolutions with as many input channels as an image has."""
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     return {
         f"{name}.weight" if name else "weight"
@@ -388,7 +388,7 @@ def _differs_in_channels_only(theirs: Tensor, ours: Tensor) -> bool:
 
 
 def _without_prefixes(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors without the first parts of their names that all have in common, where more fit without."""
+    """Return tensors without the leading parts that all their names share, if more of them fit without."""
     best = found = dict(tensors)
     for _ in range(_MOST_PREFIXES):
         parts = {name.partition(".")[0] for name in found}

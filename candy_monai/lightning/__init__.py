@@ -1,7 +1,7 @@
 """Callbacks for Lightning's Trainer: experiment folder, forecast, previews. Needs the extra ``lightning``.
 
-Lightning's hooks enter; an experiment's folder, a log of the forecast and pictures leave. No callback changes what is
-trained.
+They use Lightning's hooks, and write an experiment folder, a log of the forecast, and pictures. No callback
+changes the training.
 """
 
 from candy_monai.lightning.early_stopping import ForecastEarlyStopping

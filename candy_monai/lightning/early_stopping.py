@@ -17,31 +17,31 @@ from candy_monai.lightning.scores import MonitoredScores
 
 
 class ForecastEarlyStopping(EarlyStopping):
-    """Stop training when the forecast is sure that the monitored metric will not get better.
+    """Stop training when the forecast is confident that the monitored metric will not improve.
 
-    It is Lightning's ``EarlyStopping``, which waits for a number of checks without an improvement, but for what counts
-    as one: here a check counts against the training if the chance of a better value until its end is at most
-    ``1 - confidence``. Where there is no forecast, such as in the first six epochs, training goes on.
+    It is Lightning's ``EarlyStopping``, which waits for a number of checks without an improvement, with another
+    criterion: a check counts if the chance of a better value until the end of training is at most ``1 - confidence``.
+    While there is no forecast, such as in the first six epochs, training continues.
 
     Args:
         monitor: The metric's name, as it is logged.
         mode: ``max`` if it is better when higher, ``min`` if it is better when lower.
-        confidence: How sure the forecast must be, above 0.5 and at most 0.95.
-        margin: A gain of no more than this share of the range of the values so far is none.
-        patience: Checks in a row that must promise nothing.
-        num_epochs: Epochs in which a better value may come; None for those of the Trainer (``max_epochs``,
+        confidence: The required confidence of the forecast, above 0.5 and at most 0.95.
+        margin: A gain of at most this fraction of the range of the values so far is ignored.
+        patience: Number of consecutive checks without an expected gain.
+        num_epochs: Number of epochs in which a better value may come; None for those of the Trainer (``max_epochs``,
             ``max_steps``).
-        score_range: The least and the largest value of the metric, each None for no bound, such as ``(0, 1)`` for a
+        score_range: The smallest and the largest value of the metric, each None for no bound, such as ``(0, 1)`` for a
             Dice; None if it is unknown.
-        **arguments: Those of ``EarlyStopping`` that say when and how to check: ``verbose``, ``strict``,
-            ``check_finite``, ``check_on_train_epoch_end``, ``log_rank_zero_only``.
+        **arguments: Arguments of ``EarlyStopping`` for the checks: ``verbose``, ``strict``, ``check_finite``,
+            ``check_on_train_epoch_end``, ``log_rank_zero_only``.
 
     Attributes:
-        forecast: Of the metric's best value, as a score (the negative of a metric that is better when lower); None
-            before the first.
+        forecast: The forecast of the metric's best value, as a score (the negative of a metric that is better when
+            lower); None before the first.
 
     Raises:
-        SettingsError: If an argument is out of range, or the Trainer has no end to forecast to.
+        SettingsError: If an argument is out of range, or the Trainer has no end up to which to forecast.
     """
 
     def __init__(

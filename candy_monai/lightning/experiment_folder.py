@@ -1,7 +1,7 @@
-"""An experiment folder of ours, written while Lightning trains.
+"""An experiment folder of this package, written while Lightning trains.
 
-Lightning's own checkpoints continue a training, and hold the state of this callback: a training that is continued from
-one goes on in the same folder.
+A training is continued from Lightning's own checkpoints, which include the state of this callback: the continued
+training uses the same folder.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ from candy_monai.network import num_parameters
 from candy_monai.training.reporting import Reporter, own_observers, words_at_end
 
 _ENDLESS = 1_000_000
-"""Epochs of a training that has neither ``max_epochs`` nor ``max_steps``."""
+"""Number of epochs of a training that has neither ``max_epochs`` nor ``max_steps``."""
 _PRECISIONS: dict[str, Literal["bf16", "fp16"]] = {"16-mixed": "fp16", "bf16-mixed": "bf16"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Pending:
-    """An epoch that is over, and not yet part of the experiment.
+    """An epoch that has ended but is not yet part of the experiment.
 
     Attributes:
-        is_scored: Whether its end was validated.
-        is_over: Whether what is logged by the epoch is known, not only what is logged by the step and the validation.
+        is_scored: Whether it was validated at its end.
+        is_over: Whether metrics logged per epoch are known, not only those logged per step and by the validation.
         score: Its score, once it is read.
-        metrics: What was logged in it, once it is read.
+        metrics: The metrics logged in it, once they are read.
     """
 
     is_scored: bool
@@ -72,25 +72,25 @@ class _Pending:
 
 
 class ExperimentFolder(Callback):
-    """Write a folder as our own trainers do: description, log, metrics, curves, forecast, the best and latest weights.
+    """Write a folder as trainers of this package do: description, log, metrics, curves, forecast and weights.
 
-    The folder is ``<root>/<module's class>/<experiment id>``. Each epoch is one row of ``metrics.csv`` with everything
-    that was logged; the monitored metric is its ``val score``. ``checkpoint_best.pth`` holds the weights that were
-    scored: those of a ``WeightAveraging`` callback where there is one. Only the first of several processes writes.
+    The folder is ``<root>/<module's class>/<experiment id>``. Each epoch is one row of ``metrics.csv`` with all logged
+    metrics; the monitored metric is its ``val score``. ``checkpoint_best.pth`` holds the weights that were scored: with
+    a ``WeightAveraging`` callback, the averaged weights. With several processes only the first one writes.
 
     An epoch has a score if it was validated after its last batch. The state of this callback is part of Lightning's
-    checkpoints: ``trainer.fit(..., ckpt_path=...)`` goes on in the same folder, after the epoch of the checkpoint;
-    rows and weights of later epochs that were trained in between are replaced. ``candy-monai resume`` does not continue
-    such a run, since only its script knows the data.
+    checkpoints: ``trainer.fit(..., ckpt_path=...)`` continues in the same folder, after the epoch of the checkpoint;
+    rows and weights of later epochs, trained before, are replaced. ``candy-monai resume`` does not continue such a run,
+    since only its script knows the data.
 
     Args:
         root: The folder of all experiments.
         monitor: The metric's name, as it is logged.
-        mode: ``max`` if it is better when higher, ``min`` if it is better when lower: its negative is the score then.
+        mode: ``max`` if it is better when higher, ``min`` if it is better when lower: the score is then its negative.
         network: The module's attribute whose weights are saved, such as ``"net"``; None for the whole module.
-        score_range: The least and the largest value of the metric, each None for no bound; None if it is unknown.
-        num_checkpoints: Evenly spaced weight files to leave besides the best and the latest.
-        note: Your words about this run.
+        score_range: The smallest and the largest value of the metric, each None for no bound; None if it is unknown.
+        num_checkpoints: Number of evenly spaced weight files to keep besides the best and the latest.
+        note: A note about this run.
         frontends: Dashboards to report to, by name or class.
 
     Attributes:
@@ -98,7 +98,7 @@ class ExperimentFolder(Callback):
         folder: The experiment folder; None before training begins.
 
     Raises:
-        SettingsError: If an argument cannot be, or no such metric is logged.
+        SettingsError: If an argument is invalid, or no such metric is logged.
     """
 
     def __init__(
@@ -142,16 +142,16 @@ class ExperimentFolder(Callback):
         if trainer.fast_dev_run:
             return
         self._trainer, self._earlier = trainer, {}
-        weights = self._weights(trainer, pl_module)  # of a sharded module, all processes take part
+        weights = self._weights(trainer, pl_module)  # all processes take part if the module is sharded
         folder = None
         if trainer.is_global_zero:
-            with isolate_rng():  # what a process imports for the first time may draw
+            with isolate_rng():  # first-time imports may draw random numbers
                 folder = self._begin(trainer, pl_module, weights)
         folder = trainer.strategy.broadcast(None if folder is None else str(folder))
         self.folder = None if folder is None else Path(folder)
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, weights: RunWeights) -> Path:
-        """Publish a new folder, or open the one of the run that goes on, and return it."""
+        """Publish a new folder, or open that of the run to continue, and return it."""
         settings = self._settings(trainer)
         experiment = self._reopened(settings, trainer)
         is_resumed = experiment is not None
@@ -176,7 +176,7 @@ class ExperimentFolder(Callback):
                 model=type(self._saved_module(pl_module)).__name__,
                 note=self._note,
                 num_params=num_parameters(self._saved_module(pl_module)),
-                num_macs=math.nan,  # to count them would be a call of the module that the script does not make
+                num_macs=math.nan,  # counting them would require an additional call of the module
                 num_epochs=settings.num_epochs,
                 early_stop_tolerance=None,
             )
@@ -184,7 +184,7 @@ class ExperimentFolder(Callback):
         return experiment.folder
 
     def _reopened(self, settings: TrainSettings, trainer: Trainer) -> Experiment | None:
-        """Return the run that a checkpoint of Lightning's belongs to, as it was then; None without one."""
+        """Return the run that a checkpoint of Lightning belongs to, in its state at that time; None without one."""
         state, self._restored = self._restored, None
         if state is None or state["folder"] is None:
             return None
@@ -201,7 +201,7 @@ class ExperimentFolder(Callback):
             )
             best = experiment.checkpoints.records.get(BEST)
             if best is not None and best.epoch > experiment.progress.epoch:
-                # The weights of the best epoch until the checkpoint are gone: the next epoch is the best again.
+                # The weights of the best epoch before the checkpoint are gone: the next epoch becomes the best.
                 del experiment.checkpoints.records[BEST]
                 (folder / BEST).unlink(missing_ok=True)
                 experiment.progress.best_score, experiment.progress.best_epoch = -math.inf, 0
@@ -250,7 +250,7 @@ class ExperimentFolder(Callback):
         self._earlier = dict(trainer.callback_metrics)
         if (experiment := self.experiment) is None:
             return
-        while experiment.progress.epoch < trainer.current_epoch:  # trained before this callback was there
+        while experiment.progress.epoch < trainer.current_epoch:  # trained before this callback was added
             experiment.finish_epoch(None)
         experiment.begin_epoch(learning_rate(trainer))
 
@@ -271,7 +271,7 @@ class ExperimentFolder(Callback):
             or not _is_averaging(trainer, WEIGHT_AVERAGING_IN_VALIDATION)
         ):
             return
-        # The averaged weights are in the module for the validation only.
+        # The averaged weights are in the module only during the validation.
         state = self._state_dict(trainer, pl_module)
         self._averaged = {name: _copied(value) for name, value in state.items()}
 
@@ -290,16 +290,16 @@ class ExperimentFolder(Callback):
             self._pending = _Pending(is_scored=not trainer.enable_validation)
         elif self._pending is not None:
             self._pending = dataclasses.replace(self._pending, is_over=True)
-        if _is_averaging(trainer):  # at the end of the training, such a callback leaves its average in the module
+        if _is_averaging(trainer):  # at the end of training, such a callback leaves its average in the module
             self._raw = {name: _copied(value) for name, value in self._state_dict(trainer, pl_module).items()}
 
     def _finish_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finish the last epoch, if there is one that is over.
+        """Finish the last epoch, if one has ended.
 
-        That is done before the next one begins, or when the training ends: other callbacks and the module itself may
-        log in their ``on_train_epoch_end``, which comes after this callback's.
+        This is done before the next one begins, or when the training ends: other callbacks and the module itself may
+        log in their ``on_train_epoch_end``, which is called after that of this callback.
         """
-        weights = self._weights(trainer, pl_module)  # of a sharded module, all processes take part
+        weights = self._weights(trainer, pl_module)  # all processes take part if the module is sharded
         pending, self._pending = self._pending, None
         self._averaged = self._raw = None
         experiment = self.experiment
@@ -315,11 +315,11 @@ class ExperimentFolder(Callback):
         self._reporter.unreported = experiment.epoch_finished(told.score, None)
 
     def _told(self, trainer: Trainer, pending: _Pending) -> _Pending:
-        """Return an epoch that is over with its score and what was logged in it."""
-        if pending.metrics:  # of a checkpoint, when it was saved
+        """Return an epoch that has ended with its score and its logged metrics."""
+        if pending.metrics:  # of a checkpoint, read when it was saved
             return pending
         metrics = _numbers(trainer, self._earlier, known=self._columns())
-        if not pending.is_over:  # what has a value by the step has one of the epoch later
+        if not pending.is_over:  # a metric with a value per step gets one per epoch later
             metrics = {name: value for name, value in metrics.items() if f"{name}_step" not in trainer.callback_metrics}
         score = None
         if pending.is_scored and (pending.is_over or self.monitor in metrics):
@@ -395,7 +395,7 @@ class ExperimentFolder(Callback):
         )
 
     def _entries(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, object]:
-        """Return what ``experiment.json`` says of the run besides its settings."""
+        """Return the content of ``experiment.json`` except the run's settings."""
         optimizers = [{"kind": type(each).__name__, **each.defaults} for each in trainer.optimizers]
         package = type(trainer).__module__.partition(".")[0].replace("_", "-")
         return {
@@ -414,7 +414,7 @@ class ExperimentFolder(Callback):
 
 
 _STATE = TrainerState(optimizer={})
-"""Optimizer, schedule and random generators are in Lightning's checkpoints."""
+"""Empty, since optimizer, schedule and random generators are in Lightning's checkpoints."""
 
 
 def _is_averaging(trainer: Trainer, kinds: tuple[type, ...] = WEIGHT_AVERAGING) -> bool:
@@ -426,11 +426,11 @@ def _copied(value: Any) -> Any:
 
 
 def _numbers(trainer: Trainer, earlier: Mapping[str, Any], *, known: Container[str]) -> dict[str, Any]:
-    """Return what was logged in an epoch, each metric once: Lightning also keeps those of a step by own names.
+    """Return the metrics logged in an epoch, each once: Lightning also keeps those of a step under separate names.
 
     Args:
         trainer: The Trainer, which keeps a metric until it is logged again.
-        earlier: Its metrics when the epoch began.
+        earlier: Its metrics at the start of the epoch.
         known: The metrics of earlier epochs.
     """
     metrics = trainer.callback_metrics

@@ -1,4 +1,4 @@
-"""What the callbacks need of Lightning, from whichever of its two packages there is, and what they ask a Trainer."""
+"""Import Lightning from whichever of its two packages is used, and query its Trainer for the callbacks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 else:
 
     def _package() -> str:
-        """Return the package that the script uses, ``lightning.pytorch`` unless it is ``pytorch_lightning``."""
+        """Return the package that the script uses: ``lightning.pytorch`` unless it is ``pytorch_lightning``."""
         if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
             return "pytorch_lightning"
         try:
@@ -35,7 +35,7 @@ else:
     Callback, LightningModule, Trainer = _host.Callback, _host.LightningModule, _host.Trainer
     _callbacks = require(f"{_NAME}.callbacks", extra="lightning", purpose="stop early")
     EarlyStopping = _callbacks.EarlyStopping
-    _averaging = getattr(_callbacks, "WeightAveraging", None)  # earlier versions have none
+    _averaging = getattr(_callbacks, "WeightAveraging", None)  # missing in earlier versions
     WEIGHT_AVERAGING_IN_VALIDATION = () if _averaging is None else (_averaging,)
     WEIGHT_AVERAGING = (*WEIGHT_AVERAGING_IN_VALIDATION, _callbacks.StochasticWeightAveraging)
     _utilities = require(f"{_NAME}.utilities", extra="lightning", purpose="log")
@@ -69,16 +69,16 @@ def checked_mode(mode: str) -> Mode:
     """
     if mode not in ("min", "max"):
         raise SettingsError(f"mode must be 'min' or 'max', got {mode!r}")
-    return mode  # type: ignore[return-value]  # as was seen
+    return mode  # type: ignore[return-value]  # checked above
 
 
 def is_fitting(trainer: Trainer) -> bool:
-    """Return whether a hook belongs to training: not to a sanity check, a dry run, a test or a validation alone."""
+    """Return whether a hook belongs to training, not to a sanity check, a dry run, a test or a separate validation."""
     return bool(trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.fast_dev_run)
 
 
 def planned_epochs(trainer: Trainer) -> int | None:
-    """Return how many epochs the training has by ``max_epochs`` and ``max_steps``; None if neither bounds it."""
+    """Return the number of epochs by ``max_epochs`` and ``max_steps``; None if neither bounds the training."""
     bounds = [trainer.max_epochs] if trainer.max_epochs not in (None, -1) else []
     if trainer.max_steps not in (None, -1):
         batches = trainer.num_training_batches

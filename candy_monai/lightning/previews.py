@@ -1,4 +1,4 @@
-"""Pictures of the worst, the median and the best of the validated cases, while Lightning trains."""
+"""Draw the worst, the median and the best validated case while Lightning trains."""
 
 from __future__ import annotations
 
@@ -42,34 +42,34 @@ class _Case(NamedTuple):
 
     @classmethod
     def of(cls, *parts: Tensor) -> Self:
-        """Copy a case out of a batch."""
+        """Copy a case from a batch."""
         return cls(*(part.detach().as_subclass(Tensor).to("cpu", copy=True) for part in parts))
 
 
 class SegmentationPreviews(Callback):
     """Draw the worst, the median and the best of the first validated cases, by their mean Dice; of two cases both.
 
-    Five pictures each go to ``previews/worst``, ``previews/median`` and ``previews/best`` in the folder of an
-    `ExperimentFolder`, if the Trainer has one, else in that of the Trainer's logger. They are drawn on a thread, for
-    the first and the last validated epoch and else so rarely that drawing takes a fiftieth of the time.
+    Five pictures of each are written to ``previews/worst``, ``previews/median`` and ``previews/best`` in the folder of
+    an `ExperimentFolder`, if the Trainer has one, or else in that of the Trainer's logger. They are drawn in a thread,
+    for the first and the last validated epoch, and in between so rarely that drawing takes a fiftieth of the time.
 
-    What is drawn is what ``validation_step`` returns: logits ``(B, C, *spatial)``, or a mapping with them. Where it
-    returns none, the module is called on the image once more, for the cases that are drawn, with the random generators
-    put back afterwards.
+    The pictures show the output of ``validation_step``: logits ``(B, C, *spatial)``, or a mapping with them. If it
+    returns none, the module is called on the images of these cases once more, and the random generators are restored
+    afterwards.
 
     Args:
-        image: Where images ``(B, C, *spatial)`` are in a batch: a key, or a position.
-        label: Where label ids ``(B, 1, *spatial)`` are in a batch; without the axis of length 1, too.
-        output: Where logits are in what ``validation_step`` returns; None to look for a tensor, or for one of the keys
-            ``logits``, ``pred``, ``prediction``, ``output`` and ``y_pred``.
-        num_cases: How many cases of a validation to choose from; the CPU's memory holds eight of them at most.
-        folder: Where the folder ``previews`` goes; None for the experiment's or the logger's.
-        interval_s: Seconds between two drawings at least.
-        class_names: What the legend calls the ids.
-        clock: Tells seconds.
+        image: The key or position of images ``(B, C, *spatial)`` in a batch.
+        label: The key or position of label ids ``(B, 1, *spatial)`` in a batch; the axis of length 1 may be missing.
+        output: The key of the logits in the output of ``validation_step``; None to look for a tensor, or for one of the
+            keys ``logits``, ``pred``, ``prediction``, ``output`` and ``y_pred``.
+        num_cases: Number of cases of a validation to choose from; at most eight of them are held in CPU memory.
+        folder: The folder for ``previews``; None for that of the experiment or the logger.
+        interval_s: Minimum number of seconds between two drawings.
+        class_names: The names of the ids in the legend.
+        clock: Returns the time in seconds.
 
     Raises:
-        SettingsError: If a batch does not have the image or the label there.
+        SettingsError: If the image or the label is not found in a batch.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class SegmentationPreviews(Callback):
         count = min(len(ids), self._num_cases - self._num_offered)
         self._num_offered += count
         dice = dice_per_class(ids[:count], label[:count], max(2, logits.shape[1]), batched=True, check_ids=False)
-        scores = dice.nanmean(1).nan_to_num(1.0).tolist()  # without a class in a case nothing is wrong with it
+        scores = dice.nanmean(1).nan_to_num(1.0).tolist()  # a case without any class has no errors
         for score, *parts in zip(scores, image[:count], label[:count], ids[:count], strict=True):
             self._choice.offer(score, partial(_Case.of, *parts))
 
@@ -152,7 +152,7 @@ class SegmentationPreviews(Callback):
             started = self._clock()
             try:
                 _draw(chosen, folder, epoch, self._class_names)
-            except Exception as error:  # pictures do not end a training
+            except Exception as error:  # a failure to draw must not end a training
                 if not self._has_failed:
                     rank_zero_warn(f"SegmentationPreviews failed: {type(error).__name__}: {error}")
                 self._has_failed = True
@@ -181,7 +181,7 @@ class SegmentationPreviews(Callback):
 
 def _member(batch: Any, key: str | int, what: str) -> Tensor:
     if isinstance(batch, Sequence) and not isinstance(batch, str) and isinstance(key, str):
-        key = 0 if what == "image" else 1  # a batch without names
+        key = 0 if what == "image" else 1  # a batch without keys
     try:
         found = batch[key]
     except (KeyError, IndexError, TypeError):

@@ -1,4 +1,4 @@
-"""The forecast of the monitored metric's best value, beside Lightning's own metrics."""
+"""The forecast of the monitored metric's best value, logged with Lightning's own metrics."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from candy_monai.observers.forecast import NOTABLE
 
 
 class ForecastProgress(Callback):
-    """Show and log what the monitored metric's best value will be.
+    """Show and log the forecast of the monitored metric's best value.
 
-    After each epoch with a value, ``<monitor>_forecast`` (and ``_forecast_low`` and ``_forecast_high``, which hold it
-    in 80 % of the trainings that get better) go to the loggers, the first of them to the progress bar. A line on the
-    screen says it the first time and when it changes by more than 5 % of the range of the values so far.
+    After each epoch with a value, ``<monitor>_forecast`` (and ``_forecast_low`` and ``_forecast_high``, which contain
+    it in 80 % of the trainings that improve) are sent to the loggers, and the first of them to the progress bar. A line
+    on the screen shows it the first time and whenever it changes by more than 5 % of the range of the values so far.
 
     Args:
         monitor: The metric's name, as it is logged.
         mode: ``max`` if it is better when higher, ``min`` if it is better when lower.
-        num_epochs: Epochs of the whole training; None for those of the Trainer.
-        score_range: The least and the largest value of the metric, each None for no bound; None if it is unknown.
+        num_epochs: Number of epochs of the whole training; None for those of the Trainer.
+        score_range: The smallest and the largest value of the metric, each None for no bound; None if it is unknown.
         verbose: Whether to print lines.
 
     Attributes:
-        forecast: Of the best value, as a score (the negative of a metric that is better when lower); None before the
-            first.
+        forecast: The forecast of the best value, as a score (the negative of a metric that is better when lower); None
+            before the first.
 
     Raises:
-        SettingsError: If ``mode`` is neither, or no such metric is logged.
+        SettingsError: If ``mode`` is neither ``max`` nor ``min``, or no such metric is logged.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class ForecastProgress(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not is_fitting(trainer) or (trainer.enable_validation and not self._validated):
             return
-        # Only now a metric of the training is that of the whole epoch: before, it is that of a step.
+        # A metric of the training refers to the whole epoch only from now on; before, it is that of a step.
         self._curve.record(trainer.current_epoch, scored_value(trainer, self.monitor, by=type(self).__name__))
         horizon = self._num_epochs or planned_epochs(trainer)
         self.forecast = None if horizon is None else self._curve.forecast(horizon)

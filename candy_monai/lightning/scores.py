@@ -20,7 +20,7 @@ class MonitoredScores:
 
     Args:
         mode: Whether the metric is better when it is lower or higher.
-        score_range: The least and the largest value of the metric, each None for no bound; None if it is unknown.
+        score_range: The smallest and the largest value of the metric, each None for no bound; None if it is unknown.
     """
 
     def __init__(self, mode: str, score_range: ScoreRange | None = None) -> None:
@@ -34,7 +34,7 @@ class MonitoredScores:
         return value if self._mode == "max" else -value
 
     def begin_epoch(self, trainer: Trainer) -> None:
-        """Record the first learning rate of an epoch, and forget the epochs after it: they are of another training."""
+        """Record the first learning rate of an epoch, and discard later epochs, which belong to another training."""
         for of_training in (self._scores, self._rates):
             for later in [epoch for epoch in of_training if epoch > trainer.current_epoch]:
                 del of_training[later]
@@ -46,11 +46,11 @@ class MonitoredScores:
 
     @property
     def scores(self) -> list[float]:
-        """The scores by epoch; NaN where there is none."""
+        """The scores by epoch; NaN if there is none."""
         return self._by_epoch(self._scores)
 
     def forecast(self, num_epochs: int) -> Forecast | None:
-        """Forecast the best score within so many epochs; None while there are too few scores."""
+        """Return the forecast of the best score within this number of epochs; None while there are too few scores."""
         rates = self._by_epoch(self._rates)
         metrics: dict[str, Sequence[float]] = {SCORE: self.scores}
         if not any(map(math.isnan, rates)):
@@ -62,7 +62,7 @@ class MonitoredScores:
         return {"scores": dict(self._scores), "learning_rates": dict(self._rates)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replace everything by what `state_dict` returned."""
+        """Replace all scores and learning rates by those that `state_dict` returned."""
         self._scores, self._rates = dict(state["scores"]), dict(state["learning_rates"])
 
     def _by_epoch(self, values: Mapping[int, float]) -> list[float]:
@@ -70,5 +70,5 @@ class MonitoredScores:
 
 
 def learning_rate(trainer: Trainer) -> float:
-    """Return the present learning rate of the first group of the first optimizer; NaN without any."""
+    """Return the present learning rate of the first group of the first optimizer; NaN without an optimizer."""
     return float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else math.nan

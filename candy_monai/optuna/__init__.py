@@ -1,6 +1,6 @@
 """Pruning of Optuna's trials by the forecast of the best score. Needs the extra ``optuna``.
 
-Trials and the values that they reported enter; whether to go on leaves.
+A pruner reads trials and the values that they reported, and decides whether a trial continues.
 """
 
 from candy_monai.optuna.forecast_pruner import HORIZON, ForecastPruner

@@ -1,4 +1,4 @@
-"""A pruner of Optuna's that stops trials by the forecast of their best score."""
+"""A pruner for Optuna that stops trials by the forecast of their best score."""
 
 from __future__ import annotations
 
@@ -26,32 +26,33 @@ else:
     BasePruner = require("optuna.pruners", extra="optuna", purpose="prune trials").BasePruner
 
 HORIZON = "candy_monai:horizon"
-"""The user attribute of a trial that holds its own number of epochs, where trials are of different length."""
+"""The user attribute of a trial that holds its own number of epochs, if trials differ in length."""
 
 _ROUNDING = 1e-9
 _DEGREE = 5
 
 
 class ForecastPruner(BasePruner):
-    """Prune a trial when the forecast is sure that it will not beat the best trial so far.
+    """Prune a trial when the forecast is confident that it will not beat the best trial so far.
 
-    The values that a trial reports are taken for its score by epoch, and `candy_monai.forecast` states the distribution
-    of the best of them until the trial's end; it learns from the completed trials, as far as they foretell one another.
-    The trial is pruned if the chance that this exceeds the best value of any completed trial is at most
-    ``1 - confidence``. Where there is no forecast, for example of a flat curve, the trial goes on; one that has
-    reported nothing but NaN is pruned, as by Optuna's pruners.
+    The values that a trial reports are used as its score by epoch, and `candy_monai.forecast` computes the distribution
+    of the best of them until the trial's end; it learns from the completed trials, as far as they predict one another.
+    The trial is pruned if the chance of exceeding the best value of any completed trial is at most ``1 - confidence``.
+    While there is no forecast, for example for a flat curve, the trial continues; one that has reported only NaN is
+    pruned, as by Optuna's pruners.
 
-    Steps are epochs, counted from 0 or from 1, or any multiple of them. It decides from what is in the storage alone,
-    so that it may be used from several processes, and a study may go on with it at any time.
+    Steps are epochs, counted from 0 or from 1, or any multiple of them. Decisions depend only on the storage, so the
+    pruner may be used from several processes, and a study may be continued with it at any time.
 
     Args:
-        confidence: How sure the forecast must be, above 0.5 and at most 0.95: a forecast tells of no chance below 5 %.
-        horizon: Steps of a whole trial. None for what the trial's user attribute `HORIZON` says, or else for as many as
-            the longest completed trial has reported.
-        n_startup_trials: No trial is pruned before so many are completed.
-        n_warmup_steps: No trial is pruned before it has reported so many steps. A forecast needs six scores.
-        interval_steps: Steps from one decision to the next.
-        score_range: The least and the largest value that can be reported, each None for no bound, as in
+        confidence: The required confidence of the forecast, above 0.5 and at most 0.95: the smallest chance that a
+            forecast gives is 5 %.
+        horizon: Number of steps of a whole trial. None for the trial's user attribute `HORIZON`, or else for the number
+            that the longest completed trial has reported.
+        n_startup_trials: No trial is pruned before this number of trials is completed.
+        n_warmup_steps: No trial is pruned before it has reported this number of steps. A forecast needs six scores.
+        interval_steps: Number of steps between two decisions.
+        score_range: The smallest and the largest value that can be reported, each None for no bound, as in
             `candy_monai.forecast`: ``(0, 1)`` for a Dice, ``(0, None)`` for a loss. None if it is unknown.
 
     Raises:
@@ -88,10 +89,10 @@ class ForecastPruner(BasePruner):
 
     @override
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """Return whether to prune a trial, judged by what it has reported so far.
+        """Return whether to prune a trial, given what it has reported so far.
 
         Args:
-            study: The study, of one objective.
+            study: The study, with one objective.
             trial: The trial.
         """
         from optuna.trial import TrialState
@@ -123,7 +124,7 @@ class ForecastPruner(BasePruner):
         return 1 - expected.chance_above(best) >= self._confidence - _ROUNDING
 
     def _is_due(self, values: dict[int, float]) -> bool:
-        """Return whether the last reported step is the first one at which, or after which, to decide."""
+        """Return whether the last reported step is the first one at or after a step at which to decide."""
         if not values:
             return False
         step, before = max(values), max(sorted(values)[:-1], default=-1)
@@ -133,7 +134,7 @@ class ForecastPruner(BasePruner):
         return before < due
 
     def _horizon_of(self, trial: FrozenTrial, completed: Iterable[FrozenTrial], epochs: _Epochs) -> int | None:
-        """Return how many epochs a trial is planned to have; None if that cannot be told."""
+        """Return the planned number of epochs of a trial; None if it is not known."""
         steps = self._horizon if self._horizon is not None else trial.user_attrs.get(HORIZON)
         if steps is not None:
             return math.ceil(int(steps) / epochs.unit)
@@ -141,7 +142,7 @@ class ForecastPruner(BasePruner):
         return epochs.number(max(last_steps)) if last_steps else None
 
     def _references_among(self, completed: Iterable[FrozenTrial], sign: float) -> list[list[float]]:
-        """Return the scores of completed trials by epoch, the newest first; none of those with too few."""
+        """Return the scores of completed trials by epoch, the newest first; trials with too few are left out."""
         reported = [
             {step: sign * value for step, value in trial.intermediate_values.items()}
             for trial in reversed(list(completed))
@@ -152,14 +153,14 @@ class ForecastPruner(BasePruner):
 
 @dataclass(frozen=True)
 class _Epochs:
-    """Which epoch each reported step is, counted from 1, whatever steps count and whether they begin with 0 or 1."""
+    """Maps reported steps to epochs, counted from 1, for steps of any size that begin with 0 or 1."""
 
     first: int
     unit: int
 
     @classmethod
     def of(cls, steps: Iterable[int]) -> Self:
-        """Return the epochs of a trial's steps: a trial that reports every hundredth step has as many epochs."""
+        """Return the mapping for a trial's steps: if it reports every hundredth step, each of these is an epoch."""
         known = sorted(steps)
         return cls(known[0], math.gcd(*(after - before for before, after in pairwise(known))) or max(1, known[0]))
 
@@ -168,15 +169,15 @@ class _Epochs:
         return max(1, math.ceil(self.first / self.unit)) + math.ceil((step - self.first) / self.unit)
 
     def laid_out(self, values: Mapping[int, float]) -> list[float]:
-        """Return values by epoch, NaN where there is none."""
+        """Return values by epoch, NaN for missing ones."""
         by_epoch = {self.number(step): value for step, value in values.items()}
         return [by_epoch.get(epoch, math.nan) for epoch in range(1, max(by_epoch) + 1)]
 
 
 def _scores_of(trial: FrozenTrial, sign: float) -> list[float]:
-    """Return what a completed trial has reached, higher is better: what it reported, or else its value.
+    """Return the scores of a completed trial, higher is better: the values that it reported, or else its value.
 
-    What is forecast is the best of the reported values, which need not be of the same kind as the trial's value.
+    The forecast is that of the best reported value, which may be of another kind than the trial's value.
     """
     values = list(trial.intermediate_values.values()) or [trial.value]
     return [sign * value for value in values if value is not None and math.isfinite(value)]

@@ -20,7 +20,7 @@ _STYLE = (
 def study_page(study: Study, *, title: str, value_name: str) -> str:
     """Return an HTML page with the plots of a study, in one file that needs no network.
 
-    A plot that the trials so far are too few for is replaced by a sentence that says so.
+    A plot for which there are too few trials is replaced by a sentence that says so.
 
     Raises:
         MissingExtraError: If Optuna or Plotly is not installed.
@@ -31,7 +31,7 @@ def study_page(study: Study, *, title: str, value_name: str) -> str:
         parts.append(f"<h2>{html.escape(heading)}</h2>")
         try:
             figure = plot()
-        except (ValueError, RuntimeError) as error:  # Optuna's, for studies without enough trials
+        except (ValueError, RuntimeError) as error:  # raised by Optuna for studies without enough trials
             parts.append(f"<p>Not drawn: {html.escape(str(error))}</p>")
             continue
         figure.update_layout(title=None, template="plotly_white", height=480, margin={"t": 30})
@@ -46,7 +46,7 @@ def study_page(study: Study, *, title: str, value_name: str) -> str:
 
 
 def _plots(study: Study, value_name: str) -> dict[str, Callable[[], Any]]:
-    """Return what draws each plot, by its heading."""
+    """Return a function that draws each plot, by its heading."""
     require("plotly", extra="optuna", purpose="draw the plots of a study")
     visualization = require("optuna.visualization", extra="optuna", purpose="draw the plots of a study")
     importance = require("optuna.importance", extra="optuna", purpose="draw the plots of a study")
@@ -54,7 +54,7 @@ def _plots(study: Study, value_name: str) -> dict[str, Callable[[], Any]]:
 
     def importances() -> Any:
         _ask_for(study, states, 4)
-        # Optuna's default evaluator asks for scikit-learn.
+        # Optuna's default evaluator needs scikit-learn.
         evaluator = importance.PedAnovaImportanceEvaluator()
         return visualization.plot_param_importances(study, evaluator=evaluator, target_name=value_name)
 
@@ -79,7 +79,7 @@ def _ask_for(study: Study, states: Any, least: int) -> None:
     """Raise if too few trials are completed.
 
     Raises:
-        ValueError: With how many there are.
+        ValueError: With the number of completed trials.
     """
     completed = len(study.get_trials(deepcopy=False, states=(states.COMPLETE,)))
     if completed < least:

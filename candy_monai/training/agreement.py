@@ -1,4 +1,4 @@
-"""What follows the batches of an optimizer step, as all processes of a run agree on it."""
+"""The decision of all processes of a run on what follows the batches of an optimizer step."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from candy_monai.training.averaging import GradientAverage
 
 
 class Agreement(NamedTuple):
-    """What is done after the batches of one optimizer step.
+    """The actions after the batches of one optimizer step.
 
     Attributes:
-        usable: Whether the optimizer steps, as where the losses of all processes are finite.
+        usable: Whether the optimizer steps, that is, whether the losses of all processes are finite.
         save: Whether the run is saved.
         stop: Whether it ends.
-        cut: Whether the epoch ends here, since the time is up.
+        cut: Whether the epoch ends here because the time is up.
     """
 
     usable: bool
@@ -27,11 +27,11 @@ class Agreement(NamedTuple):
 
 
 def agree(own: Agreement, gradients: GradientAverage | None) -> Agreement:
-    """Return what all processes do, and average the gradients over them.
+    """Return the common decision of all processes, and average the gradients over them.
 
     Args:
-        own: What this process would do by itself.
-        gradients: Averages them; None where one process trains alone.
+        own: The decision of this process.
+        gradients: Averages the gradients; None for a single process.
     """
     if gradients is None:
         return own
@@ -40,14 +40,14 @@ def agree(own: Agreement, gradients: GradientAverage | None) -> Agreement:
 
 
 class SaveTimer:
-    """When a run is saved within an epoch.
+    """Decides when a run is saved within an epoch.
 
     Args:
-        interval: What ``save_every`` was given; None for never.
-        clock: Tells seconds.
+        interval: The value of ``save_every``; None for never.
+        clock: Returns the time in seconds.
 
     Raises:
-        SettingsError: If it is no interval.
+        SettingsError: If it is not a valid interval.
     """
 
     def __init__(self, interval: int | str | None, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -56,11 +56,11 @@ class SaveTimer:
         self.restart(0)
 
     def restart(self, batch: int) -> None:
-        """Note that the run is saved now, after so many batches of the epoch."""
+        """Record that the run is saved now, after this number of batches of the epoch."""
         self._batch, self._moment = batch, self._clock()
 
     def is_over(self, batch: int) -> bool:
-        """Return whether it is time to save the run again, after so many batches of the epoch."""
+        """Return whether the run should be saved again, after this number of batches of the epoch."""
         return self._interval is not None and self._interval.is_over(
             steps=batch - self._batch, seconds=self._clock() - self._moment
         )

@@ -1,8 +1,8 @@
-"""How the gradients of a run's processes become their mean: while they are computed, or after a step's passes.
+"""Average the gradients of a run's processes, either while they are computed or after a step's passes.
 
-Where ``backward`` makes one pass, ``DistributedDataParallel`` says when a part of the gradients is complete, which is
-then sent while the rest is computed. Whether it makes one is found out in the first step and checked in each later one.
-Each process keeps its own gradients until all of them know that they can be replaced.
+If ``backward`` makes one pass, ``DistributedDataParallel`` reports when a part of the gradients is complete, which is
+then sent while the rest is computed. Whether it makes one is determined in the first step and checked in each later
+one. Each process keeps its own gradients until all processes know that they can be replaced.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from candy_monai.training.gradients import optimized_parameters, trained_paramet
 from candy_monai.training.toolbox import TrainerToolbox
 
 _MOST_CHANGES = 5
-"""So often other parameters may be trained than before; a trainer that changes them each epoch gains nothing."""
+"""Maximum number of changes of the trained parameters; a trainer that changes them each epoch gains nothing."""
 _OTHERS_ARE_TRAINED = "other parameters are trained than before"
 _FROM_NOW_ON = "Gradients are averaged after the passes of each step: {reason}"
 
 
 class GradientAverage:
-    """Averages the gradients of each step over the processes of a run, and tells their flags to each other.
+    """Averages the gradients of each step over the processes of a run, and shares their flags.
 
-    Nothing else is sent in a step: flags travel with gradients. In the first step, which is averaged after its passes,
-    each process notes whether its last ``backward`` gives each parameter its gradient once and leaves it at that. If
-    that is so in all of them, gradients are sent while they are computed, until a step departs from it in any process.
+    A step has no other communication: flags are sent with the gradients. In the first step, which is averaged after its
+    passes, each process checks that its last ``backward`` computes each gradient once and does not change it
+    afterwards. If this holds in all processes, gradients are sent while they are computed, until a step in any process
+    departs from it.
 
     Args:
         toolbox: Model and optimizer, whose parameters are the same in each process.
-        processes: Those that train together.
-        why_not: Why gradients are not to be sent while they are computed; None where that is to be found out.
-        log: Told how gradients are averaged, and why.
+        processes: The processes that train together.
+        why_not: Why gradients must not be sent while they are computed; None to determine whether they can be.
+        log: Called with messages about how gradients are averaged, and why.
     """
 
     def __init__(
@@ -60,25 +61,25 @@ class GradientAverage:
             log(_FROM_NOW_ON.format(reason=why_not))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs in order to send the same parts: the bits of a sum depend on them."""
+        """Return what a resumed run needs to send the same parts, on which the rounding of a sum depends."""
         if self._early is None:
             return {"order": None, "why_not": self._why_not}
         return {"order": self._places(self._early.order), "why_not": None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Read what a run returned from `state_dict`, to go on as it did; all processes call it together."""
+        """Load what `state_dict` returned, to average in the same way; all processes call it together."""
         if self._why_not is not None:
             return
         if state["why_not"] is not None:
             self._send_late(state["why_not"])
         elif (places := state["order"]) is not None:
             parameters = self._parameters()
-            # Else the first step decides anew.
+            # Otherwise the first step decides again.
             if all(place < len(parameters) and parameters[place].requires_grad for place in places):
                 self._send_early(places)
 
     def close(self) -> None:
-        """Return the parameters without hooks."""
+        """Remove the hooks from the parameters."""
         for part in (self._watch, self._early):
             if part is not None:
                 part.close()
@@ -86,10 +87,10 @@ class GradientAverage:
 
     @contextmanager
     def passing(self, *, is_last: bool) -> Iterator[None]:
-        """Yield to one call of ``backward``.
+        """Run one call of ``backward`` within a ``with`` block.
 
         Args:
-            is_last: Whether it is the last one before the optimizer steps. Before that nothing is sent.
+            is_last: Whether it is the last one before the optimizer steps. Earlier ones send nothing.
 
         Raises:
             BadInputError: If it reaches a parameter twice while the gradients are being sent.
@@ -109,13 +110,12 @@ class GradientAverage:
             raise
 
     def average(self, flags: Sequence[bool]) -> list[bool]:
-        """Compute the gradients' means over all processes in place, and return which flags are set in any of them.
+        """Replace the gradients by their means over all processes, and return which flags are set in any of them.
 
-        A parameter that some processes have no gradient of counts zero there; one that none has a gradient of keeps
-        none.
+        A gradient that is missing in some processes counts as zero there; one that is missing in all stays missing.
 
         Args:
-            flags: What this process has to say; as many in each process.
+            flags: The flags of this process; the same number in each process.
         """
         if self._early is None or self._watch is None:
             return self._average_late(flags)
@@ -153,7 +153,7 @@ class GradientAverage:
         parameters: Sequence[nn.Parameter],
         having: Sequence[int],
     ) -> None:
-        """Choose by the first step how the gradients of the next ones are averaged."""
+        """Decide, from the first step, how the gradients of the next ones are averaged."""
         if num_departed:
             self._settle(self._processes.all_gather(departure))
             return
@@ -163,11 +163,11 @@ class GradientAverage:
                 self._send_late(f"{name} has a gradient in {count} of {self._processes.world_size} processes only")
                 return
         if any(having):
-            # A network may be passed through in another order elsewhere; parts have to be of the same parameters.
+            # Elsewhere the order of the passes may differ; the parts must hold the same parameters in each process.
             self._send_early(self._processes.broadcast(self._places(watch.order)))
 
     def _settle(self, departures: Sequence[str | None]) -> None:
-        """Go on after a step that departed from one pass, for the reason that the first such process has."""
+        """Decide how to average after a step that departed from one pass, by the reason of the first such process."""
         reasons = [departure for departure in departures if departure is not None]
         self._num_changes += 1
         if self._num_changes > _MOST_CHANGES or any(reason != _OTHERS_ARE_TRAINED for reason in reasons):
@@ -192,7 +192,7 @@ class GradientAverage:
         self._log(f"Gradients are averaged by DistributedDataParallel while they are computed, in {parts} a step")
 
     def _departure(self, found: Departure) -> str | None:
-        """Return in words in what this process's step departs from one pass; None if in nothing."""
+        """Return a description of how this process's step departs from one pass; None if it does not."""
         assert self._watch is not None
         trained = trained_parameters(self._toolbox)
         if [id(parameter) for parameter in trained] != [id(parameter) for parameter in self._watch.parameters]:
@@ -202,11 +202,11 @@ class GradientAverage:
         return f"one step's last backward left {self._name(found)} without its gradient, or with that of other passes"
 
     def _parameters(self) -> list[nn.Parameter]:
-        """Return the network's and the optimizer's parameters, whether they are trained at this moment or not."""
+        """Return the parameters of the network and the optimizer, including those that are frozen."""
         return [*self._toolbox.model.parameters(), *optimized_parameters(self._toolbox.optimizer)]
 
     def _places(self, order: Sequence[nn.Parameter]) -> list[int]:
-        """Return where parameters are among `_parameters`."""
+        """Return the indices of parameters in `_parameters`."""
         places = {id(parameter): place for place, parameter in enumerate(self._parameters())}
         return [places[id(parameter)] for parameter in order]
 

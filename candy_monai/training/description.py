@@ -1,4 +1,4 @@
-"""What a run is made of, in plain values: for ``experiment.json``, for those who watch, and to resume it."""
+"""Describe the parts of a run in plain values: for ``experiment.json``, for observers, and to resume it."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 def describe_run(
     trainer: Hooks, equipment: Equipment, loaders: Loaders, processes: Processes, facts: Mapping[str, object]
 ) -> ExperimentDescription:
-    """Return what ``experiment.json`` says of a run besides its settings.
+    """Return the content of ``experiment.json`` except the run's settings.
 
     Raises:
-        ExperimentError: If an entry of the trainer's own has the name of another and is of another type.
-        SettingsError: If its ``score_range`` is none.
+        ExperimentError: If an entry of the trainer's ``describe`` has the name of another and is of another type.
+        SettingsError: If its ``score_range`` is invalid.
     """
     check_score_range(trainer.score_range)
     entries = {
@@ -53,7 +53,7 @@ def describe_run(
 def run_started(
     run: Experiment, trainer: str, equipment: Equipment, *, class_names: tuple[str, ...] = ()
 ) -> RunStarted:
-    """Return the event that tells what is about to be trained."""
+    """Return the event that describes what is about to be trained."""
     network = plain_network(equipment.toolbox.model)
     return RunStarted(
         experiment_id=run.experiment_id,
@@ -72,7 +72,7 @@ def run_started(
 
 
 def summary_of(network: nn.Module) -> str:
-    """Return a table of a network's parts: name, class and number of trainable parameters of each, and of all."""
+    """Return a table of a network's parts: name, class and number of trainable parameters of each, and the total."""
     parts = [(name, type(part).__name__, f"{num_parameters(part):,}") for name, part in network.named_children()]
     rows = [("part", "class", "parameters"), *parts, ("all", type(network).__name__, f"{num_parameters(network):,}")]
     name, kind, number = (max(map(len, column)) for column in zip(*rows, strict=True))
@@ -80,12 +80,12 @@ def summary_of(network: nn.Module) -> str:
 
 
 def bundle_of(trainer: Hooks) -> str | None:
-    """Return the bundle that can build this trainer's network again; None if a subclass builds one of its own."""
+    """Return the bundle that can rebuild this trainer's network; None if a subclass builds its own."""
     return None if "build_network" in vars(trainer) else bundle_of_network(type(trainer))
 
 
 def check_score_range(score_range: object) -> None:
-    """Raise if something is no range of scores.
+    """Raise if a value is not a range of scores.
 
     Raises:
         SettingsError: If it is neither None nor a pair of bounds, each None or a number, the first below the second.
@@ -104,7 +104,7 @@ def check_score_range(score_range: object) -> None:
 
 
 def describe_loader(loader: DataLoader[Any] | None) -> dict[str, object] | None:
-    """Return how many samples and which cases a loader is over, and what their images go through."""
+    """Return the number of samples and the cases of a loader, and the transforms of their images."""
     if loader is None:
         return None
     case_ids = getattr(loader.dataset, "case_ids", None)
@@ -114,13 +114,13 @@ def describe_loader(loader: DataLoader[Any] | None) -> dict[str, object] | None:
 
 
 def describe_network(network: nn.Module) -> str:
-    """Return the kind, the size and a digest of the layers of a network, which is the same whenever it is built so."""
+    """Return the kind, the size and a digest of the layers of a network, equal for networks that are built alike."""
     layers = _digest(str(as_json(network)))
     return f"{type(network).__name__} of {num_parameters(network)} parameters, layers {layers}"
 
 
 def describe_optimizer(optimizer: optim.Optimizer) -> dict[str, object]:
-    """Return the kind of an optimizer, and the numbers that it was built with."""
+    """Return the kind of an optimizer, and its numeric hyperparameters."""
     numbers = [name for name, value in optimizer.defaults.items() if isinstance(value, float | tuple) and name != "lr"]
     return {
         "kind": type(optimizer).__name__,
@@ -130,7 +130,7 @@ def describe_optimizer(optimizer: optim.Optimizer) -> dict[str, object]:
 
 
 def _parts(toolbox: TrainerToolbox, loaders: Loaders) -> dict[str, object]:
-    """Return what is the same whenever a run is put together in the same way."""
+    """Return values that are equal for runs that are composed in the same way."""
     return {
         "network": describe_network(plain_network(toolbox.model)),
         "optimizer": describe_optimizer(toolbox.optimizer),
@@ -143,12 +143,12 @@ def _parts(toolbox: TrainerToolbox, loaders: Loaders) -> dict[str, object]:
 
 
 def _content_of(loader: DataLoader[Any]) -> str | None:
-    """Return a digest of the files of a dataset that knows them; None of any other."""
+    """Return a digest of the files of a dataset that lists them; None for any other."""
     if not isinstance(loader.dataset, CaseSource):
         return None
     try:
         return dataset_digest(loader.dataset)
-    except OSError:  # loading says more about what is wrong
+    except OSError:  # loading gives a better error message
         return None
 
 

@@ -1,4 +1,4 @@
-"""What trainers were called by in earlier versions. It works for one release, warns, and is not listed by ``dir``."""
+"""Members of trainers from earlier versions: they work for one release, warn, and are not listed by ``dir``."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from candy_monai.registry import bundle_name
 from candy_monai.training.options import SegmentationOptions
 
 _PASSED_OVER = ("candy_monai", "candy_monai_bundles", "abc")
-"""Packages whose frames are not the user's; ``abc`` has those that make a class."""
+"""Packages whose frames are not the user's; ``abc`` is in the stack when a class is created."""
 
 
 class TrainerType(ABCMeta):
-    """The type of trainers, whose ``dir`` leaves out what is deprecated.
+    """The metaclass of trainers, whose ``dir`` leaves out deprecated members.
 
-    What is set on a class goes to the member of this name if that has a ``set_on_class``, as the options have.
+    Setting a class attribute calls ``set_on_class`` of the member of this name, if it has one, as the options have.
     """
 
     @override
@@ -40,12 +40,12 @@ class TrainerType(ABCMeta):
 
 
 def is_deprecated(cls: type, name: str) -> bool:
-    """Return whether a class has a member of an earlier version by this name."""
+    """Return whether a class has a deprecated member of this name."""
     return hasattr(inspect.getattr_static(cls, name, None), "__deprecated__")
 
 
 def _warn_user(text: str) -> None:
-    """Warn of what the nearest code outside of this package does: Python shows a warning of one's own script alone."""
+    """Warn at the nearest frame outside of this package; Python shows such warnings only for the user's script."""
     frame, stacklevel = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _PASSED_OVER:
         frame, stacklevel = frame.f_back, stacklevel + 1
@@ -61,7 +61,7 @@ class _BundleName:
 
 
 class EarlierMembers:
-    """Members of every trainer in earlier versions."""
+    """Members that every trainer had in earlier versions."""
 
     _recovered: PathLike | None = None
     bundle: Any = _BundleName()
@@ -75,15 +75,15 @@ class EarlierMembers:
 
     @deprecated("recover_from and continue_training are one method now: resume(experiment)")
     def recover_from(self, experiment_id: PathLike) -> Self:
-        """Choose the run that `continue_training` goes on with."""
+        """Choose the run that `continue_training` continues."""
         trainer: Any = self
-        trainer._saved_run(experiment_id)  # to refuse it here
+        trainer._saved_run(experiment_id)  # raises here if it is not usable
         self._recovered = experiment_id
         return self
 
     @deprecated("recover_from and continue_training are one method now: resume(experiment)")
     def continue_training(self, num_epochs: int | None = None, **keywords: Any) -> None:
-        """Go on with the run that `recover_from` chose."""
+        """Continue the run that `recover_from` chose."""
         trainer: Any = self
         if self._recovered is None:
             raise ExperimentError("choose the run to go on with first: recover_from(experiment_id)")
@@ -92,7 +92,7 @@ class EarlierMembers:
 
 
 class EarlierOption:
-    """An option as an attribute of trainers, by its own name; it warns."""
+    """An option as an attribute of trainers with the same name; it warns."""
 
     __deprecated__ = "it is an entry of options now"
 
@@ -121,7 +121,7 @@ class EarlierOption:
         if callable(value) or hasattr(value, "__get__"):
             raise SettingsError(f"{where}.{self._name} is {value!r}, which nothing reads: {self._advice()}")
         if self._name == "augmentation" and value is None:
-            value = ()  # the plan's alone
+            value = ()  # only that of the plan
         return SegmentationOptions(**{self._name: value})
 
     def _advice(self) -> str:
@@ -129,7 +129,7 @@ class EarlierOption:
 
 
 class EarlierOptions:
-    """The options as attributes, as trainers of earlier versions had them."""
+    """The options as attributes of trainers, as in earlier versions."""
 
     score: Any = EarlierOption()
     learning_rate: Any = EarlierOption()

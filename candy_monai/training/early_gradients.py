@@ -1,4 +1,4 @@
-"""Gradients that are sent while the others are still computed, and the watch over the pass that makes this possible."""
+"""Send gradients while the others are still computed, and check that a pass makes this possible."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ SEVERAL_PASSES = "backward makes several passes"
 CHANGED = "backward changes gradients after its pass"
 
 Departure = str | nn.Parameter | None
-"""What is against one pass: a reason, or a parameter whose gradient is missing or not expected; None for nothing."""
+"""Why a step is not one pass: a reason, or a parameter whose gradient is missing or unexpected; None if it is one."""
 
 
 class PassWatch:
-    """Notes which parameters the last ``backward`` before a step reaches, and in which order.
+    """Records which parameters the last ``backward`` before a step reaches, and in which order.
 
     Args:
-        parameters: Those that are trained.
+        parameters: The trained parameters.
 
     Attributes:
         parameters: The same.
-        order: Those that were reached since `begin`.
+        order: The parameters reached since `begin`.
         has_begun: Whether `begin` was called.
     """
 
@@ -45,20 +45,20 @@ class PassWatch:
         ]
 
     def begin(self, *, compares: bool) -> None:
-        """Return to the state before any pass.
+        """Reset to the state before any pass.
 
         Args:
-            compares: Whether to keep copies of the gradients, so that any later change of them is seen.
+            compares: Whether to keep copies of the gradients, to detect any later change of them.
         """
         self.has_begun, self._compares = True, compares
         self.order.clear()
         self._copies.clear()
 
     def departure(self, expected: Sequence[nn.Parameter] | None = None) -> Departure:
-        """Return what is against one pass.
+        """Return why the step is not one pass; None if it is one.
 
         Args:
-            expected: The parameters that the pass is to reach; None for all that have a gradient.
+            expected: The parameters that the pass should reach; None for all that have a gradient.
         """
         reached = {id(parameter) for parameter in self.order}
         if len(reached) < len(self.order):
@@ -76,7 +76,7 @@ class PassWatch:
         return None
 
     def close(self) -> None:
-        """Return the parameters without hooks."""
+        """Remove the hooks from the parameters."""
         self._copies.clear()
         while self._handles:
             self._handles.pop().remove()
@@ -90,13 +90,13 @@ class PassWatch:
 class EarlyGradients:
     """Sends the gradients of one pass in parts, each as soon as it is complete, while the others are computed.
 
-    ``DistributedDataParallel`` divides them into parts and says when one is complete. What is sent are copies: the
-    gradients stay this process's own until `take_means`. The last part is complete only at the end of the pass, so that
-    `send_rest` loses nothing by sending it afterwards, with what this process has to tell the others by then.
+    ``DistributedDataParallel`` divides them into parts and reports when one is complete. Copies are sent, so the
+    gradients stay those of this process until `take_means`. The last part is complete only at the end of the pass;
+    `send_rest` therefore sends it afterwards, together with the flags, without losing time.
 
     Args:
         order: The parameters in the order in which a pass reaches them, the same ones in each process.
-        processes: Those that train together, which make this at the same time.
+        processes: The processes that train together; all create this object at the same time.
     """
 
     def __init__(self, order: Sequence[nn.Parameter], processes: Processes) -> None:
@@ -109,7 +109,7 @@ class EarlyGradients:
         gradients = [parameter.grad for parameter in self.order]
         for parameter in self.order:
             parameter.grad = None  # the wrapper would take it over
-        # The networks stay as they are: the module that is wrapped only holds parameters.
+        # The networks are unchanged: the wrapped module only holds parameters.
         self._module = DistributedDataParallel(_Held(self.order), init_sync=False, gradient_as_bucket_view=True)
         self._module.register_comm_hook(None, lambda _, bucket: self._send(bucket))
         self._learn_layout()
@@ -118,11 +118,11 @@ class EarlyGradients:
 
     @property
     def num_messages(self) -> int:
-        """How many parts there are."""
+        """Number of parts."""
         return len(self._layout)
 
     def begin(self) -> None:
-        """Return after expecting a pass. Without it, passes are as under ``DistributedDataParallel.no_sync``."""
+        """Prepare for a pass. Without it, passes are as under ``DistributedDataParallel.no_sync``."""
         self._parts.clear()
         self._module()
 
@@ -133,7 +133,7 @@ class EarlyGradients:
     def send_rest(self, flags: Sequence[bool]) -> list[int]:
         """Compute the means that were not sent yet, and return in how many processes each flag is set.
 
-        Other processes wait for each part of a pass that left out a parameter in this one: they get zeros.
+        If a pass in this process left out a parameter, zeros are sent for its part, which other processes wait for.
         """
         for parameters in self._layout[len(self._parts) : -1]:
             length = sum(parameter.numel() for parameter in parameters)
@@ -146,20 +146,21 @@ class EarlyGradients:
         return counts
 
     def take_means(self) -> None:
-        """Write the means that were sent over the gradients."""
+        """Replace the gradients by the means."""
         for part in self._parts:
             part.take_means()
         torch._foreach_copy_(*self._last)
 
     def close(self) -> None:
-        """Return after releasing what was wrapped; no pass is expected any more."""
+        """Release the wrapped parameters; no further pass is expected."""
         self._parts.clear()
-        del self._module  # which refers to this object in a way that Python's collector does not see
+        del self._module  # it refers to this object in a way that Python's garbage collector does not see
 
     def _learn_layout(self) -> None:
         """Make two passes without a network.
 
-        ``DistributedDataParallel`` lays out its parts by the first pass. So a resumed run has them from its first step.
+        ``DistributedDataParallel`` divides into parts after the first pass, so a resumed run has them from its first
+        step.
         """
         for _ in range(2):
             self._layout.clear()
@@ -175,12 +176,12 @@ class EarlyGradients:
             self._parts.append(_Part(bucket, self._processes.world_size))
         buffer = bucket.buffer()
         done: Future[Tensor] = Future(devices=[buffer.device] if buffer.is_cuda else None)
-        done.set_result(buffer)  # as it is
+        done.set_result(buffer)  # unchanged
         return done
 
 
 class _Held(nn.Module):
-    """Holds parameters as ``DistributedDataParallel`` expects them: those that a pass reaches last come first."""
+    """Holds parameters in the order that ``DistributedDataParallel`` expects: those reached last come first."""
 
     def __init__(self, order: Sequence[nn.Parameter]) -> None:
         super().__init__()
@@ -192,7 +193,7 @@ class _Held(nn.Module):
 
 
 class _Part:
-    """One part of the gradients: as they are in this process, and their means, unless it is the last part."""
+    """One part of the gradients: those of this process, and their means unless it is the last part."""
 
     def __init__(self, bucket: GradBucket, world_size: int) -> None:
         self._buffer = buffer = bucket.buffer()

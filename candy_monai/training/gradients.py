@@ -1,4 +1,4 @@
-"""The gradients of one optimizer step: weighing the passes that add up to it, and half precision's scale."""
+"""The gradients of one optimizer step: weighting the passes that it sums, and the loss scale of fp16."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 
 def optimized_parameters(optimizer: optim.Optimizer) -> list[nn.Parameter]:
-    """Return the parameters that an optimizer steps."""
+    """Return the parameters that an optimizer updates."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def trained_parameters(toolbox: TrainerToolbox) -> list[nn.Parameter]:
-    """Return the parameters that gradients are computed for: the optimizer's and the model's, each once."""
+    """Return the parameters that gradients are computed for: those of the optimizer and the model, each once."""
     found = {id(parameter): parameter for parameter in toolbox.model.parameters()}
     found.update((id(parameter), parameter) for parameter in optimized_parameters(toolbox.optimizer))
     return [parameter for parameter in found.values() if parameter.requires_grad]
 
 
 def clear_gradients(toolbox: TrainerToolbox) -> None:
-    """Forget the gradients of the step before, also of parameters that the optimizer does not know."""
+    """Clear the gradients of the previous step, also those of parameters that are not in the optimizer."""
     toolbox.optimizer.zero_grad()
     known = {id(parameter) for parameter in optimized_parameters(toolbox.optimizer)}
     for parameter in toolbox.model.parameters():
@@ -41,7 +41,7 @@ def clear_gradients(toolbox: TrainerToolbox) -> None:
 
 
 def scale_gradients(parameters: Sequence[nn.Parameter], factor: float) -> None:
-    """Multiply the gradients that there are, in place."""
+    """Multiply the existing gradients by a factor, in place."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if factor == 1.0 or not gradients:
         return
@@ -54,13 +54,13 @@ def scale_gradients(parameters: Sequence[nn.Parameter], factor: float) -> None:
 
 
 class WeighedPasses:
-    """Adds up the gradients of several passes, each with a weight, whatever their losses are and reach.
+    """Sums the gradients of several passes, each with a weight, for any losses and any parameters that they reach.
 
-    Autograd adds a pass's gradients to those that are there. So those are divided by the coming pass's weight before
-    it, and all are multiplied by the last weight in the end.
+    Autograd adds the gradients of a pass to the existing ones. Before each pass these are therefore divided by its
+    weight, and at the end all are multiplied by the last weight.
 
     Args:
-        parameters: Those whose gradients are weighed.
+        parameters: The parameters whose gradients are weighted.
 
     Example:
         >>> weight = nn.Parameter(torch.ones(()))
@@ -81,26 +81,26 @@ class WeighedPasses:
         """Start a pass.
 
         Args:
-            weight: What its gradients count, more than 0.
+            weight: The weight of its gradients, more than 0.
         """
         scale_gradients(self._parameters, self._weight / weight)
         self._weight = weight
 
     def end(self) -> None:
-        """Compute the weighed sum, on top of the gradients that were there before the first pass."""
+        """Compute the weighted sum, added to the gradients that existed before the first pass."""
         scale_gradients(self._parameters, self._weight)
         self._weight = 1.0
 
 
 class ScaledBackward:
-    """Multiplies every loss by half precision's scale where it is backpropagated, whatever its way from the weights.
+    """Multiplies every loss by the loss scale of fp16 where it is backpropagated, however it is computed.
 
-    ``loss.backward()`` within `active` is that of the scaled loss. What ``torch.autograd.grad`` returns, for a term of
-    the loss such as a penalty on the gradient, is not scaled. A gradient that autograd adds to a parameter's without
-    the scale, or that is assigned to it, would be divided by the scale all the same, and is refused.
+    Within `active`, ``loss.backward()`` backpropagates the scaled loss. What ``torch.autograd.grad`` returns, for a
+    term of the loss such as a gradient penalty, is not scaled. A gradient that autograd accumulates without the scale,
+    or that is assigned, would still be divided by the scale, and is refused.
 
     Args:
-        scaler: Holds the scale. Where it is not enabled nothing is done.
+        scaler: Holds the scale. If it is not enabled, nothing is done.
     """
 
     def __init__(self, scaler: GradScaler) -> None:
@@ -112,7 +112,7 @@ class ScaledBackward:
         self._handles: list[RemovableHandle] = []
 
     def watch(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Refuse gradients of these parameters without the scale; until `close`."""
+        """Refuse gradients of these parameters without the scale, until `close`."""
         if self.scaler.is_enabled():
             self._parameters = parameters
             self._handles = [
@@ -121,17 +121,17 @@ class ScaledBackward:
             ]
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Stop checking gradients."""
         self._parameters = ()
         while self._handles:
             self._handles.pop().remove()
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Scale what a block backpropagates.
+        """Scale the losses that are backpropagated in a block.
 
         Raises:
-            SettingsError: If a gradient comes about in any other way.
+            SettingsError: If a gradient is set in any other way.
         """
         if not self.scaler.is_enabled():
             yield
@@ -172,7 +172,7 @@ _UNSCALED = (
 
 
 class _InsteadOfBackward(TorchFunctionMode):
-    """Calls something else where ``Tensor.backward`` is called."""
+    """Calls another function in place of ``Tensor.backward``."""
 
     def __init__(self, backward: Callable[..., None]) -> None:
         super().__init__()

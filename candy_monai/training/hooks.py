@@ -194,8 +194,8 @@ class Hooks(metaclass=TrainerType):
     def get_extra_state(self) -> dict[str, Any]:
         """Return further state of this trainer that a resumed run needs, as tensors and plain values; here, nothing.
 
-        Override it where a trainer learns something besides the network. Random generators among its attributes are
-        saved all the same.
+        Override it if a trainer learns something besides the network. Random generators among its attributes are also
+        saved without it.
         """
         return {}
 
@@ -217,23 +217,23 @@ class Hooks(metaclass=TrainerType):
     # What trainers of this package override or read
 
     _one_pass = True
-    """Whether `backward` may be taken for one pass where its first one is. Docs tell users when to set it to False."""
+    """Whether `backward` always makes one pass if it does so at first. The docs say when to set it to False."""
 
     _preview_title = ""
-    """Of a copy that draws a preview: which case that is."""
+    """The description of the case, in a copy that draws a preview."""
 
     def _case_view(self, image: Tensor, label: Tensor, output: Tensor) -> CaseView | None:
-        """Return a validated case as the page of the run shows it; None where it cannot be shown.
+        """Return a validated case as shown on the page of the run; None if it cannot be shown.
 
         Args:
             image: ``(C, *spatial)``.
             label: ``(1, *spatial)``.
-            output: What ``validate_case`` returned.
+            output: The output of ``validate_case``.
         """
         return None
 
     def _network_input(self, image: Tensor) -> Tensor:
-        """Return what the network sees at once of a training image ``(C, *spatial)``: here, all of it."""
+        """Return the part of a training image ``(C, *spatial)`` that the network sees at once: here, all of it."""
         return image
 
     def _check_batch(self, batch: Batch) -> None:
@@ -243,7 +243,7 @@ class Hooks(metaclass=TrainerType):
         """Check one validation case before anything is built.
 
         Args:
-            case: The case, a batch of its own.
+            case: The case, as a batch of one.
             image: A training image ``(C, *spatial)``.
         """
         self._check_batch(case)
@@ -255,7 +255,7 @@ class Hooks(metaclass=TrainerType):
 
 
 def copy_that_draws(trainer: Trainer, *, title: str = "") -> Trainer:
-    """Return a copy of a trainer as it is now, which draws a preview later, perhaps in the trainer's next run."""
+    """Return a copy of a trainer in its present state, to draw a preview later, perhaps in the trainer's next run."""
     copied = copy.copy(trainer)
     vars(copied).update({_ORIGINAL: trainer, "_preview_title": title})
     return copied

@@ -1,4 +1,4 @@
-"""What a validation leaves to look at: the scores of all cases, and images of the worst, the median and the best."""
+"""The cases that a validation keeps: the scores of all, and images of the worst, the median and the best."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from candy_monai.plotting.case.views import CaseView
 from candy_monai.processes import Processes
 
 MOST_VIEWS = 12
-"""Reduced images that are held at once."""
+"""Maximum number of reduced images in memory."""
 
 
 class KeptCases:
-    """Keeps the scores of all cases, and reduced images of few: memory does not grow with the images.
+    """Keeps the scores of all cases, and reduced images of a few, so that memory does not grow with the images.
 
     Values on a GPU are read once, at the end.
     """
@@ -38,8 +38,8 @@ class KeptCases:
         Args:
             case_id: Its id; empty if it has none.
             score: Higher is better; NaN if it has none.
-            metrics: One number each.
-            look: Returns its reduced image; called only if it may be wanted.
+            metrics: Named numbers.
+            look: Returns its reduced image; called only if it may be needed.
         """
         place = len(self._ids)
         self._ids.append(case_id)
@@ -53,14 +53,14 @@ class KeptCases:
 
         def placed() -> tuple[int, CaseView] | None:
             view = None
-            with contextlib.suppress(Exception):  # what cannot be looked at is validated all the same
+            with contextlib.suppress(Exception):  # a case is validated even if its image cannot be reduced
                 view = look()
             return None if view is None else (place, view)
 
         self._choice.offer(score, placed)
 
     def gathered(self, processes: Processes) -> Validated:
-        """Return the cases of all processes, and those of this one that are to be looked at."""
+        """Return the cases of all processes, and the images of this process's chosen cases."""
         numbers = read_numbers([value for metrics in self._metrics for value in metrics.values()])
         own = [
             (case_id, score, {name: next(numbers) for name in metrics})

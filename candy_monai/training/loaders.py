@@ -1,4 +1,4 @@
-"""The loaders of a run: their lengths, the first example, and an epoch's batches from any position on."""
+"""The loaders of a run: their lengths, their first sample, and the batches of an epoch from any position."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Loaders(NamedTuple):
         """Raise if a loader yields nothing.
 
         Raises:
-            BadInputError: If the training loader is empty, a validation loader is given and empty, or one is no
+            BadInputError: If the training loader is empty, a validation loader is given and empty, or one is not a
                 ``DataLoader``.
         """
         training, validation = self
@@ -59,29 +59,29 @@ class Loaders(NamedTuple):
 
 
 def length(sized: object) -> int | None:
-    """Return ``len(sized)``, or None for what has no length, like a loader over a stream."""
+    """Return ``len(sized)``, or None if it has no length, such as a loader over a stream."""
     try:
         return len(sized) if isinstance(sized, Sized) else None
-    except TypeError:  # a DataLoader over an iterable dataset has __len__ and still no length
+    except TypeError:  # a DataLoader over an iterable dataset has __len__ but no length
         return None
 
 
 def num_cases(loader: DataLoader[Any]) -> int | None:
-    """Return how many samples a loader yields in all, or None if it cannot be known."""
-    if loader.batch_size is None:  # batches of a size that the user's own sampler or dataset chooses
+    """Return the total number of samples that a loader yields, or None if it is not known."""
+    if loader.batch_size is None:  # the user's own sampler or dataset chooses the batch size
         return None
     return length(loader.sampler) if length(loader) is not None else None
 
 
 def batches(loader: DataLoader[Any], started: Iterator[object] | None = None) -> Iterator[object]:
-    """Yield what the loader yields.
+    """Yield the loader's batches.
 
     Args:
         loader: The loader.
-        started: What ``iter`` returned of it; None to begin.
+        started: The iterator that ``iter`` returned for it; None to start a new one.
 
     Raises:
-        BadInputError: If samples of different sizes cannot be stacked into one batch; it says what to do.
+        BadInputError: If samples of different sizes cannot be stacked into a batch; the message says what to do.
     """
     try:
         yield from loader if started is None else started
@@ -98,15 +98,15 @@ def batches(loader: DataLoader[Any], started: Iterator[object] | None = None) ->
 def first_sample(loader: DataLoader[Any]) -> tuple[Tensor, Tensor, Iterator[object] | None]:
     """Return one training example as the loader would yield it: image ``(C, *spatial)``, label ``(1, *spatial)``.
 
-    It is read from the dataset where that can be indexed, since a loader would start its workers for it, by an index
-    that the sampler names. Random generators, and the sampler, are then as they were before.
+    If the dataset can be indexed, the example is read from it by an index of the sampler, since a loader would start
+    its workers. The states of random generators and sampler are left unchanged.
 
     Args:
         loader: The training loader.
 
     Returns:
-        Image and label; and, for a stream or a sampler that may not begin again, its batches from the first one on.
-        They are for the first epoch of a new run.
+        Image and label; and, for a stream or a sampler that may not be restartable, its batches from the first one on,
+        which are those of the first epoch of a new run.
 
     Raises:
         BadInputError: If the loader yields nothing.
@@ -125,14 +125,14 @@ def first_sample(loader: DataLoader[Any]) -> tuple[Tensor, Tensor, Iterator[obje
 
 
 def first_case(loader: DataLoader[Any]) -> Batch | None:
-    """Return one validation case, or None where a loader cannot be asked for it without moving on.
+    """Return one validation case, or None if it cannot be read without advancing the loader.
 
     It is read as `first_sample` reads a training example.
 
     Args:
         loader: The validation loader.
     """
-    if isinstance(loader.dataset, IterableDataset) or length(loader) == 0:  # of several processes, one has no share
+    if isinstance(loader.dataset, IterableDataset) or length(loader) == 0:  # a process may have no share of the cases
         return None
     own = OwnGenerators.of(loader=loader)
     before = GeneratorStates.capture(own)
@@ -145,7 +145,7 @@ def first_case(loader: DataLoader[Any]) -> Batch | None:
 
 
 class _CannotBeCopiedError(Exception):
-    """A sampler holds what can be read only once."""
+    """A sampler contains something that can be read only once."""
 
 
 def _opened(loader: DataLoader[Any]) -> tuple[Tensor, Tensor, Iterator[object]]:
@@ -158,9 +158,9 @@ def _opened(loader: DataLoader[Any]) -> tuple[Tensor, Tensor, Iterator[object]]:
 
 
 def _indexed(loader: DataLoader[Any]) -> object:
-    """Return the first example of a dataset with indices in a batch of its own, collated as the loader does."""
+    """Return the first example of an indexed dataset as a batch of one, collated as by the loader."""
     dataset: Any = loader.dataset
-    if loader.batch_sampler is None:  # the dataset makes the batches
+    if loader.batch_sampler is None:  # the dataset returns batches
         return loader.collate_fn(dataset[_first_of(loader.sampler, dataset)])
     if loader.batch_size is None:
         index = next(iter(_first_of(loader.batch_sampler, dataset)))
@@ -172,14 +172,14 @@ def _indexed(loader: DataLoader[Any]) -> object:
 
 
 def _first_of(sampler: Any, dataset: object) -> Any:
-    """Return the first index that a sampler yields, or one of those that it will, without moving it on."""
+    """Return the first index that a sampler yields, or any that it will yield, without advancing it."""
     if isinstance(sampler, PositionedSampler):
         return sampler.indices(0)[0]
     if type(sampler) in (SequentialSampler, RandomSampler):
         return 0
-    try:  # a sampler may count its epochs or shuffle its own list; the dataset that it refers to is not copied
+    try:  # a sampler may count its epochs or shuffle its own list; its reference to the dataset is not copied
         copied = copy.deepcopy(sampler, {id(dataset): dataset})
-    except Exception as error:  # it may hold anything, a generator among it
+    except Exception as error:  # it may contain anything, such as a generator
         raise _CannotBeCopiedError from error
     for first in copied:
         return first
@@ -189,21 +189,21 @@ def _first_of(sampler: Any, dataset: object) -> Any:
 def batches_from(
     loader: DataLoader[Any], *, epoch: int, first: int, epoch_start: GeneratorStates | None, own: OwnGenerators
 ) -> Iterator[object]:
-    """Yield an epoch's batches, leaving out those that were trained on before an interruption.
+    """Yield the batches of an epoch, without those that were trained on before an interruption.
 
-    A sampler of ours is told where to start. With any other, the batches before are loaded again and passed over, from
-    the generators' states that the epoch began with.
+    A `PositionedSampler` starts at the given position. With any other sampler, the earlier batches are loaded again and
+    skipped, from the states of the generators at the start of the epoch.
 
     Args:
         loader: The training loader.
         epoch: The epoch, counted from 0.
-        first: Batches to leave out.
-        epoch_start: The generators at the epoch's start; needed where ``first`` is not 0. The present states are put
-            back before the first batch is yielded.
+        first: Number of batches to skip.
+        epoch_start: The generators at the epoch's start; required if ``first`` is not 0. The present states are
+            restored before the first batch is yielded.
         own: The user's own generators.
     """
     _set_epoch(loader, epoch)
-    if isinstance(loader.dataset, SmartCacheDataset):  # its cases change from epoch to epoch when it is told to
+    if isinstance(loader.dataset, SmartCacheDataset):  # replaces some of its cases in each epoch, on request
         loader.dataset.start() if epoch == 0 else loader.dataset.update_cache()
     if not first or epoch_start is None:
         yield from batches(loader)
@@ -213,8 +213,8 @@ def batches_from(
     following: list[object] = []
     if isinstance(loader.sampler, PositionedSampler) and loader.batch_size is not None:
         loader.sampler.start_at(first * loader.batch_size)
-        started = iter(loader)  # draws from the generators; what its samples draw comes after the present states
-        if isinstance(started, Generator):  # MONAI's ThreadDataLoader starts with its first batch
+        started = iter(loader)  # draws from the generators; its samples draw after the present states are restored
+        if isinstance(started, Generator):  # MONAI's ThreadDataLoader starts at its first batch
             following = list(itertools.islice(started, 1))
         iterator = batches(loader, started)
     else:
@@ -227,14 +227,14 @@ def batches_from(
 
 
 class RunBatches:
-    """The batches of a run, epoch by epoch, and the random generators that they are drawn with.
+    """The batches of a run, epoch by epoch, and the random generators that they depend on.
 
     Args:
-        loaders: Training and validation.
+        loaders: The loaders for training and validation.
 
     Attributes:
         own: The user's own generators.
-        epoch_start: The generators as they were when the epoch began; None between two epochs.
+        epoch_start: The generators' states at the start of the epoch; None between two epochs.
     """
 
     def __init__(self, loaders: Loaders) -> None:
@@ -244,7 +244,7 @@ class RunBatches:
         self.epoch_start: GeneratorStates | None = None
 
     def first_sample(self) -> tuple[Tensor, Tensor]:
-        """Return image and label of one training example, which the first epoch still gets.
+        """Return image and label of one training example, which remains part of the first epoch.
 
         Raises:
             BadInputError: If the loader yields nothing.
@@ -253,11 +253,11 @@ class RunBatches:
         return image, label
 
     def first_case(self) -> Batch | None:
-        """Return one validation case; None without validation, or where it cannot be read by itself."""
+        """Return one validation case; None without validation, or if it cannot be read separately."""
         return None if self._validation is None else first_case(self._validation)
 
     def of_epoch(self, epoch: int, *, first: int) -> Iterator[object]:
-        """Return the batches of an epoch, counted from 0, without so many that were trained on already."""
+        """Return the batches of an epoch, counted from 0, without the ``first`` ones, which were trained on already."""
         if not first:
             self.epoch_start = self.captured()
         stream, self._stream = self._stream, None
@@ -266,15 +266,15 @@ class RunBatches:
         return batches_from(self._loader, epoch=epoch, first=first, epoch_start=self.epoch_start, own=self.own)
 
     def captured(self) -> GeneratorStates:
-        """Return the states of all generators as they are now."""
+        """Return the present states of all generators."""
         return GeneratorStates.capture(self.own)
 
     def resume(self, epoch_start: GeneratorStates | None) -> None:
-        """Go on with an epoch that began with these states; the stream of a new run is not its."""
+        """Resume an epoch that started with these generator states; a stream opened for a new run is discarded."""
         self.epoch_start, self._stream = epoch_start, None
 
     def close(self) -> None:
-        """Let go of the user's generators and stream."""
+        """Release the user's generators and stream."""
         self.own, self._stream = OwnGenerators(), None
 
 
@@ -285,7 +285,7 @@ def _set_epoch(loader: DataLoader[Any], epoch: int) -> None:
 
 
 def why_not_exact(loader: DataLoader[Any]) -> str | None:
-    """Return why a resumed run could differ from an uninterrupted one with this loader; None where it will not."""
+    """Return why a resumed run could differ from an uninterrupted one with this loader; None if it will not."""
     if isinstance(loader.dataset, IterableDataset):
         return "the loader reads a stream, whose position is not known"
     if isinstance(loader.dataset, SmartCacheDataset):

@@ -1,4 +1,4 @@
-"""Names that trainers use themselves, kept from being set to something else by a subclass."""
+"""Check that a subclass does not reuse names that trainers need for methods and attributes of their own."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from candy_monai.errors import WARNING, SettingsError
 _PACKAGE = "candy_monai."
 _LIBRARY = ("candy_monai.training.", "candy_monai_bundles.")
 _LOOP = ("step", "train_epoch")
-"""What a subclass may override of `Trainer` itself, whose other methods are called."""
+"""Methods of `Trainer` itself that a subclass may override; its other methods are called."""
 _SIMILAR = 0.85
-"""Of `difflib`: finds one or two letters that are wrong, and leaves names alone that are merely related."""
+"""The cutoff for `difflib`: it finds names with one or two wrong letters, but not names that are merely related."""
 _DOCUMENTED = ("_dataloader", "_validation_dataloader")
-"""What users may read, and set."""
+"""Private names that users may read and set."""
 _OWN = "_names_of_its_own"
-"""The attribute of a trainer that holds the private names that its own code has set."""
+"""The attribute of a trainer that holds the private names set by the library."""
 _FORMER = {
     "train_batch": "override backward, or train_epoch",
     "validate": "override validate_case, or train_epoch for what is done once an epoch",
@@ -30,11 +30,11 @@ _FORMER = {
     "label_fill": "set ignore_index",
     "build_toolbox": "override the build_* method of the part",
 }
-"""Methods of earlier versions that are no longer called, and what takes their place."""
+"""Methods of earlier versions that are no longer called, and their replacements."""
 
 
 def check_class(cls: type) -> None:
-    """Raise if a class gives a method's name to something else, or overrides a method that is no longer called.
+    """Raise if a class sets a method's name to another kind of value, or overrides a method that is no longer called.
 
     Raises:
         SettingsError: If it does.
@@ -53,7 +53,7 @@ def check_attribute(trainer: object, name: str, value: object, *, module: str) -
     Args:
         trainer: The trainer.
         name: The attribute's name.
-        value: What it is about to be set to; something that can be called may take the place of a method.
+        value: Its new value; a callable may replace a method.
         module: The name of the module that sets it.
 
     Raises:
@@ -75,7 +75,7 @@ def check_attribute(trainer: object, name: str, value: object, *, module: str) -
         return
     if isinstance(vars(owner)[name], property):
         present = inspect.getattr_static(cls, name)
-        # A class attribute in the place of a property is an attribute like any other.
+        # A class attribute that replaces a property is an ordinary attribute.
         collides = isinstance(present, property) and present.fset is None
     else:
         collides = not callable(value)
@@ -84,7 +84,7 @@ def check_attribute(trainer: object, name: str, value: object, *, module: str) -
 
 
 def similar_names(trainer: object) -> Iterator[str]:
-    """Yield what the log says of a subclass's names that nothing uses, and that nearly are names to override."""
+    """Yield a log message for each unused name of a subclass that is similar to a name to override."""
     known, own = set(_LOOP), list(vars(trainer))
     for base in type(trainer).__mro__:
         if not base.__module__.startswith(_LIBRARY):

@@ -1,4 +1,4 @@
-"""Losses that become NaN or infinite: noticing them without waiting for a GPU, and undoing what such a batch did."""
+"""Detect losses that become NaN or infinite without waiting for a GPU, and undo the effects of such a batch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from candy_monai.errors import NonFiniteLossError
 
 
 class LossWatch:
-    """Checks each step's loss of one epoch.
+    """Checks the loss of each step of one epoch.
 
-    A number, or a tensor on the CPU, is checked at once. A tensor on another device is checked at the end of the epoch,
-    all steps in one transfer, unless the policy is to skip: then it must be known before the optimizer steps.
+    A number, or a tensor on the CPU, is checked at once. Tensors on another device are checked at the end of the epoch
+    in one transfer, unless the policy is ``skip``: then the loss must be known before the optimizer steps.
 
     Args:
         policy: ``stop`` raises; ``skip`` leaves out the optimizer step.
@@ -35,7 +35,7 @@ class LossWatch:
         """Return whether the optimizer may step.
 
         Raises:
-            NonFiniteLossError: If the loss is not finite and the policy is to stop.
+            NonFiniteLossError: If the loss is not finite and the policy is ``stop``.
         """
         if isinstance(loss, Tensor) and loss.device.type != "cpu" and self._policy == "stop":
             self._unread.append((step, loss.detach().clone().reshape(()), case_ids))
@@ -51,7 +51,7 @@ class LossWatch:
         return False
 
     def settle(self) -> None:
-        """Check what could not be checked during the epoch.
+        """Check the losses that were not checked during the epoch.
 
         Raises:
             NonFiniteLossError: If a loss was not finite.
@@ -76,7 +76,7 @@ _ADVICE = (
 
 
 class KeptBuffers:
-    """Copies of all buffers of some modules, such as the running statistics of BatchNorm. Waits for no GPU."""
+    """Copies of all buffers of some modules, such as the running statistics of BatchNorm. Does not wait for a GPU."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._kept: list[tuple[nn.Module, str, Tensor]] = [
@@ -89,10 +89,10 @@ class KeptBuffers:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Restore the buffers to what they were."""
+        """Restore the copied values of the buffers."""
         for part, name, kept in self._kept:
             present = part._buffers[name]
             if present is not None and (present.shape, present.dtype) == (kept.shape, kept.dtype):
                 present.copy_(kept)
-            else:  # replaced by another
+            else:  # the buffer was replaced
                 part._buffers[name] = kept

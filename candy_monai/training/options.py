@@ -122,9 +122,9 @@ class Options:
 
 
 def take_up(cls: Any, name: str, member: object) -> None:
-    """Set by a member of a class what the body of the class, or of one beside the trainers, gave by its name.
+    """Pass the value that a class body, or a base that is not a trainer, assigned to a member's name to the member.
 
-    Such a value hides the member that takes it.
+    Such a value would otherwise hide the member.
     """
     given = inspect.getattr_static(cls, name)
     if not isinstance(given, type(member)):
@@ -139,7 +139,7 @@ def _said_on(owner: object) -> SegmentationOptions:
 
 
 def _changed(options: SegmentationOptions, changes: SegmentationOptions) -> SegmentationOptions:
-    """Return options, replaced by others where these are set."""
+    """Return options with the changes that are set applied."""
     said = {name: value for name, value in vars(changes).items() if value is not _INHERITED}
     return dataclasses.replace(options, **said) if said else options
 
@@ -148,7 +148,7 @@ def _check(changes: object, *, where: str) -> None:
     """Raise if the value set as options is invalid.
 
     Raises:
-        SettingsError: If it is no `SegmentationOptions`; ``where`` says what sets it.
+        SettingsError: If it is not a `SegmentationOptions`; ``where`` names what sets it.
     """
     if not isinstance(changes, SegmentationOptions):
         raise SettingsError(

@@ -1,4 +1,4 @@
-"""What a recipe adds to the runs of a trainer: facts and files, events after a run, no earlier runs."""
+"""Add facts and files of a recipe to the runs of a trainer, send events after a run, or forget earlier runs."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def add_to_folder(
 
 
 def forget_earlier_runs(trainer: Trainer) -> None:
-    """Make the forecast of a trainer's next runs learn from their own scores alone, whatever runs there have been."""
+    """Make the forecast of a trainer's next runs use only their own scores, not earlier runs."""
     trainer._knows_earlier_runs = False
 
 
 @contextmanager
 def observed_beyond_the_run(trainer: Trainer) -> Iterator[Callable[[Event], None]]:
-    """Yield what tells observers of what comes after a trainer's next run; dashboards are closed with the block."""
+    """Yield a function that sends observers events after a trainer's next run; dashboards stay open in the block."""
 
     def tell(event: Event) -> None:
-        assert trainer._run is not None  # it was trained by now
+        assert trainer._run is not None  # it has been trained by now
         trainer._run.reporter.notify(event)
 
     with trainer._dashboards.staying_open():

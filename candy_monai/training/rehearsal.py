@@ -1,4 +1,4 @@
-"""A rehearsal of training: steps and validated cases to measure time and memory by."""
+"""Rehearse training: steps and validated cases for measuring time and memory."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from candy_monai.training.trainer import Trainer
 
 
 class Rehearsal:
-    """Training steps and validated cases to measure time and memory by; nothing is recorded or saved.
+    """Training steps and validated cases for measuring time and memory; nothing is recorded or saved.
 
     Args:
         trainer: The trainer, between two runs.
 
     Attributes:
         loaders: The trainer's loaders.
-        device: Where it trains.
+        device: The trainer's device.
     """
 
     _toolbox: TrainerToolbox

@@ -1,4 +1,4 @@
-"""What a run says: its log, the events that its observers receive, and its words at the start and at the end."""
+"""The log of a run, the events that its observers receive, and its messages at the start and at the end."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from candy_monai.training.validation import mean_of_cases
 RENDERING_PATIENCE_S = 60.0
 
 Message = tuple[str, bool]
-"""A text, and whether it is also for the screen."""
+"""A text, and whether it is also printed."""
 
 
 class Reporter:
     """A run's log and its observers.
 
     Attributes:
-        experiment: The run whose log is written; while it is None, messages wait.
+        experiment: The run whose log is written; while it is None, messages are held back.
         unreported: The last epoch, until the observers are notified of it.
-        class_names: The classes or regions by name, which the log folds where they are many.
+        class_names: The names of classes or regions, which the log abbreviates if there are many.
     """
 
     def __init__(self, messages: Sequence[Message] = ()) -> None:
@@ -45,11 +45,11 @@ class Reporter:
         self._observers = ObserverGroup(observers, self.report)
 
     def close(self) -> None:
-        """Close the observers, which finish what is pending."""
+        """Close the observers, which finish pending work."""
         self._observers.close()
 
     def log(self, msg: str, *, on_screen: bool = True) -> None:
-        """Write a message to the log. Messages from before the folder exists wait for `log_waiting`."""
+        """Write a message to the log. Messages from before the folder exists are held back for `log_waiting`."""
         if self.experiment is None:
             self._waiting.append((msg, on_screen))
             return
@@ -58,13 +58,13 @@ class Reporter:
             self.notify(MessageLogged(line, msg))
 
     def log_once(self, msg: str, *, on_screen: bool = True) -> None:
-        """Log a message unless this run has logged it before."""
+        """Log a message unless this run has already logged it."""
         if msg not in self._logged_once:
             self._logged_once.add(msg)
             self.log(msg, on_screen=on_screen)
 
     def log_all(self, messages: Iterable[str]) -> None:
-        """Log messages in their order."""
+        """Log messages in order."""
         for msg in messages:
             self.log(msg)
 
@@ -75,7 +75,7 @@ class Reporter:
             self.log(msg, on_screen=on_screen)
 
     def report(self, msg: str, *, on_screen: bool = True) -> None:
-        """Log an observer's message, also from another thread or after the run; an error in this is ignored."""
+        """Log an observer's message, also from another thread or after the run; errors are ignored."""
         with suppress(Exception):  # the folder may be gone
             self.log(msg, on_screen=on_screen)
 
@@ -84,10 +84,10 @@ class Reporter:
         self._observers.receive(event)
 
     def report_saved_epoch(self, *, wait: bool) -> None:
-        """Notify the observers of the last epoch once it is on disk, so that a crash cannot undo what they were told.
+        """Notify the observers of the last epoch once it is on disk, so that a crash cannot invalidate it.
 
         Args:
-            wait: Wait until it is on disk; otherwise do nothing if it is not.
+            wait: Whether to wait until it is on disk; otherwise do nothing if it is not.
 
         Raises:
             RunFailedError: If it could not be written.
@@ -103,12 +103,12 @@ class Reporter:
             self.notify(event)
 
     def report_interruption(self, error: BaseException, *, what: str | None = None, hints: Iterable[str] = ()) -> None:
-        """Notify the observers of what is on disk, log what ended the run early, and notify them of that.
+        """Notify the observers of what is on disk, log the cause of the early end, and notify them of it.
 
         Args:
-            error: What ended it.
-            what: The same in words; by default its type and its message.
-            hints: What else the log says, for the user to go on with.
+            error: The cause.
+            what: The same as text; by default its type and its message.
+            hints: Further lines for the log, such as how to resume.
         """
         with suppress(Exception):  # a report that fails must not hide the error
             self.report_saved_epoch(wait=True)
@@ -121,7 +121,7 @@ class Reporter:
 
 
 def own_observers(settings: TrainSettings, report: Log, *, console: bool, curves: bool = True) -> list[Observer]:
-    """Return the library's observers: the console, the forecast, and the pictures, which are drawn on a thread."""
+    """Return the library's observers: console, forecast and pictures; the pictures are drawn in a thread."""
     from candy_monai.observers.pictures import CurvesObserver, PreviewObserver
 
     observers: list[Observer] = []
@@ -145,7 +145,7 @@ def own_observers(settings: TrainSettings, report: Log, *, console: bool, curves
 def words_at_start(
     experiment: Experiment, trainer: str, device: torch.device, processes: Processes, *, is_resumed: bool
 ) -> Iterator[str]:
-    """Yield what the log says of a run that begins or goes on."""
+    """Yield the log messages for the start or the continuation of a run."""
     where, count = f"{device}", processes.world_size
     if count > 1:
         where = f"{count} processes, the first on {where}"
@@ -163,7 +163,7 @@ def words_at_start(
 
 
 def caveats(settings: TrainSettings, loaders: Loaders) -> Iterator[str]:
-    """Yield what the log says at the start of what a run cannot do."""
+    """Yield the log messages about limitations of a run, for its start."""
     if loaders.validation is None:
         yield "No validation: the best weights are the last, and there is no score, forecast or early stop"
     timed = settings.time_limit_s is not None
@@ -172,7 +172,7 @@ def caveats(settings: TrainSettings, loaders: Loaders) -> Iterator[str]:
 
 
 def words_at_end(experiment: Experiment) -> Iterator[str]:
-    """Yield what the log says of a run that has ended: why, if that was early, and its best score."""
+    """Yield the log messages for the end of a run: the reason for an early end, and the best score."""
     progress = experiment.progress
     if experiment.early_stopping.triggered:
         yield f"Early stopping triggered because {experiment.early_stopping.reason}"

@@ -1,4 +1,4 @@
-"""A run as it is saved, read back, compared with the one that is to go on, and put into its parts."""
+"""Load a saved run, compare it with the run that is to continue it, and restore the states of its parts."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ Rebuild = Callable[[int], optim.lr_scheduler.LRScheduler]
 Continuation = Literal["keep", "stretch", "restart"]
 
 _WAYS_TO_STEP = ("foreach", "fused")
-_DEPTH = 3  # of lists and dictionaries in each other, where parts with a state are looked for
+_DEPTH = 3  # of nested lists and dictionaries, in which parts with a state are searched for
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedRun:
-    """What is on disk of a run, and how it is to go on.
+    """A run on disk, and how it is to be continued.
 
     Attributes:
         folder: The experiment folder.
-        description: What ``experiment.json`` says.
-        settings: What ``train`` was told; with `continued`, what holds from now on.
-        is_finished: Whether the run came to its end.
-        schedule: What the learning rate's schedule does when the run becomes longer; None if it does not.
+        description: The content of ``experiment.json``.
+        settings: The keywords of ``train``; after `continued`, those of the continued run.
+        is_finished: Whether the run has trained all its epochs.
+        schedule: How the learning-rate schedule continues in a longer run; None if the length is unchanged.
         force: Whether differences are accepted.
     """
 
@@ -68,10 +68,10 @@ class SavedRun:
         return cls(folder=folder, description=description, settings=state.settings, is_finished=state.is_complete)
 
     def continued(self, num_epochs: int | None, *, schedule: Continuation | None, force: bool) -> Self:
-        """Return this run with the number of epochs that it goes on to.
+        """Return this run with the number of epochs up to which it is continued.
 
         Raises:
-            SettingsError: If the number of epochs changes and ``schedule`` does not say how, or does not fit.
+            SettingsError: If the number of epochs changes and ``schedule`` is missing or not possible.
         """
         planned = self.settings.num_epochs
         if num_epochs is None or num_epochs == planned:
@@ -93,7 +93,7 @@ class SavedRun:
         return dataclasses.replace(self, settings=longer, schedule=schedule, force=force)
 
     def refuse_differences(self, present: ExperimentDescription) -> None:
-        """Compare what is about to be trained with what was saved.
+        """Compare the description of the run that is about to continue with the saved one.
 
         Raises:
             ExperimentError: If anything differs; every difference is listed.
@@ -105,9 +105,9 @@ class SavedRun:
         """Open the folder, and load weights and states into the toolbox.
 
         Args:
-            toolbox: As it was built for a new run.
-            rebuild: Builds the schedule for a number of epochs, around the toolbox's optimizer.
-            processes: Those that go on with the run.
+            toolbox: The toolbox, as built for a new run.
+            rebuild: Builds the schedule for a number of epochs, with the toolbox's optimizer.
+            processes: The processes that continue the run.
 
         Raises:
             ExperimentError: If another process trains the run, a file is damaged, or a state does not fit.
@@ -144,7 +144,7 @@ class SavedRun:
         run: Experiment,
         rebuild: Rebuild,
     ) -> int:
-        """Restore the schedule, or step it to where a longer run has it; return the epochs that it is made for."""
+        """Restore the schedule, or rebuild it for a longer run; return the number of epochs that it is built for."""
         made_for = state.schedule_epochs
         optimizer = _stepping_as_built(restored(state.optimizer, toolbox.optimizer.state_dict()), toolbox.optimizer)
         has_no_end = self.schedule == "stretch" and needs_a_metric(toolbox.scheduler)
@@ -161,21 +161,21 @@ class SavedRun:
         for group in toolbox.optimizer.param_groups:
             initial = group.get("initial_lr", group["lr"])
             if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(float(initial))  # the very tensor, which schedules change in place
+                group["lr"].fill_(float(initial))  # the same tensor, which schedules change in place
             else:
                 group["lr"] = initial
         toolbox.scheduler = rebuild(made_for)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # stepping a schedule without its optimizer is the point here
+            warnings.simplefilter("ignore")  # the schedule is stepped without its optimizer on purpose
             step_after_batches(toolbox.scheduler, steps)
         return made_for
 
 
 def _stepping_as_built(state: dict[str, Any], optimizer: optim.Optimizer) -> dict[str, Any]:
-    """Return the state of a saved optimizer with the way of computing a step that the present one was built for.
+    """Return a saved optimizer's state with ``foreach`` and ``fused`` as in the present optimizer.
 
-    A gradient scaler leaves it to an optimizer that was built for fused steps to pass over infinite gradients, which
-    steps of another kind refuse to do; and on a GPU fused steps want the number of steps there.
+    With fused steps the gradient scaler leaves skipping infinite gradients to the optimizer, which other kinds of steps
+    do not support; and on a GPU fused steps require the step count to be there.
     """
     for group, built in zip(state.get("param_groups", ()), optimizer.param_groups, strict=False):
         group.update({name: built[name] for name in _WAYS_TO_STEP if name in group and name in built})
@@ -184,17 +184,17 @@ def _stepping_as_built(state: dict[str, Any], optimizer: optim.Optimizer) -> dic
 
 @dataclass(frozen=True, kw_only=True)
 class ReopenedRun:
-    """A saved run that is ready to go on.
+    """A saved run that is ready to continue.
 
     Attributes:
-        run: The experiment, its folder held.
-        schedule_epochs: The epochs that the schedule is made for.
+        run: The experiment, with its folder locked.
+        schedule_epochs: Number of epochs that the schedule is built for.
         scored: Which weights the last validation scored.
-        scaler: The state of half precision's gradient scaler, empty in any other.
-        extra: What the trainer said besides.
+        scaler: The state of the gradient scaler, empty except with fp16.
+        extra: What the trainer's ``get_extra_state`` returned.
         generators: The random generators as they were saved; restore them last.
-        epoch_generators: As they were when the interrupted epoch began; None between two epochs.
-        gradients: How those of several processes were averaged; None where one trained alone, or no step was made.
+        epoch_generators: Their states at the start of the interrupted epoch; None between two epochs.
+        gradients: How gradients were averaged over processes; None for one process, or before the first step.
     """
 
     run: Experiment
@@ -208,16 +208,16 @@ class ReopenedRun:
 
 
 def restored_in_all(run: Experiment, processes: Processes, what: str) -> RunState:
-    """Restore an experiment, whose folder is held, from its state on disk, in all processes, and return that state.
+    """Restore an experiment with a locked folder from its state on disk, in all processes, and return that state.
 
     Args:
-        run: The experiment. In the first process it puts its files in step, before the others read them.
-        processes: Those that go on with the run.
-        what: What goes on, for messages.
+        run: The experiment. The first process makes its files consistent before the others read them.
+        processes: The processes that continue the run.
+        what: What is continued, for messages.
 
     Raises:
         ExperimentError: If a file is damaged or the state does not fit.
-        RunFailedError: If the folder cannot be written to.
+        RunFailedError: If the folder is not writable.
     """
 
     def restored_here() -> RunState:
@@ -233,7 +233,7 @@ def restored_in_all(run: Experiment, processes: Processes, what: str) -> RunStat
 
 @contextmanager
 def refusing_what_does_not_fit(folder: Path, what: str) -> Iterator[None]:
-    """Raise `ExperimentError` for whatever a state raises in a block that is of something else."""
+    """Raise `ExperimentError` if the state that is loaded in a block does not fit what it is loaded into."""
     try:
         yield
     except (ExperimentError, RunFailedError, torch.OutOfMemoryError):
@@ -246,13 +246,13 @@ def refusing_what_does_not_fit(folder: Path, what: str) -> Iterator[None]:
 def _load_weights(toolbox: TrainerToolbox, weights: RunWeights, ema: Mapping[str, Any] | None) -> None:
     plain_network(toolbox.model).load_state_dict(weights.raw)
     if toolbox.ema is not None:
-        plain_network(toolbox.ema).load_state_dict(weights.scored)  # where others are scored, `ema` holds its own
+        plain_network(toolbox.ema).load_state_dict(weights.scored)  # if others are scored, `ema` holds its own weights
         if ema is not None:
             toolbox.ema.load_state_dict(ema, strict=False)
 
 
 def weights_of(toolbox: TrainerToolbox, scored: WeightsKind) -> RunWeights:
-    """Return the weights of a run as they are now; those of the model are scored where there is no average.
+    """Return the present weights of a run; those of the model are scored if there is no average.
 
     Raises:
         BadInputError: If an extra state of the network cannot be saved.
@@ -266,7 +266,7 @@ def weights_of(toolbox: TrainerToolbox, scored: WeightsKind) -> RunWeights:
 
 
 def _readable(weights: dict[str, Any]) -> dict[str, Any]:
-    """Return weights if what is no tensor in them can be read back without executing anything."""
+    """Return the weights if all values other than tensors can be loaded without executing code."""
     for name, value in weights.items():
         if isinstance(value, Tensor):
             continue
@@ -275,7 +275,7 @@ def _readable(weights: dict[str, Any]) -> dict[str, Any]:
             torch.save(value, file)
             file.seek(0)
             torch.load(file, weights_only=True)
-        except Exception as error:  # pickle fails with whatever an object of the user's own raises
+        except Exception as error:  # pickling may raise anything that a user's object raises
             kind = re.search(r"GLOBAL (\S+) was not", str(error))
             found = f" ({kind[1]})" if kind else ""
             raise BadInputError(
@@ -296,22 +296,22 @@ def state_of(
     processes: Sequence[Mapping[str, Any]],
     trainer: str,
 ) -> TrainerState:
-    """Return the states of a run's parts, which a resumed run needs besides the weights.
+    """Return the states of a run's parts, which a resumed run needs in addition to the weights.
 
     Args:
         toolbox: The parts.
         scored: Which weights are scored.
-        schedule_epochs: The epochs that the schedule is made for.
+        schedule_epochs: Number of epochs that the schedule is built for.
         scaler: The state of the gradient scaler.
         extra: What the trainer's ``get_extra_state`` returned.
         processes: For each process its random generators and, within an epoch, its part of the metrics.
         trainer: The trainer's name, for messages.
 
     Raises:
-        BadInputError: If a part of the user's own has something in its state that cannot be saved.
+        BadInputError: If the state of a user's own part contains something that cannot be saved.
     """
     ema = None if toolbox.ema is None else toolbox.ema.state_dict()
-    if ema is not None and scored == "ema":  # its weights are in files of their own
+    if ema is not None and scored == "ema":  # its weights are in separate files
         ema = {name: value for name, value in ema.items() if not name.startswith("module.")}
     return TrainerState(
         optimizer=plain(toolbox.optimizer.state_dict(), "the optimizer's state", rebuilt=True),
@@ -328,9 +328,9 @@ def state_of(
 def unsaved_parts(
     attributes: Mapping[str, object], toolbox: TrainerToolbox, loaders: Loaders, state: TrainerState
 ) -> list[str]:
-    """Return the names and kinds of a trainer's attributes that have a ``state_dict`` which is not saved.
+    """Return the names and kinds of a trainer's attributes whose ``state_dict`` is not saved.
 
-    A state is saved if its tensors are, or if the trainer adds a dictionary with the same names.
+    A state is saved if its tensors are, or if the extra state contains a dictionary with the same keys.
     """
     networks = [plain_network(network).state_dict() for network in toolbox.networks]
     memory = {_place(tensor) for tensor in tensors_in([vars(state), networks])}
@@ -341,7 +341,7 @@ def unsaved_parts(
     for name, part in _parts(own):
         try:
             part_state = part.state_dict()  # type: ignore[attr-defined]
-        except Exception:  # not of the kind that is meant here, or not ready
+        except Exception:  # another kind of ``state_dict``, or not ready
             continue
         tensors = list(tensors_in(part_state))
         is_saved = (bool(tensors) and all(_place(tensor) in memory for tensor in tensors)) or (
@@ -378,5 +378,5 @@ def _mappings(tree: object) -> Iterator[Mapping[object, object]]:
 
 
 def _place(tensor: Tensor) -> object:
-    """Return what identifies a tensor's memory: a state shares that of what it is the state of."""
+    """Return a key for a tensor's memory, which a state shares with the object that it belongs to."""
     return tensor.device, tensor.data_ptr() if tensor.numel() else id(tensor), tensor.numel()

@@ -1,6 +1,6 @@
-"""Checks of what a trainer's methods returned; each raises a `BadInputError` that names the method.
+"""Check the values returned by a trainer's methods; each check raises a `BadInputError` that names the method.
 
-What the methods themselves raise is passed on with a note of the cases that they were given.
+Exceptions raised by the methods themselves are passed on with a note about the cases that they were given.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MOST_WITHOUT_GRADIENTS = 50
 
 
 def returned(trainer: object, method: str, value: object, kind: type[T]) -> T:
-    """Return what a method returned if it is what it has to be: a module or an optimizer."""
+    """Return a method's value if it is of the required kind: a module or an optimizer."""
     if isinstance(value, kind):
         return value
     wanted = "a torch.nn.Module" if kind is nn.Module else "a torch.optim.Optimizer"
@@ -37,7 +37,7 @@ def returned(trainer: object, method: str, value: object, kind: type[T]) -> T:
 
 
 def optimizer_returned(trainer: object, value: object) -> optim.Optimizer:
-    """Return what ``build_optimizer`` returned if the trainer's ``step`` can step it: if it needs no closure."""
+    """Return the value of ``build_optimizer`` if the trainer's ``step`` can use it: if it needs no closure."""
     optimizer = returned(trainer, "build_optimizer", value, optim.Optimizer)
     steps_itself = not type(trainer).step.__module__.startswith("candy_monai.")  # type: ignore[attr-defined]
     if needs_closure(optimizer) and not steps_itself:
@@ -54,12 +54,12 @@ def needs_closure(optimizer: optim.Optimizer) -> bool:
 
 
 def scheduler_returned(trainer: object, value: Any, optimizer: optim.Optimizer) -> optim.lr_scheduler.LRScheduler:
-    """Return what ``build_scheduler`` returned if it can be stepped, saved and loaded, and schedules the optimizer."""
+    """Return the value of ``build_scheduler`` if it can be stepped, saved and loaded, and schedules the optimizer."""
     wanted = "a schedule such as torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)"
     can_be_stepped = all(callable(getattr(value, name, None)) for name in ("step", "state_dict", "load_state_dict"))
     if can_be_stepped and not isinstance(value, type):
         groups = getattr(getattr(value, "optimizer", optimizer), "param_groups", ())
-        # The optimizer may wrap another one, whose groups are then its own.
+        # An optimizer may wrap another one and share its parameter groups.
         if not groups or any(group is own for group in groups for own in optimizer.param_groups):
             return value  # type: ignore[no-any-return]
         hint = "the rates would never change: give the schedule the optimizer that build_scheduler gets"
@@ -68,7 +68,7 @@ def scheduler_returned(trainer: object, value: Any, optimizer: optim.Optimizer) 
 
 
 def loss_returned(trainer: object, method: str, value: object) -> tuple[Scalar, Metrics]:
-    """Return the loss and the metrics of a method that computes gradients: a number, and numbers by name."""
+    """Return the loss and the metrics of a method that computes gradients: a number, and named numbers."""
     wanted = "(loss, metrics): one number, and a dictionary of numbers by name"
     hint = "end with `return loss.detach(), {}`"
     if not isinstance(value, tuple | list) or len(value) != 2:
@@ -81,7 +81,7 @@ def loss_returned(trainer: object, method: str, value: object) -> tuple[Scalar, 
 
 
 def score_returned(trainer: object, method: str, value: object, *, one_output: bool = True) -> tuple[Any, Metrics, Any]:
-    """Return the score, the metrics and the output of a method that validates: one tensor, if ``one_output``."""
+    """Return the score, the metrics and the output of a validation method: one tensor, if ``one_output``."""
     wanted = "(score, metrics, output): one number, a dictionary of numbers by name, and a tensor"
     if not isinstance(value, tuple | list) or len(value) != 3:
         raise _refused(trainer, method, _shown(value), wanted, "end with `return score, {}, output`")
@@ -95,7 +95,7 @@ def score_returned(trainer: object, method: str, value: object, *, one_output: b
 
 
 def case_score_returned(trainer: object, value: object) -> tuple[Any, Metrics]:
-    """Return the score and the metrics of ``score_case``: a number, and numbers by name."""
+    """Return the score and the metrics of ``score_case``: a number, and named numbers."""
     wanted = "(score, metrics): one number, and a dictionary of numbers by name"
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise _refused(trainer, "score_case", _shown(value), wanted, "end with `return score, metrics`")
@@ -108,7 +108,7 @@ def case_score_returned(trainer: object, value: object) -> tuple[Any, Metrics]:
 def failure_located(
     trainer: object, method: str, images: Tensor, labels: Tensor, case_ids: Sequence[str]
 ) -> Iterator[None]:
-    """Yield, and add to what a method raises in the block which cases it was given, and of what shape."""
+    """Add a note with the cases and their shapes to an exception that a method raises in a block."""
     try:
         yield
     except Exception as error:
@@ -119,9 +119,9 @@ def failure_located(
 
 
 class GradientWatch:
-    """Notices a ``backward`` that runs the network and leaves no gradient. Waits for no GPU.
+    """Detects a ``backward`` that runs the network but leaves no gradient. Does not wait for a GPU.
 
-    Once gradients were seen, or weights that the method changed by itself, it looks no more.
+    It stops checking once it has seen gradients, or weights that the method changed itself.
     """
 
     def __init__(self, trainer: object, toolbox: TrainerToolbox) -> None:
@@ -143,12 +143,12 @@ class GradientWatch:
         if self._is_done:
             yield
             return
-        # The network itself gets no hook that refers to the trainer: researchers copy it, copy.deepcopy(toolbox.model),
-        # in the first batch, for a teacher.
+        # The network gets no hook that refers to the trainer, since users copy it in the first batch for a teacher:
+        # copy.deepcopy(toolbox.model).
         attachment = attachment_of(self._model)
         if attachment is not None:
             attachment.on_enter.append(self._note_run)
-        # PyTorch's fused steps change weights without a new version of them.
+        # PyTorch's fused steps change weights without increasing their version.
         steps = self._optimizer.register_step_post_hook(self._note_step)
         try:
             yield
@@ -167,10 +167,10 @@ class GradientWatch:
         self._is_done = True
 
     def settle(self) -> None:
-        """Check an epoch when it has ended.
+        """Check an epoch at its end.
 
         Raises:
-            BadInputError: If no batch of it left a gradient, though the network was run.
+            BadInputError: If no batch of it left a gradient, although the network was run.
         """
         if self._is_done or not self._has_run:
             return

@@ -60,19 +60,19 @@ class TrainingRun:
         settings: The keywords of ``train``.
         loaders: The user's loaders, before they are split among processes.
         callbacks: The trainer's functions.
-        device: Where the networks are.
-        processes: Those that train together, connected; None for this one alone.
+        device: The device of the networks.
+        processes: The connected processes that train together; None for this one only.
         messages: Messages that were logged before the run.
-        rehearses: Whether the steps are only measured and nothing is recorded.
+        rehearses: Whether steps are only measured and nothing is recorded.
 
     Attributes:
         settings: The keywords of ``train``, with seed, precision and warm-up chosen.
         loaders: The loaders of this process's share of the samples.
         experiment: The run on disk; None before `begin`.
         data: The training batches and the random generators.
-        stop: Whether a signal asked the run to end.
-        validations: What validations find out.
-        is_over: Whether the run has ended, in whatever way.
+        stop: Whether a signal requested the end of the run.
+        validations: The results of validations.
+        is_over: Whether the run has ended, for whatever reason.
 
     Raises:
         BadInputError: If a loader yields nothing or cannot be split among processes.
@@ -125,7 +125,7 @@ class TrainingRun:
     # How a run begins and ends
 
     def equip(self, equipment: Equipment) -> None:
-        """Set the toolbox with its surroundings, and find the user's random generators."""
+        """Set the equipment with the toolbox, and find the user's random generators."""
         self._equipment = equipment
         self._closing.callback(equipment.close)
         toolbox = equipment.toolbox
@@ -153,13 +153,13 @@ class TrainingRun:
         """Create the experiment folder, or open that of a saved run, and notify the observers.
 
         Args:
-            description: What ``experiment.json`` says of the run.
+            description: The content of ``experiment.json``.
             parent: The folder of this trainer's experiments.
-            files: Texts of more files to write into a new folder, by file name.
+            files: Texts of further files to write into a new folder, by file name.
             saved: The run to continue; None for a new one.
             score_range: The lowest and the highest possible score.
             forecast_references: Whether the forecast learns from earlier runs of the same task.
-            observers: Makes the observers that the run does not make itself.
+            observers: Returns the observers that the run does not create itself.
             console: Whether to report on the screen.
 
         Raises:
@@ -190,7 +190,7 @@ class TrainingRun:
             self._average_gradients()
         self.reporter.class_names = names = description.class_names()
         self.reporter.notify(run_started(experiment, self.callbacks.name, self.equipment, class_names=names))
-        # The last before the first step: what a process imports for the first time may draw, too.
+        # Restored last before the first step, since first-time imports may also draw random numbers.
         generators.restore(self.data.own)
         if saved is not None and saved.schedule is not None:
             self._save_point()
@@ -199,7 +199,7 @@ class TrainingRun:
         self._has_begun = True
 
     def _average_gradients(self) -> None:
-        """Prepare to average the gradients of all processes, in a resumed run as it was when it was saved."""
+        """Prepare to average the gradients of all processes, in a resumed run in the same way as before."""
         why_not = None if self.callbacks.one_pass else f"{self.callbacks.name} has _one_pass = False"
         self._gradients = GradientAverage(self.toolbox, self.processes, why_not=why_not, log=self.reporter.log)
         self._closing.callback(self._gradients.close)
@@ -219,7 +219,7 @@ class TrainingRun:
         try:
             with self._closing:
                 if isinstance(dataset := self.loaders.training.dataset, SmartCacheDataset):
-                    self._closing.callback(dataset.shutdown)  # the thread that loads its next cases
+                    self._closing.callback(dataset.shutdown)  # stops the thread that loads its next cases
                 try:
                     yield
                 except BaseException as error:
@@ -236,14 +236,14 @@ class TrainingRun:
         is_asked_for = isinstance(error, Interrupted)
         how = self.callbacks.how_to_resume(self.current().folder) if is_asked_for and self.processes.is_main else ""
         self.reporter.report_interruption(error, what=str(error) if is_asked_for else None, hints=[how] if how else [])
-        if how and not self._console:  # the program may end with nothing on the screen but this
+        if how and not self._console:  # the program may end without any other output
             print(how, file=sys.stderr)
 
     def _publish(self, parent: Path, description: ExperimentDescription, files: Mapping[str, str]) -> GeneratorStates:
         """Create a new experiment and return the states of the random generators at its start."""
         for network in self.toolbox.networks:
             self.processes.broadcast_tensors(tensors_in(plain_network(network).state_dict()))
-        if not self.processes.is_main:  # the same dropout in all processes would be no help
+        if not self.processes.is_main:  # dropout must differ between processes
             assert self.settings.seed is not None
             seed = (self.settings.seed + self.processes.rank) % 2**32
             set_seed(seed, deterministic=self.settings.deterministic)
@@ -294,10 +294,10 @@ class TrainingRun:
 
     @property
     def equipment(self) -> Equipment:
-        """The toolbox with its surroundings, while the run lasts.
+        """The toolbox and its environment during the run.
 
         Raises:
-            ExperimentError: Before `equip` and afterwards.
+            ExperimentError: Before `equip` and after the run.
         """
         if self._equipment is None:
             raise ExperimentError(f"this {self.callbacks.name} is not being trained at this moment")
@@ -314,7 +314,7 @@ class TrainingRun:
         return self.current().is_complete
 
     def begin_epoch(self) -> None:
-        """Start the epoch's clock and note its learning rate."""
+        """Start the epoch's clock and record its learning rate."""
         self.current().begin_epoch(self.toolbox.optimizer.param_groups[0]["lr"])
 
     def batches(self) -> Iterator[object]:
@@ -343,7 +343,7 @@ class TrainingRun:
         """Decide with all processes what follows a step's batches, and average the gradients over the processes.
 
         Args:
-            num_batches: Batches that the gradients come from.
+            num_batches: Number of batches that the gradients come from.
             usable: Whether this process's losses were finite.
         """
         experiment = self.current()
@@ -353,12 +353,12 @@ class TrainingRun:
         return agree(own, self._gradients)
 
     def finish_step(self, agreed: Agreement) -> None:
-        """Fit the schedule to the time that is left, then save the run and stop it, if this was agreed."""
+        """Fit the schedule to the remaining time, then save and stop the run if the processes agreed on it."""
         end_in_time(self.toolbox.scheduler, self.current(), self.loaders.training, self.processes)
         self._save_and_stop(save=agreed.save, stop=agreed.stop)
 
     def finish_training(self) -> None:
-        """Copy the first process's buffers, so that all validate one network, and log what the epoch left out."""
+        """Copy the buffers of the first process, so that all validate the same network, and log left-out batches."""
         for network in self.toolbox.networks:
             self.processes.broadcast_tensors(plain_network(network).buffers())
         batch, accumulate = self.current().progress.batch, self.settings.accumulate
@@ -378,13 +378,13 @@ class TrainingRun:
         if self.loaders.validation is None:
             return False
         if (experiment.progress.epoch + 1) % self.settings.validate_every == 0:
-            return True  # and what is left afterwards decides whether there is another epoch
+            return True  # and the time left afterwards decides whether there is another epoch
         return self.processes.broadcast(experiment.ends_with_this_epoch())
 
     def stopping_validation(self) -> Callable[[], None]:
         """Return a function to call after each validated case, which stops the run if a signal asked for it.
 
-        The run is saved as it was before the validation. Several processes are not at the same case: they finish the
+        The run is saved in its state before the validation. Several processes are at different cases: they finish the
         validation, and `finish_epoch` stops the run.
         """
         history = self.current().history
@@ -400,7 +400,7 @@ class TrainingRun:
         return stop_if_asked
 
     def finish_epoch(self, score: float | None) -> None:
-        """Start to save the epoch. The observers are notified once it is on disk, while the next epoch is trained.
+        """Start saving the epoch. The observers are notified once it is on disk, while the next epoch is trained.
 
         Args:
             score: Its validation score; None if it was not validated.
@@ -414,7 +414,7 @@ class TrainingRun:
         self.reporter.report_saved_epoch(wait=True)
         experiment.history.absorb(processes.all_gather(experiment.history.pending()))
         improved = experiment.finish_epoch(score)
-        if processes.world_size > 1:  # all go by the first one's clock, which decides how many epochs are left
+        if processes.world_size > 1:  # all use the clock of the first one, which decides how many epochs are left
             experiment.load_clock_state(processes.broadcast(experiment.clock_state()))
         self.data.epoch_start = None
         end_in_time(self.toolbox.scheduler, experiment, self.loaders.training, processes)
@@ -425,7 +425,7 @@ class TrainingRun:
             score=score,
             validates=self.loaders.validation is not None,
         )
-        is_best = improved or experiment.progress.best_epoch == 0  # until there is a score: the newest
+        is_best = improved or experiment.progress.best_epoch == 0  # the newest, until there is a score
         experiment.save_epoch(self._weights(), self._state(), score=score, is_best=is_best)
         self._save_timer.restart(0)
         validated = None if score is None else self.validations.gathered()
@@ -463,9 +463,9 @@ class TrainingRun:
         self.current().save_point(self._weights(), self._state())
 
     def _state(self) -> TrainerState:
-        """Return what a resumed run needs besides the weights.
+        """Return what a resumed run needs in addition to the weights.
 
-        Every process takes part: each has its own random numbers and, within an epoch, its own part of the metrics.
+        All processes take part: each has its own random numbers and, within an epoch, its own part of the metrics.
 
         Raises:
             BadInputError: If the state of the optimizer, schedule, criterion or trainer cannot be saved.

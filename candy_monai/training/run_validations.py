@@ -1,4 +1,4 @@
-"""What the validations of a run find out: the mean score, which weights it is of, and cases to look at.
+"""The results of a run's validations: the mean score, which weights were scored, and the cases to show.
 
 How one case is padded and scored is in ``validation.py``, and the loop over the cases in ``trainer.py``.
 """
@@ -37,14 +37,14 @@ class RunValidations:
     """The validations of one run, one at a time.
 
     Args:
-        processes: Those that train together, each of which validates its share of the cases.
-        reporter: Told what a user has to know of a score.
+        processes: The processes that train together, each of which validates its share of the cases.
+        reporter: Called with messages about a score for the user.
 
     Attributes:
-        scored: Which weights are scored, ``"ema"`` or ``"raw"``: those are saved as the best.
+        scored: Which weights are scored, ``"ema"`` or ``"raw"``: these are saved as the best.
         preview: The worst case of the last validation.
-        kept: The cases of the last validation until `gathered` takes them; None where no page is written.
-        padded_parts: Pads what ``validate_case`` calls; None outside of a validation.
+        kept: The cases of the last validation, until `gathered` returns them; None if no page is written.
+        padded_parts: Pads the parts that ``validate_case`` calls; None outside of a validation.
     """
 
     def __init__(self, processes: Processes, reporter: Reporter) -> None:
@@ -55,7 +55,7 @@ class RunValidations:
         self.padded_parts: PaddedParts | None = None
 
     def share_of(self, loader: DataLoader[Any], limit: int | None) -> tuple[int | None, int | None]:
-        """Return how many cases this process validates, if that is known, and of a limit its share; None without."""
+        """Return the number of cases that this process validates, None if unknown, and its share of a limit."""
         count = num_cases(loader)
         if count is not None and loader.drop_last and (left_out := count % (loader.batch_size or 1)):
             count -= left_out
@@ -68,12 +68,12 @@ class RunValidations:
         return min(known, default=None), share
 
     def begin(self, toolbox: TrainerToolbox, padding: nn.Module | None, *, keeps_cases: bool) -> PaddedParts:
-        """Start a validation, and return what pads the parts of a network that are called by themselves.
+        """Start a validation, and return what pads separately called parts of a network.
 
         Args:
             toolbox: Model, average and criterion.
             padding: The trainer's padding module; None to do nothing.
-            keeps_cases: Whether the scores of all cases, and images of few, are kept for the run's page.
+            keeps_cases: Whether to keep the scores of all cases and images of a few for the run's page.
         """
         self.kept = KeptCases() if keeps_cases else None
         self.padded_parts = PaddedParts(toolbox, padding)
@@ -88,10 +88,10 @@ class RunValidations:
         experiment: Experiment,
         averages: bool,
     ) -> float:
-        """Return the mean score over the cases of all processes, and note what it rests on.
+        """Return the mean score over the cases of all processes, and record its standard error and the scored weights.
 
         Args:
-            cases: Those of this process.
+            cases: The cases of this process.
             called: Which networks were called for them.
             draw: Draws the preview from image, label and output.
             experiment: The run on disk.
@@ -112,7 +112,7 @@ class RunValidations:
         return score
 
     def gathered(self) -> Validated | None:
-        """Return the cases of the last validation from all processes, once; None where none are kept."""
+        """Return the cases of the last validation from all processes, once; None if none are kept."""
         kept, self.kept = self.kept, None
         return None if kept is None else kept.gathered(self._processes)
 

@@ -124,10 +124,10 @@ def end_in_time(scheduler: Any, experiment: Experiment, loader: DataLoader[Any],
     """Make a schedule that has ``end_in`` end with the time limit; with several processes only after an epoch.
 
     Args:
-        scheduler: Any schedule; one without ``end_in`` is left alone, as is that of a run without a time limit.
-        experiment: The run, whose past steps say how many are left.
+        scheduler: Any schedule; one without ``end_in``, or of a run without a time limit, is not changed.
+        experiment: The run, from whose past steps the number of remaining ones is estimated.
         loader: The training loader.
-        processes: Those that train together; they go by the first one's clock.
+        processes: The processes that train together; they use the clock of the first one.
     """
     end_in = getattr(scheduler, "end_in", None)
     timed = experiment.settings.time_limit_s is not None and not (
@@ -137,7 +137,7 @@ def end_in_time(scheduler: Any, experiment: Experiment, loader: DataLoader[Any],
         return
     steps_an_epoch = length(loader)
     epochs_left = experiment.expected_epochs() - experiment.progress.epoch
-    # Where much of the time is not in the steps, the whole epochs that are expected say more.
+    # If much of the time is spent outside of the steps, the expected number of epochs is a better estimate.
     by_epochs = None if steps_an_epoch is None else epochs_left * steps_an_epoch - experiment.progress.batch
     known = [number for number in (experiment.batches_left, by_epochs) if number is not None]
     num_steps = processes.broadcast(min(known, default=0))

@@ -234,7 +234,7 @@ class SegmentationTrainer(Trainer, EarlierOptions):
 
         plan = self.plan
         if plan is not None and plan.spacing_mm is None and len(image) == _COLOURS:
-            # Normalised by itself, each channel of a colour picture would be as bright as the others.
+            # Since channels are normalised separately, all of a colour picture would be equally bright.
             image = denormalize(image, plan.normalization).clamp(0.0, 255.0)
         save_preview_files(
             self.experiment_folder(),
@@ -311,7 +311,7 @@ class SegmentationTrainer(Trainer, EarlierOptions):
             raise BadInputError(self._class_advice(f"{where} holds the label id {highest}", highest + 1))
 
     def _check_shapes(self, images: Tensor, labels: Tensor, case_ids: tuple[str, ...]) -> None:
-        """Check what the library's methods compare: ids on the image's grid; where scores are a subclass's, masks."""
+        """Check shapes that the library's methods need: ids on the image's grid; masks, if a subclass scores them."""
         own_scores = self._has_own_scores()
         if own_scores and not _is_ours(self.backward):
             return
@@ -334,7 +334,7 @@ class SegmentationTrainer(Trainer, EarlierOptions):
             )
 
     def _has_own_scores(self) -> bool:
-        """Return whether a subclass scores cases by itself; the library's own methods take ids and no masks."""
+        """Return whether a subclass scores cases itself; the library's own methods accept ids and no masks."""
         return not _is_ours(self.score_case, self.validate_case)
 
     def _shape_advice(self, labels: Tensor, where: str) -> str:

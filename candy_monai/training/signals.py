@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 during a run: they ask for an orderly end, and a second Ctrl-C does not wait for it."""
+"""Handle Ctrl-C, SIGTERM and SIGUSR1 during a run: they request an orderly end; a second Ctrl-C ends it at once."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing_extensions import override
 
 
 class Interrupted(KeyboardInterrupt, SystemExit):
-    """A run was asked to end, has finished its step and is saved. Its text is the signal's name.
+    """Raised when a run was asked to end, has finished its step and is saved. Its text is the name of the signal.
 
-    A script that catches ``KeyboardInterrupt`` goes on. One that does not ends without a traceback, with the status 130
-    that shells know for Ctrl-C; a notebook stays as it is.
+    A script that catches ``KeyboardInterrupt`` continues. Otherwise the script ends without a traceback, with the exit
+    status 130 as for Ctrl-C; a notebook keeps running.
     """
 
     def __init__(self, *arguments: object) -> None:
@@ -27,18 +27,18 @@ class Interrupted(KeyboardInterrupt, SystemExit):
 
 
 def is_ctrl_c(error: BaseException) -> bool:
-    """Return whether a user at the keyboard ended something, rather than a signal of the system or an error."""
+    """Return whether a user pressed Ctrl-C, as opposed to a signal of the system or an error."""
     return isinstance(error, KeyboardInterrupt) and not str(error).startswith(("SIGTERM", "SIGUSR1"))
 
 
 def how_to_resume(trainer: type, folder: Path, *, is_planned: bool, bundle: str | None) -> str:
-    """Return what to type to go on with a run that was interrupted.
+    """Return the command or code to resume an interrupted run.
 
     Args:
         trainer: The trainer's class.
         folder: The experiment folder.
         is_planned: Whether the command line can find the run's data again.
-        bundle: The bundle that the trainer is of; None for one of the user's own.
+        bundle: The trainer's bundle; None for a user's own trainer.
     """
     if not is_planned:
         return (
@@ -52,7 +52,7 @@ def how_to_resume(trainer: type, folder: Path, *, is_planned: bool, bundle: str 
 
 
 def _signals() -> list[signal.Signals]:
-    """Return the signals that ask for an end: SIGUSR1 where it would end the program, or asks for an end already."""
+    """Return the signals that request an end: SIGUSR1 if it would end the program, or already requests an end."""
     chosen = [signal.SIGINT, signal.SIGTERM]
     if sys.platform != "win32":
         handler = signal.getsignal(signal.SIGUSR1)
@@ -62,10 +62,10 @@ def _signals() -> list[signal.Signals]:
 
 
 def outlive_signals(_worker: int = 0) -> None:
-    """Return with a loader's worker outliving what SLURM sends to every process: the run needs it to finish its step.
+    """Make a loader's worker survive the signals that SLURM sends to every process: the run needs it for its step.
 
-    Called in the worker, as ``worker_init_fn``. A worker that is still there when its run ends is sent SIGTERM twice,
-    by the loader and by Python, and the second ends it.
+    Called in the worker, as ``worker_init_fn``. A worker that still exists when its run ends is sent SIGTERM twice, by
+    the loader and by Python, and the second ends it.
     """
     if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
         return
@@ -78,10 +78,10 @@ def outlive_signals(_worker: int = 0) -> None:
 
 
 class StopRequest:
-    """Remembers that a signal asked the run to end.
+    """Records that a signal requested the end of the run.
 
-    Signals are received by the main thread only; in any other, a run is not stopped by them. SIGUSR1, by which SLURM
-    can announce that the time is up, is left to whoever received it before.
+    Only the main thread receives signals; in other threads they do not stop a run. SIGUSR1, with which SLURM can
+    announce that the time is up, is left to an existing handler.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Receive signals; whoever received them before does so again afterwards."""
+        """Receive signals; the previous handlers are restored afterwards."""
         self._received = None
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -103,7 +103,7 @@ class StopRequest:
 
     @property
     def is_pending(self) -> bool:
-        """Whether the run should end at the next good moment."""
+        """Whether the run should end at the next opportunity."""
         return self._received is not None
 
     def ask(self, reason: str) -> None:
@@ -125,7 +125,7 @@ class StopRequest:
 
 
 class PromptStop(StopRequest):
-    """Ends a command at once where no run remembers the request: while data are prepared, or a run is scored."""
+    """Ends a command at once while no run handles the request: while data are prepared, or a run is scored."""
 
     @override
     def _receive(self, number: int, _frame: FrameType | None) -> None:

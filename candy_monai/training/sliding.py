@@ -1,4 +1,4 @@
-"""Trainers for images too large for a network, which is shown overlapping windows of them."""
+"""Trainers for images that are too large for a network and are processed in overlapping windows."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ if TYPE_CHECKING:
 
 
 class SlidingTrainer(Trainer):
-    """Trains on all windows of each image and validates on whole images that are put together from theirs.
+    """Trains on all windows of each image and validates on whole images that are assembled from their windows.
 
-    Say what one pass over some windows is, in `backward_windowed` and `validate_case_windowed`, instead of ``backward``
-    and ``validate_case``. A training step is one batch of images, however many windows and passes it takes: the passes'
-    gradients add up to their mean over the windows. Images wait where the loader left them and only the windows of one
-    pass are on the device.
+    Implement one pass over some windows in `backward_windowed` and `validate_case_windowed`, instead of ``backward``
+    and ``validate_case``. A training step is one batch of images, for any number of windows and passes: the gradients
+    of the passes are summed to their mean over the windows. Images stay on the loader's device; only the windows of one
+    pass are on the trainer's.
 
-    The network is built for ``(C, *window)``. A padding module pads windows. Together with `SegmentationTrainer` this
-    class stands first: ``class Mine(SlidingTrainer, SegmentationTrainer)``.
+    The network is built for ``(C, *window)``, and a padding module pads windows. Combined with `SegmentationTrainer`,
+    this class comes first: ``class Mine(SlidingTrainer, SegmentationTrainer)``.
 
     Attributes:
-        inferer: How a whole image is run through the network in `infer` and in prediction, one of MONAI's; None for the
+        inferer: The MONAI inferer that runs whole images through the network in `infer` and in prediction; None for the
             windows of training.
-        sliding_window_overlap: Share of a window that its neighbour covers too, 0 to below 1.
-        sliding_window_batch_size: Windows in one pass at most.
+        sliding_window_overlap: Fraction of a window that overlaps with its neighbour, 0 to below 1.
+        sliding_window_batch_size: Maximum number of windows in one pass.
     """
 
     _one_pass = False
@@ -67,7 +67,7 @@ class SlidingTrainer(Trainer):
 
     @abstractmethod
     def get_window_shape(self) -> Shape2d | Shape3d:
-        """Return the window's shape, one number a spatial axis. Every trainer on windows overrides it."""
+        """Return the window's shape, one number per spatial axis. Every trainer on windows overrides it."""
 
     @abstractmethod
     def backward_windowed(
@@ -79,12 +79,12 @@ class SlidingTrainer(Trainer):
 
         Args:
             images: ``(windows, C, *window)``, padded, on the trainer's device; at most `sliding_window_batch_size`.
-            labels: ``(windows, 1, *window)``, padded in step.
+            labels: ``(windows, 1, *window)``, padded in the same way.
             toolbox: Model, criterion and the rest.
-            metadata: How the windows lie in their images.
+            metadata: The positions of the windows in their images.
 
         Returns:
-            The loss, a mean over the windows, and named numbers to record.
+            The loss, a mean over the windows, and named metrics to record.
         """
 
     @abstractmethod
@@ -97,15 +97,15 @@ class SlidingTrainer(Trainer):
             images: ``(windows, C, *window)``, not padded; at most `sliding_window_batch_size`.
             labels: ``(windows, 1, *window)``.
             toolbox: Model, EMA, criterion and the rest.
-            metadata: How the windows lie in their image.
+            metadata: The positions of the windows in their image.
 
         Returns:
-            The score (higher is better), named numbers to record, and the output ``(windows, classes, *window)``.
+            The score (higher is better), named metrics to record, and the output ``(windows, classes, *window)``.
         """
 
     @override
     def backward(self, images: Tensor, labels: Tensor, toolbox: TrainerToolbox) -> tuple[Scalar, Metrics]:
-        """Train on every window of a batch of whole images. Override `backward_windowed` in its place.
+        """Train on every window of a batch of whole images. Override `backward_windowed` instead.
 
         Args:
             images: ``(B, C, *spatial)`` as the loader yielded them.
@@ -113,7 +113,7 @@ class SlidingTrainer(Trainer):
             toolbox: Model, criterion and the rest.
 
         Returns:
-            The means over the windows of what `backward_windowed` returned.
+            The means over the windows of the values of `backward_windowed`.
         """
         grid, count = self._grid(images), len(images)
         metadata, total = grid.metadata(count), count * len(grid)
@@ -141,8 +141,8 @@ class SlidingTrainer(Trainer):
             toolbox: Model, EMA, criterion and the rest.
 
         Returns:
-            The means over the windows of the score and the numbers that `validate_case_windowed` returned, and its
-            outputs blended to ``(classes, *spatial)``, or what the `inferer` makes of the image.
+            The means over the windows of the score and the metrics of `validate_case_windowed`, and its outputs blended
+            to ``(classes, *spatial)``, or the output of the `inferer` for the image.
         """
         images, labels = image[None], label[None]
         grid = self._grid(images)
@@ -173,7 +173,7 @@ class SlidingTrainer(Trainer):
 
     @override
     def _prepared(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return whole images as they are: `backward` moves their windows to the device and pads them."""
+        """Return whole images unchanged: `backward` moves their windows to the device and pads them."""
         return images, labels
 
     @override
@@ -205,11 +205,11 @@ class SlidingTrainer(Trainer):
 class SlidingSegmentationTrainer(SlidingTrainer, SegmentationTrainer):
     """Trains a segmentation network on windows and scores whole images.
 
-    Implement ``build_network``. The windows' outputs are put together first; loss, Dice and score are those of the
+    Implement ``build_network``. The outputs of the windows are assembled first; loss, Dice and score are those of the
     whole image.
 
     Attributes:
-        sliding_window_shape: The window, one number a spatial axis.
+        sliding_window_shape: The window, one number per spatial axis.
     """
 
     sliding_window_shape: Shape2d | Shape3d = (128, 128)
@@ -228,7 +228,7 @@ class SlidingSegmentationTrainer(SlidingTrainer, SegmentationTrainer):
     def validate_case_windowed(
         self, images: Tensor, labels: Tensor, toolbox: TrainerToolbox, metadata: SWMetadata
     ) -> tuple[float, Metrics, Tensor]:
-        """Return the windows' logits, which have no score: the whole image is scored. Override it for other logits."""
+        """Return the windows' logits, without a score: the whole image is scored. Override it for other logits."""
         network = toolbox.ema if toolbox.ema else toolbox.model
         return math.nan, {}, main_output(network(images), num_dims=metadata.ndim)
 
@@ -242,14 +242,14 @@ class SlidingSegmentationTrainer(SlidingTrainer, SegmentationTrainer):
 
     @override
     def use_plan(self, plan: Plan) -> None:
-        """Follow a plan; the window is its patch. Override it to take more from the plan."""
+        """Use a plan; the window is its patch. Override it to use more of the plan."""
         super().use_plan(plan)
         self.inferer = None
         self.sliding_window_shape = plan.patch_shape  # type: ignore[assignment]  # a plan has 2 or 3 axes
 
 
 class _WeightedMeans:
-    """Averages named numbers, each weighted by how much it stands for. NaN means "not measured" and counts nothing.
+    """Averages named numbers with weights. NaN means "not measured" and is ignored.
 
     Tensors stay on their device: nothing waits for a GPU.
     """
@@ -265,7 +265,7 @@ class _WeightedMeans:
             )
 
     def means(self) -> dict[str, Scalar]:
-        """Return each name's weighted mean: a number, or a tensor where any value was one; NaN where none was known."""
+        """Return the weighted mean of each name: a tensor if any value was one, else a number; NaN if none is known."""
         return {name: _mean(values) for name, values in self._values.items()}
 
 

@@ -132,13 +132,13 @@ def build_toolbox(
     """Build all parts that a step uses.
 
     Args:
-        trainer: Says how to build each part.
-        settings: What ``train`` was told.
+        trainer: Builds each part.
+        settings: The keywords of ``train``.
         image: The part of a training image that the network gets at once, ``(C, *spatial)``, for its shape.
         device: Where to train.
         starts: Whether this is a new run, so that starting weights are loaded; a saved run has its own.
-        log: Told what was loaded of these, what is frozen, and how the rate begins; with ``on_screen=False`` what only
-            the file is to hold.
+        log: Called with messages about loaded weights, frozen parts and the warm-up; with ``on_screen=False`` for those
+            that are only written to the file.
 
     Raises:
         BadInputError: If a ``build_*`` method returned an invalid value, the starting weights cannot be read or do not

@@ -230,7 +230,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
         gradients = GradientWatch(self, toolbox)
         toolbox.model.train()
         if toolbox.ema is not None:
-            toolbox.ema.eval()  # in one mode always, so that what it computes does not depend on what came before
+            toolbox.ema.eval()  # always in one mode, so that its results do not depend on earlier calls
         group, usable = 0, True
         for batch in run.batches():
             first = progress.batch - progress.batch % settings.accumulate
@@ -423,7 +423,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
             self.record(metric, value)
 
     def metrics(self) -> dict[str, list[float]]:
-        """Return every metric over the epochs so far; NaN where an epoch has none. Called, not overridden."""
+        """Return every metric over the epochs so far; NaN for epochs without it. Called, not overridden."""
         return self._current().history.metrics()
 
     def experiment_folder(self) -> Path:

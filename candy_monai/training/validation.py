@@ -1,4 +1,4 @@
-"""The cases of one validation, and what ``validate_case`` calls of the networks: which it scores, and their padding."""
+"""The cases of one validation, which networks ``validate_case`` scores, and the padding of their parts."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from candy_monai.training.toolbox import Equipment, TrainerToolbox
 
 
 class ValidationCases:
-    """Averages scores over cases and keeps the tensors of the worst case only, so memory does not grow with the cases.
+    """Averages scores over cases, and keeps the tensors of the worst case only, so memory does not grow with the cases.
 
-    The worst case is the one worth looking at: it says what the model still gets wrong.
+    The worst case is the most informative one: it shows the errors of the model.
 
     Attributes:
-        with_nan: Ids of cases whose output holds NaN; of those without one the position among the cases.
+        with_nan: Ids of cases whose output contains NaN, or their numbers if they have no id.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class ValidationCases:
         return Preview(image=image, label=label, output=output, draw=draw_case, case_id=self._worst_id)
 
     def title(self, epoch: int) -> str:
-        """Return in words which case the preview shows; empty before the first case."""
+        """Return a description of the case in the preview; empty before the first case."""
         if self._worst is None:
             return ""
         score = "" if math.isnan(self._worst[0]) else f"score {self._worst[0]:.4f}"
@@ -92,11 +92,11 @@ def cases_of(
 ) -> Iterator[tuple[Tensor, Tensor, str]]:
     """Yield image ``(C, *spatial)`` and label ``(1, *spatial)`` of each case, on the device, and its id.
 
-    The id is empty where the loader yields none.
+    The id is empty if the loader yields none.
 
     Args:
         loader: The validation loader.
-        equipment: The device and the floating type.
+        equipment: Holds the device and the floating-point type.
         check_batch: Checks a batch.
     """
     for batch in batches(loader):
@@ -112,7 +112,7 @@ def mean_score(parts: Sequence[Sequence[float]]) -> float:
 
 
 def certainty(parts: Sequence[Sequence[float]]) -> tuple[int, float]:
-    """Return of how many cases `mean_score` is the mean, and its standard error; NaN for fewer than two cases."""
+    """Return the number of cases in `mean_score`, and its standard error; NaN for fewer than two cases."""
     known = [score for part in parts for score in part if not math.isnan(score)]
     if len(known) < 2 or not all(map(math.isfinite, known)):
         return len(known), math.nan
@@ -120,7 +120,7 @@ def certainty(parts: Sequence[Sequence[float]]) -> tuple[int, float]:
 
 
 def mean_of_cases(num_cases: int, standard_error: float) -> str:
-    """Return in words what a score rests on."""
+    """Return a description of the cases that a score is the mean of."""
     if num_cases == 1:
         return "of one case only"
     half = half_width(standard_error, num_cases)
@@ -128,7 +128,7 @@ def mean_of_cases(num_cases: int, standard_error: float) -> str:
 
 
 def what_is_scored(*, raw: bool, averaged: bool) -> str | None:
-    """Return what the log says of a validation that does not score the average alone."""
+    """Return the log message for a validation that does not score only the average; None if it does."""
     if raw == averaged:
         what = "both toolbox.model and toolbox.ema" if raw else "neither toolbox.model nor toolbox.ema"
         return f"validate_case called {what}: checkpoint_best.pth holds the average (toolbox.ema)"
@@ -136,7 +136,7 @@ def what_is_scored(*, raw: bool, averaged: bool) -> str | None:
 
 
 class CalledNetworks:
-    """Whether model and average are called, as a whole or by their submodules."""
+    """Records whether model and average are called, as a whole or by their submodules."""
 
     def __init__(self, toolbox: TrainerToolbox) -> None:
         self._networks = toolbox.networks
@@ -144,7 +144,7 @@ class CalledNetworks:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Notice calls within a block."""
+        """Record calls within a block."""
         with ExitStack() as stack:
             for index, network in enumerate(self._networks):
                 stack.enter_context(self._watched(index, network))
@@ -161,7 +161,7 @@ class CalledNetworks:
 
         def notice(*_: object) -> None:
             self._called[index] = True
-            _remove(handles)  # one call is enough: those that follow cost nothing
+            _remove(handles)  # one call suffices, and later ones need no hook
 
         handles += [module.register_forward_pre_hook(notice) for module in _parts(network)]
         on_enter, _ = _listeners(network)
@@ -174,11 +174,11 @@ class CalledNetworks:
 
 
 class PaddedParts:
-    """Pads a case for the parts of a network that are called by themselves, as the whole network pads it.
+    """Pads a case for parts of a network that are called separately, in the same way as the whole network pads it.
 
-    An image that goes into a submodule is padded; features stay as they come out, and are not cropped until the
-    criterion compares them with the label, or the trainer takes what ``validate_case`` returned. So the result is what
-    the padded network gives, to the bit.
+    The input image of a submodule is padded; features are left as they are, and are cropped only when the criterion
+    compares them with the label, or when ``validate_case`` returns them. The result is therefore bit-identical to that
+    of the padded network.
 
     Args:
         toolbox: Model, average and criterion.
@@ -193,14 +193,14 @@ class PaddedParts:
         self._padded_size: Shape = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PaddedParts:
-        return self  # a copy of a network, made by a validate_case, would copy model, average and optimizer with it
+        return self  # if validate_case copies a network, model, average and optimizer must not be copied with it
 
     @contextmanager
     def of(self, image: Tensor) -> Iterator[None]:
         """Pad and crop within a block.
 
         Args:
-            image: ``(C, *spatial)``, what the network sees at once of a case.
+            image: ``(C, *spatial)``, the part of a case that the network sees at once.
         """
         self._shape = self._padded_size = tuple(image.shape)
         if self._padding is not None:
@@ -217,7 +217,7 @@ class PaddedParts:
             yield
 
     def cropped(self, output: Tensor) -> Tensor:
-        """Return an output of the padded size with that of the case, and any other as it is."""
+        """Return an output of the padded size cropped to that of the case, and any other unchanged."""
         if self._padding is None or not self._padded_size or self._size(output) != self._padded_size:
             return output
         return restore_like(self._padding, output, self._shape[1:])
@@ -235,7 +235,7 @@ class PaddedParts:
         def unhook() -> None:
             _remove(handles)
 
-        on_enter, on_leave = _listeners(network)  # the whole network pads by itself, and may be compiled without hooks
+        on_enter, on_leave = _listeners(network)  # the whole network pads itself, and may be compiled without hooks
         on_enter.append(unhook)
         on_leave.append(hook)
         hook()
@@ -269,7 +269,7 @@ class PaddedParts:
         return result
 
     def _size(self, tensor: Tensor) -> Shape:
-        """Return the spatial size of ``(B, C, *spatial)`` and ``(C, *spatial)``; nothing of any other tensor."""
+        """Return the spatial size of ``(B, C, *spatial)`` and ``(C, *spatial)``; an empty one for any other tensor."""
         num_axes = len(self._shape)
         return tuple(tensor.shape[1 - num_axes :]) if tensor.ndim in (num_axes, num_axes + 1) else ()
 
@@ -280,7 +280,7 @@ def _remove(handles: list[RemovableHandle]) -> None:
 
 
 def _surrounded(network: nn.Module) -> nn.Module:
-    """Return the module that has the hooks: the model itself, or what an average is of."""
+    """Return the module with the hooks: the model itself, or the one in an average."""
     return network.module if isinstance(network, AveragedModel) else network
 
 
@@ -290,6 +290,6 @@ def _listeners(network: nn.Module) -> tuple[list[Callable[[], None]], list[Calla
 
 
 def _parts(network: nn.Module) -> list[nn.Module]:
-    """Return the modules that a user can call instead of the network, and that take hooks."""
+    """Return the modules that a user can call instead of the network, and that support hooks."""
     modules, root = plain_network(network).modules(), _surrounded(network)
     return [module for module in modules if module is not root and not isinstance(module, torch.jit.ScriptModule)]

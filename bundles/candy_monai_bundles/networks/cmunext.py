@@ -17,50 +17,50 @@ Norm = Callable[[int], nn.Module]
 
 EXPANSION = 4
 NUM_GROUPS = 4
-"""Groups of group normalisation, so that even the narrowest layer, of 8 channels, compares two with each other."""
+"""Number of groups of group normalisation, so that each has two channels even in the narrowest layer, which has 8."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layers:
-    """What a network is made of, in 2-D or 3-D.
+    """The layers of a network, in 2-D or 3-D.
 
     Attributes:
         num_dims: 2 or 3 spatial axes.
-        norm: Builds the normalisation of so many channels.
+        norm: Builds the normalisation for a number of channels.
     """
 
     num_dims: int
     norm: Norm
 
     def conv(self, *arguments: Any, **options: Any) -> nn.Conv2d | nn.Conv3d:
-        """Build a convolution, with the arguments of PyTorch's."""
+        """Build a convolution, with the arguments of PyTorch's class."""
         return (nn.Conv2d if self.num_dims == 2 else nn.Conv3d)(*arguments, **options)
 
     def convolved(self, in_channels: int, out_channels: int) -> nn.Sequential:
-        """Convolve, normalise, then activate."""
+        """Build a block that convolves, normalises, then activates."""
         conv = self.conv(in_channels, out_channels, 3, padding=1)
         return nn.Sequential(conv, self.norm(out_channels), nn.ReLU(inplace=True))
 
     def activated(self, *arguments: Any, **options: Any) -> nn.Sequential:
-        """Convolve, activate, then normalise, in the order of the paper."""
+        """Build a block that convolves, activates, then normalises, in the order of the paper."""
         convolution = self.conv(*arguments, **options)
         return nn.Sequential(convolution, nn.GELU(), self.norm(convolution.out_channels))
 
     def bottleneck(self, in_channels: int, out_channels: int) -> nn.Sequential:
-        """Widen and narrow again, voxel by voxel: an inverted bottleneck."""
+        """Build an inverted bottleneck, which widens and narrows the channels of each voxel."""
         hidden = EXPANSION * out_channels
         return nn.Sequential(self.activated(in_channels, hidden, 1), self.activated(hidden, out_channels, 1))
 
 
 class CMUNeXt(nn.Module):
-    """The network, whose stages are said one by one from the finest.
+    """The network; its stages are given from the finest on.
 
     Args:
-        in_channels: Channels of the image.
-        out_channels: Logits a pixel.
-        channels: Feature maps.
-        depths: How often space and channels are mixed.
-        kernel_sizes: Side of the depthwise kernel, odd.
+        in_channels: Number of channels of the image.
+        out_channels: Number of logits per pixel.
+        channels: Number of feature maps of each stage.
+        depths: Number of mixing blocks of each stage.
+        kernel_sizes: Side of the depthwise kernel of each stage, odd.
         normalization: ``"batch"`` or ``"group"``.
         spatial_dims: 2 or 3 spatial axes.
     """
@@ -108,10 +108,10 @@ class CMUNeXt(nn.Module):
 
 
 class _AnySize(nn.modules.batchnorm._BatchNorm):
-    """Batch normalisation that also trains on a single value a channel, which has no variance: by what it has learned.
+    """Batch normalisation that also trains on a single value per channel, which has no variance, by learned statistics.
 
-    A single picture left over for the last batch comes to that where the network has reduced it to one pixel; PyTorch's
-    own layer raises there.
+    This case occurs if the last batch has a single picture and the network has reduced it to one pixel; PyTorch's own
+    layer raises there.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # as the base class calls it
@@ -121,15 +121,15 @@ class _AnySize(nn.modules.batchnorm._BatchNorm):
 
 
 class BatchNormOfAnySize(_AnySize, nn.BatchNorm2d):
-    """Batch normalisation of pictures that also trains on a single value a channel."""
+    """Batch normalisation of pictures that also trains on a single value per channel."""
 
 
 class BatchNormOfAnySize3d(_AnySize, nn.BatchNorm3d):
-    """Batch normalisation of volumes that also trains on a single value a channel."""
+    """Batch normalisation of volumes that also trains on a single value per channel."""
 
 
 class _Mixer(nn.Module):
-    """Mixes space within each channel, which is added to the input, then channels within each voxel."""
+    """Mixes each channel spatially, adds the result to the input, then mixes the channels of each voxel."""
 
     def __init__(self, channels: int, kernel_size: int, layers: Layers) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class _Mixer(nn.Module):
 
 
 class _SkipFusion(nn.Module):
-    """Brings coarse features to the next finer level and fuses them with the encoder's features there."""
+    """Upsamples coarse features to the next finer level and fuses them with the encoder's features there."""
 
     def __init__(self, coarse: int, fine: int, layers: Layers) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""UNet++, by MONAI, with its outputs in the order of other networks."""
+"""MONAI's UNet++, with its outputs in the order of other networks."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 class DeepestFirst(BasicUNetPlusPlus):
-    """MONAI's network, whose outputs begin with the deepest one, which is the only one outside of training.
+    """MONAI's network, whose outputs begin with that of the deepest node, the only one outside of training.
 
-    The last of its outputs has seen all levels. MONAI returns the shallowest one first, of the same size.
+    This output depends on all levels. MONAI returns that of the shallowest node first, of the same size.
     """
 
     def forward(self, x: Tensor) -> list[Tensor] | Tensor:
-        """Return the logits of images ``(B, in_channels, *spatial)``, in training those of each depth."""
+        """Return the logits of images ``(B, in_channels, *spatial)``; in training, those of each depth."""
         outputs: list[Tensor] = super().forward(x)[::-1]
         return outputs if self.training and len(outputs) > 1 else outputs[0]

@@ -1,4 +1,4 @@
 """Datasets: files, folders in nnU-Net's format, tensors in memory, their folds.
 
-Paths or tensors enter; cases by number or id, as images with labels, leave. Nothing here changes a voxel.
+Converts paths or tensors into cases by number or id, as images with labels. No voxel is changed.
 """

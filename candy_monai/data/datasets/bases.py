@@ -1,4 +1,4 @@
-"""The bases of every dataset: cases with ids, folds and subsets of them, and the order in which transforms apply."""
+"""The base classes of datasets: case ids, folds and subsets, and the order in which transforms apply."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item", covariant=True)
 Transform = Callable[[Any], Tensor]
-"""Takes one tensor to one tensor."""
+"""Maps a tensor to a tensor."""
 
 
 class PairTransform(Protocol):
-    """Takes an image and its label to an image and its label, with one random state for both."""
+    """Transforms an image and its label together, with the same random state."""
 
     def __call__(self, image: Any, label: Any) -> tuple[Tensor, Tensor]:
-        """Return both, transformed in step."""
+        """Return the transformed image and label."""
 
 
 class CaseDataset(Dataset[Item], HasDevice, ABC, Generic[Item]):
-    """Cases with ids that can be divided into folds and selected from.
+    """Base class of datasets of cases with ids, divisible into folds and subsets.
 
     Args:
         case_ids: One id for each case.
-        device: Where items live.
+        device: The device of the items.
 
     Raises:
         BadInputError: If an id occurs twice.
@@ -54,7 +54,7 @@ class CaseDataset(Dataset[Item], HasDevice, ABC, Generic[Item]):
 
     @property
     def case_ids(self) -> tuple[str, ...]:
-        """The id of each case, in the order of the items."""
+        """The ids of the cases, in the order of the items."""
         return self._case_ids
 
     def __len__(self) -> int:
@@ -62,7 +62,7 @@ class CaseDataset(Dataset[Item], HasDevice, ABC, Generic[Item]):
 
     @abstractmethod
     def load(self, idx: int) -> Item:
-        """Return a case before this dataset's transforms."""
+        """Return a case without this dataset's transforms."""
 
     def subset(self, case_ids: Sequence[str]) -> Self:
         """Return a dataset of the same kind and options with these cases, in this order.
@@ -86,15 +86,15 @@ class CaseDataset(Dataset[Item], HasDevice, ABC, Generic[Item]):
         groups: Grouping | None = None,
         stratify_by: Strata | None = None,
     ) -> tuple[Self, Self]:
-        """Divide the cases into training and validation.
+        """Divide the cases into training and validation datasets.
 
         Args:
-            fold: Which fold is held back; ``"all"`` holds nothing back: both sides are everything, as in nnU-Net, and
-                the score then says how well training data are fitted.
-            k: Number of folds; ``None`` takes 5, or the number of cases where that is less. One case has no validation.
-            seed: Seeds the shuffle; the default makes nnU-Net's own folds.
+            fold: The validation fold; ``"all"`` uses all cases for both training and validation, as in nnU-Net, so that
+                the score measures how well the training data are fitted.
+            k: Number of folds; ``None`` for 5, or the number of cases if that is less. A single case has no validation.
+            seed: Seeds the shuffle; the default gives nnU-Net's own folds.
             groups: Keep cases together: a regular expression, a mapping, or a CSV file (``resolve_groups``).
-            stratify_by: Spread a property of the cases evenly over the folds.
+            stratify_by: Balance a property of the cases over the folds.
 
         Returns:
             The training and the validation dataset.
@@ -108,7 +108,7 @@ class CaseDataset(Dataset[Item], HasDevice, ABC, Generic[Item]):
         return self.sides(folds, fold)
 
     def sides(self, folds: Sequence[Fold], fold: int) -> tuple[Self, Self]:
-        """Return the training and the validation dataset of one of some folds, of the cases that are in this dataset.
+        """Return the training and validation datasets of one of some folds, limited to cases in this dataset.
 
         Raises:
             SettingsError: If there is no such fold.
@@ -126,13 +126,13 @@ class CaseDataset(Dataset[Item], HasDevice, ABC, Generic[Item]):
 
 
 class UnsupervisedDataset(CaseDataset[Tensor]):
-    """Images without labels. Subclasses say how to load one.
+    """Images without labels. Subclasses define how to load one.
 
     Args:
-        images: One entry for each case, of whatever ``load`` understands.
+        images: One entry for each case, as expected by ``load``.
         transform: Applied to each item.
-        device: Where items live.
-        case_ids: One id for each case; ``None`` takes the file's name without suffix, or its number.
+        device: The device of the items.
+        case_ids: One id for each case; ``None`` for the file's name without suffix, or its number.
     """
 
     def __init__(
@@ -165,14 +165,14 @@ class UnsupervisedDataset(CaseDataset[Tensor]):
 
 
 class SupervisedDataset(CaseDataset[tuple[Tensor, Tensor]]):
-    """Images with label maps. Subclasses say how to load one of each.
+    """Images with label maps. Subclasses define how to load them.
 
     Args:
-        images: One entry for each case, of whatever ``load_image`` understands.
-        labels: One entry for each case, of whatever ``load_label`` understands.
-        transform: Applied to image and label in step.
-        device: Where items live.
-        case_ids: One id for each case; ``None`` takes the image file's name without suffix, or its number.
+        images: One entry for each case, as expected by ``load_image``.
+        labels: One entry for each case, as expected by ``load_label``.
+        transform: Applied to image and label together.
+        device: The device of the items.
+        case_ids: One id for each case; ``None`` for the image file's name without suffix, or its number.
     """
 
     def __init__(
@@ -193,15 +193,15 @@ class SupervisedDataset(CaseDataset[tuple[Tensor, Tensor]]):
 
     @abstractmethod
     def load_image(self, idx: int) -> MetaTensor:
-        """Return a case's image ``(C, *spatial)``, float32, before this dataset's transforms."""
+        """Return the image of a case, ``(C, *spatial)`` float32, without this dataset's transforms."""
 
     @abstractmethod
     def load_label(self, idx: int) -> MetaTensor:
-        """Return a case's label ids ``(1, *spatial)``, int64, before this dataset's transforms."""
+        """Return the label ids of a case, ``(1, *spatial)`` int64, without this dataset's transforms."""
 
     @override
     def load(self, idx: int) -> tuple[MetaTensor, MetaTensor]:
-        """Return a case's image and label before this dataset's transforms."""
+        """Return the image and label of a case without this dataset's transforms."""
         return self.load_image(idx), self.load_label(idx)
 
     @override
@@ -216,11 +216,11 @@ class SupervisedDataset(CaseDataset[tuple[Tensor, Tensor]]):
 
     @property
     def follows_position(self) -> bool:
-        """Whether an index, with the seed that a `SeededSampler` gives it, decides a sample alone."""
+        """Whether a sample depends only on its index, including the seed from a `SeededSampler`."""
         return self._transform is None or hasattr(self._transform, "set_random_state")
 
     def construct_new(self, images: Sequence[Any], labels: Sequence[Any]) -> Self:
-        """Return a dataset with the same options and other cases. Folds and subsets are built with it."""
+        """Return a dataset with the same options and other cases, as for folds and subsets."""
         new = copy.copy(self)
         new._images, new._labels, new._case_ids = images, labels, ids_of(images)
         return new
@@ -245,7 +245,7 @@ def ids_of(entries: Sequence[Any]) -> tuple[str, ...]:
 
 
 def _with_case_id(tensor: Tensor, case_id: str) -> Tensor:
-    """Return the tensor with the id where ``collate_cases`` finds it; a plain one has no place for it."""
+    """Return the tensor with the id in its metadata for ``collate_cases``; a plain tensor unchanged."""
     from monai.data import MetaTensor
 
     if isinstance(tensor, MetaTensor):

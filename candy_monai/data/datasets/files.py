@@ -1,6 +1,6 @@
-"""Ready-made datasets: files, tensors in memory, and wrappers that combine or relabel other datasets.
+"""Datasets of files, of tensors in memory, and wrappers that combine or relabel other datasets.
 
-A tensor that was given is never changed; a wrapper takes the wrapped dataset's items, so its transforms apply.
+Given tensors are never changed; a wrapper uses the wrapped dataset's items, so its transforms apply.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ class _LabelledFiles(SupervisedDataset):
 
 
 class SimpleDataset(UnsupervisedDataset):
-    """Image files; with ``labels`` given, calling it makes a ``SupervisedDataset`` of pairs instead.
+    """Image files; with ``labels``, calling the class returns a ``SupervisedDataset`` of pairs instead.
 
     Args:
-        images: A folder, or the files themselves.
-        labels: A folder whose files have the same names (suffixes may differ) as the images', or the files, one for
-            each image in the same order. ``None`` for images alone.
-        is_label: Images alone only: the files hold label ids and items are int64.
+        images: A folder, or the files.
+        labels: A folder with files of the same names as the images (suffixes may differ), or the files, one for each
+            image in the same order. ``None`` for images alone.
+        is_label: For images alone: the files contain label ids and items are int64.
         transform: For images alone it takes an image, for pairs an image and a label.
-        device: Where items live.
+        device: The device of the items.
 
     Raises:
-        DatasetError: If names in the two folders do not match; every one is listed.
+        DatasetError: If the names in the two folders do not match; lists all of them.
     """
 
     def __new__(cls, images: PathLike | Sequence[PathLike] = (), labels: Any = None, **options: Any) -> Any:
-        """Return a dataset of images alone or of pairs; arguments have defaults because copying calls without any."""
+        """Return a dataset of images or of pairs; arguments have defaults since copying passes none."""
         if labels is None:
             return super().__new__(cls)
         image_files, label_files = _files(images), _files(labels)
@@ -91,20 +91,20 @@ class _LabelledTensors(SupervisedDataset):
 
 
 class DatasetFromMemory(UnsupervisedDataset):
-    """Tensors; with ``labels`` given, calling it makes a ``SupervisedDataset`` of pairs instead.
+    """Tensors; with ``labels``, calling the class returns a ``SupervisedDataset`` of pairs instead.
 
-    Items are copies: what a transform does to one never reaches the tensors given here.
+    Items are copies, so that transforms never change the given tensors.
 
     Args:
         images: ``(C, *spatial)`` each, of any type; items are float32.
         labels: ``(1, *spatial)`` or ``(*spatial)`` each, whole numbers; items are ``(1, *spatial)`` int64.
         transform: For images alone it takes an image, for pairs an image and a label.
-        device: Where items live.
+        device: The device of the items.
         case_ids: One id for each case; ``None`` numbers them.
     """
 
     def __new__(cls, images: Sequence[Tensor] = (), labels: Sequence[Tensor] | None = None, **options: Any) -> Any:
-        """Return a dataset of images alone or of pairs; arguments have defaults because copying calls without any."""
+        """Return a dataset of images or of pairs; arguments have defaults since copying passes none."""
         return super().__new__(cls) if labels is None else _LabelledTensors(images, labels, **options)
 
     def __init__(
@@ -124,16 +124,15 @@ class DatasetFromMemory(UnsupervisedDataset):
 
 
 class MergedDataset(SupervisedDataset):
-    """Two datasets as one: the items of the first are images, those of the second their labels, paired by case id.
+    """Combines a dataset of images with a dataset of their labels, paired by case id.
 
-    Each dataset applies its own transforms by itself; a random transform that must act on both alike belongs into
-    ``transform``.
+    Each dataset applies its own transforms separately; a random transform for both must be given as ``transform``.
 
     Args:
-        images: Yields the images.
-        labels: Yields the labels, ``(1, *spatial)``, whole numbers.
-        transform: Applied to image and label in step, after their own.
-        device: Where items live.
+        images: The dataset of the images.
+        labels: The dataset of the labels, ``(1, *spatial)``, whole numbers.
+        transform: Applied to image and label together, after their own.
+        device: The device of the items.
 
     Raises:
         DatasetError: If the case ids differ.
@@ -166,7 +165,7 @@ class MergedDataset(SupervisedDataset):
 
 
 class _Wrapper(SupervisedDataset):
-    """Items made from other datasets' items, so loading image or label alone still takes both."""
+    """Base class for items made from other datasets' items; loading an image or label alone loads both."""
 
     @override
     def load_image(self, idx: int) -> MetaTensor:
@@ -178,10 +177,10 @@ class _Wrapper(SupervisedDataset):
 
 
 class ComposeDataset(_Wrapper):
-    """Several datasets, one after the other. Each applies its own transforms.
+    """The concatenation of several datasets. Each applies its own transforms.
 
     Args:
-        bases: The datasets. Where two have a case id in common, all ids get the dataset's number in front: ``1:case``.
+        bases: The datasets. If two share a case id, all ids are prefixed with the dataset's number: ``1:case``.
     """
 
     def __init__(self, bases: Sequence[SupervisedDataset]) -> None:
@@ -205,9 +204,9 @@ class ComposeDataset(_Wrapper):
 
 
 class DerivedDataset(_Wrapper):
-    """Items made from those of one other dataset, whose transforms apply first and whose folds these are.
+    """Base class for items made from those of another dataset, whose transforms apply first and whose folds are used.
 
-    ``transform`` is applied to image and label in step, after what the subclass does.
+    ``transform`` is applied to image and label together, after the subclass.
     """
 
     def __init__(self, base: SupervisedDataset, *, transform: PairTransform | None = None) -> None:
@@ -237,12 +236,12 @@ class DerivedDataset(_Wrapper):
 
 
 class BinarizedDataset(DerivedDataset):
-    """A dataset whose labels say only whether a voxel belongs to the classes of interest.
+    """A dataset with binary labels: whether a voxel belongs to the classes of interest.
 
-    An ignore label counts as background here unless it is listed.
+    An ignore label counts as background unless it is listed.
 
     Args:
-        base: The dataset to relabel; its transforms apply first, and its tensors stay as they are.
+        base: The dataset to relabel; its transforms apply first, and its tensors are not changed.
         positive_ids: The label ids that become 1; every other id becomes 0.
     """
 
@@ -260,7 +259,7 @@ class BinarizedDataset(DerivedDataset):
 
 
 def _files(source: PathLike | Sequence[PathLike]) -> list[Path]:
-    """Return a folder's images by name, or the files as given."""
+    """Return the images of a folder by name, or the given files."""
     return image_files(source) if isinstance(source, str | os.PathLike) else [Path(entry) for entry in source]
 
 
@@ -268,7 +267,7 @@ def image_files(folder: PathLike) -> list[Path]:
     """Return the images of a folder, sorted by name.
 
     Raises:
-        BadInputError: If it is no folder, or holds none.
+        BadInputError: If it is not a folder, or contains none.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -281,7 +280,7 @@ def image_files(folder: PathLike) -> list[Path]:
 
 
 def _paired(images: Sequence[Path], labels: Sequence[Path], where: object) -> list[Path]:
-    """Return the label of each image, found by the file's name without suffix."""
+    """Return the label of each image, matched by the file name without suffix."""
     check_same_ids(ids_of(images), ids_of(labels), where)
     label_of = {composed(stem_of(label)): label for label in labels}
     return [label_of[composed(stem_of(image))] for image in images]
@@ -290,10 +289,10 @@ def _paired(images: Sequence[Path], labels: Sequence[Path], where: object) -> li
 def check_same_ids(
     first: Sequence[str], second: Sequence[str], where: object, *, names: tuple[str, str] = ("image", "label")
 ) -> None:
-    """Check that two lists of case ids pair up, whatever form their accents are in.
+    """Check that two lists of case ids match, regardless of the form of their accents.
 
     Raises:
-        DatasetError: About ``where``, with every id that is missing or there twice; ``names`` are what has the ids.
+        DatasetError: For ``where``, with every missing or repeated id; ``names`` describe the lists.
     """
     one, other = names
     first, second = ([composed(case_id) for case_id in ids] for ids in (first, second))
@@ -321,7 +320,7 @@ def _image(tensor: Tensor, device: torch.device) -> MetaTensor:
 
 
 def _label(tensor: Tensor, image_ndim: int | None, device: torch.device) -> MetaTensor:
-    """Return label ids with a channel axis, which they lack when they have one axis less than the image."""
+    """Return label ids with a channel axis, which is added if they have one axis less than the image."""
     if not holds_whole_numbers(tensor):
         raise BadInputError("found label values that are not whole numbers, expected ids of classes")
     return _copied(tensor[None] if tensor.ndim + 1 == image_ndim else tensor, torch.int64, device)

@@ -27,25 +27,25 @@ DEFAULT_SEED = 12345
 DEFAULT_NUM_FOLDS = 5
 
 Grouping = str | os.PathLike[str] | Mapping[str, str]
-"""How to tell which cases belong together: see ``resolve_groups``."""
+"""How to determine which cases belong together: see ``resolve_groups``."""
 
 Strata = Mapping[str, Hashable] | Callable[[str], Hashable]
-"""What to balance over the folds: a value for each case id, by mapping or by function."""
+"""The values to balance over the folds: one for each case id, as a mapping or a function."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
-    """One way to divide the cases: the ids of those to learn from, and of those held back, both sorted."""
+    """One division of the cases: the sorted ids for training and for validation."""
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
 
 
 def kfold(ids: Sequence[str], k: int, *, seed: int = DEFAULT_SEED) -> tuple[Fold, ...]:
-    """Divide the sorted ids into ``k`` folds, the very folds that nnU-Net makes for the same ids and seed.
+    """Divide the sorted ids into ``k`` folds, identical to nnU-Net's for the same ids and seed.
 
-    That is scikit-learn's ``KFold(k, shuffle=True, random_state=seed)``: one shuffle of the positions, then consecutive
-    pieces, the first ``n % k`` of them one longer.
+    This is scikit-learn's ``KFold(k, shuffle=True, random_state=seed)``: one shuffle of the positions, then consecutive
+    parts, of which the first ``n % k`` have one more id.
 
     Raises:
         SettingsError: If ``k`` is out of range or an id occurs twice.
@@ -60,8 +60,8 @@ def grouped_kfold(
 ) -> tuple[Fold, ...]:
     """Divide the ids into ``k`` folds and keep the cases of a group (a patient, a scanner) together.
 
-    Whole groups are dealt, the largest first, each to the fold with the fewest cases; fold sizes are equal as far as
-    the groups allow. The seed orders groups of one size.
+    Groups are assigned as a whole, the largest first, each to the fold with the fewest cases; fold sizes are equal as
+    far as the groups allow. The seed orders groups of equal size.
 
     Raises:
         SettingsError: If ``k`` is out of range, an id occurs twice or has no group.
@@ -69,7 +69,7 @@ def grouped_kfold(
     members = _members(_sorted(ids, None, what="cases"), groups, "group")
     names = _sorted([str(name) for name in members], k, what="groups")
     np.random.RandomState(seed).shuffle(names)
-    names.sort(key=lambda name: -len(members[name]))  # stable: the shuffle decides among groups of one size
+    names.sort(key=lambda name: -len(members[name]))  # stable: the shuffle orders groups of equal size
     pieces: list[list[str]] = [[] for _ in range(k)]
     for name in names:
         min(pieces, key=len).extend(members[name])
@@ -79,7 +79,7 @@ def grouped_kfold(
 def stratified_kfold(
     ids: Sequence[str], strata: Mapping[str, Hashable], k: int, *, seed: int = DEFAULT_SEED
 ) -> tuple[Fold, ...]:
-    """Divide the ids into ``k`` folds that hold the same share of every stratum (a site, a finding), to one case.
+    """Divide the ids into ``k`` folds with equal shares of every stratum (a site, a finding), to within one case.
 
     Raises:
         SettingsError: If ``k`` is out of range, an id occurs twice or has no stratum.
@@ -89,7 +89,7 @@ def stratified_kfold(
     dealt: list[str] = []
     for stratum in sorted(members, key=repr):
         random.shuffle(members[stratum])
-        dealt.extend(members[stratum])  # dealing goes on where the last stratum stopped: sizes differ by at most one
+        dealt.extend(members[stratum])  # continues at the fold after the last stratum, so sizes differ by at most one
     return _folds(ids, [dealt[start::k] for start in range(k)])
 
 
@@ -101,10 +101,10 @@ def choose_folds(
     groups: Grouping | None = None,
     stratify_by: Strata | None = None,
 ) -> tuple[Fold, ...]:
-    """Return folds by the options of `CaseDataset.fold`.
+    """Return the folds for the options of `CaseDataset.fold`.
 
-    Without ``k`` there are 5, or as many as cases (groups) where they are fewer. A single case (group) then gives one
-    fold that trains on everything and validates on nothing.
+    Without ``k`` there are 5, or as many as cases (groups) if there are fewer. A single case (group) gives one fold
+    that uses all cases for training and none for validation.
 
     Raises:
         SettingsError: If ``k`` exceeds the number of cases (groups) or options contradict each other.
@@ -131,10 +131,10 @@ def resolve_groups(groups: Grouping, ids: Sequence[str], *, what: str = "groups"
     r"""Return the group of every case.
 
     Args:
-        groups: A regular expression searched in the id (its first parenthesis is the group, or else the whole match:
+        groups: A regular expression searched in the id (the group is the first parenthesis, or else the whole match:
             ``r"patient(\d+)"``), a mapping from id to group, or a path to a CSV file whose first two columns are id and
             group. Text that ends in ``.csv`` is such a path.
-        ids: The cases to find groups for.
+        ids: The cases.
         what: The option's name, for messages.
 
     Raises:
@@ -160,16 +160,16 @@ def resolve_groups(groups: Grouping, ids: Sequence[str], *, what: str = "groups"
 def read_splits(path: PathLike, *, case_ids: Sequence[str] | None = None) -> tuple[Fold, ...]:
     """Read a split file in nnU-Net's format: a list of ``{"train": [ids], "val": [ids]}``.
 
-    A single id may stand without its list, and a single fold without the outer one. Ids are numbers or text, with their
+    A single id may be given without a list, and a single fold without the outer list. Ids are numbers or text, with
     accents in any form.
 
     Args:
         path: The file.
-        case_ids: The cases that exist. An entry that is none of them stands for the case whose file it names
-            (``labelsTr/a.nii.gz``, ``a_0000.nii.gz``), or whose number it is without leading zeros, if there is one.
+        case_ids: The existing cases. Any other entry refers to the case whose file it names (``labelsTr/a.nii.gz``,
+            ``a_0000.nii.gz``), or whose number it is without leading zeros, if there is one.
 
     Raises:
-        BadInputError: If the file is missing or holds anything else, or a fold has a case on both sides.
+        BadInputError: If the file is missing or has other content, or a fold has a case on both sides.
     """
     known = _KnownIds(case_ids or ())
     try:
@@ -190,10 +190,10 @@ def read_splits(path: PathLike, *, case_ids: Sequence[str] | None = None) -> tup
 
 
 def _fold_of(entry: object, number: int, known: _KnownIds) -> Fold:
-    """Return the fold that an entry of a split file describes.
+    """Return the fold described by an entry of a split file.
 
     Raises:
-        ValueError: If it describes none; the text says what was found.
+        ValueError: If the entry is invalid; the message says what was found.
     """
     if not isinstance(entry, dict):
         raise ValueError(f"{reprlib.repr(entry)} for fold {number}")
@@ -203,7 +203,7 @@ def _fold_of(entry: object, number: int, known: _KnownIds) -> Fold:
 
 
 def checked_splits(path: Path, case_ids: Sequence[str]) -> tuple[tuple[Fold, ...], list[str]]:
-    """Read a split file as `read_splits` does, and return what is wrong with it, given the cases that exist."""
+    """Read a split file as `read_splits` does, and also return its problems, given the existing cases."""
     try:
         folds = read_splits(path, case_ids=case_ids)
     except BadInputError as error:
@@ -213,7 +213,7 @@ def checked_splits(path: Path, case_ids: Sequence[str]) -> tuple[tuple[Fold, ...
         where = f"{path.name}: fold {index}"
         if not fold.train:
             problems.append(f'{where} has no case to train on ("train" is empty); name some')
-        if not fold.validation and len(known) != 1:  # a single case trains without validation
+        if not fold.validation and len(known) != 1:  # a single case has no validation
             problems.append(
                 f"{where} has no case to validate on (\"val\" is empty); name some, or choose the fold 'all', which "
                 "trains on every case"
@@ -227,7 +227,7 @@ def checked_splits(path: Path, case_ids: Sequence[str]) -> tuple[tuple[Fold, ...
 
 
 class _KnownIds:
-    """The cases that exist, to find which one an entry of a split file means."""
+    """The existing cases, to find the one to which an entry of a split file refers."""
 
     def __init__(self, case_ids: Sequence[str]) -> None:
         self._ids = {composed(case_id): case_id for case_id in case_ids}
@@ -237,10 +237,10 @@ class _KnownIds:
                 self._numbers[int(case_id)].append(case_id)
 
     def ids(self, entries: object) -> tuple[str, ...]:
-        """Return the ids that one side of a fold names.
+        """Return the ids on one side of a fold.
 
         Raises:
-            ValueError: If it holds anything but text and whole numbers.
+            ValueError: If it contains anything but text and whole numbers.
         """
         given = entries if isinstance(entries, list) else [entries]
         if isinstance(entries, str) and self._found(entries) is None and "," in entries:
@@ -261,12 +261,12 @@ class _KnownIds:
 
 
 def write_splits(path: PathLike, folds: Sequence[Fold]) -> None:
-    """Write folds in nnU-Net's format; the file appears whole or not at all."""
+    """Write folds in nnU-Net's format; the file is written atomically."""
     atomic_write_text(path, splits_as_text(folds))
 
 
 def splits_as_text(folds: Sequence[Fold]) -> str:
-    """Return what a file of folds in nnU-Net's format holds."""
+    """Return the content of a split file in nnU-Net's format."""
     content = [{"train": list(fold.train), "val": list(fold.validation)} for fold in folds]
     return json.dumps(content, indent=4) + "\n"
 
@@ -285,7 +285,7 @@ def pick_fold(folds: Sequence[Fold], fold: int) -> Fold:
 
 
 def _sorted(ids: Sequence[str], k: int | None, *, what: str) -> list[str]:
-    """Return the ids sorted, when each is there once and they can be divided into ``k`` folds."""
+    """Return the sorted ids; raise an error unless they are distinct and can be divided into ``k`` folds."""
     ordered = sorted(ids)
     if twice := repeated(ordered):
         raise SettingsError(f"{join_reprs(twice)} occurs more than once among the {what}")

@@ -1,4 +1,4 @@
-"""Random changes to an image and its label in step: a wrapper for any MONAI transform.
+"""Apply random MONAI transforms to an image and its label together.
 
 The default augmentation of a planned run is described in ``candy_monai.data.pipelines``.
 """
@@ -16,15 +16,15 @@ from candy_monai.label_ids import holds_whole_numbers, ids_in
 
 
 class JointTransform:
-    """Transform an image and its label with one random state, and then each by itself.
+    """Transforms an image and its label with one random state, and then each by itself.
 
-    Inputs are never changed. Labels must be interpolated by nearest neighbour; a transform that blends them is found
-    out by ids that were not there before.
+    Inputs are never changed. Labels must be interpolated by nearest neighbour; other interpolation is detected by new
+    ids.
 
-    Random parts are MONAI's, whose generators follow neither ``set_seed`` nor a loader's workers. So they are seeded
-    anew for every sample, from PyTorch's generator: every worker and every epoch draws its own numbers, ``set_seed``
-    decides which, and nothing is left in them that a resumed run would lack. ``set_random_state`` takes precedence in
-    the process that it is called in.
+    Random transforms are MONAI's, whose generators depend neither on ``set_seed`` nor on a loader's workers. So they
+    are seeded for every sample from PyTorch's generator: every worker and every epoch has its own numbers, determined
+    by ``set_seed``, and the transforms have no state that a resumed run would need. ``set_random_state`` takes
+    precedence in the process that calls it.
 
     Args:
         transform: Takes and returns ``{"image": ..., "label": ...}``: any MONAI dictionary transform, or any callable.
@@ -47,13 +47,13 @@ class JointTransform:
         self._seeded_in: int | str | None = None
 
     def set_random_state(self, seed: int) -> None:
-        """Seed every part that can be seeded in MONAI's way, for this process."""
+        """Seed every transform that can be seeded in MONAI's way, for this process."""
         self._seed(seed)
         self._seeded_in = _process()
 
     def _seed(self, seed: int) -> None:
         for part in self._random_parts:
-            part.set_random_state(seed=seed)  # type: ignore[union-attr]  # looked for above
+            part.set_random_state(seed=seed)  # type: ignore[union-attr]  # checked above
 
     def __call__(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Return a transformed image and label; the label keeps its type.
@@ -63,7 +63,7 @@ class JointTransform:
             label: ``(1, *spatial)`` ids.
 
         Raises:
-            BadInputError: If ``transform`` invented label ids.
+            BadInputError: If ``transform`` created new label ids.
         """
         if self._random_parts and self._seeded_in != _process():
             self._seed(int(torch.randint(1 << 32, ())))
@@ -81,7 +81,7 @@ class JointTransform:
 
 
 def _process() -> int | str:
-    """Return what tells one worker of one loader's iteration from another, and from the process that has the loader."""
+    """Return a value that distinguishes the workers of each iteration of a loader, and the main process."""
     worker = get_worker_info()
     return "main" if worker is None else worker.seed
 
@@ -90,7 +90,7 @@ def _refuse_new_ids(before: Tensor, after: Tensor) -> None:
     if not holds_whole_numbers(after):
         invented: list[float] = [float(after[after != after.round()][0])]
     else:
-        invented = sorted({*ids_in(after)} - {0, *ids_in(before)})  # padding may bring the background
+        invented = sorted({*ids_in(after)} - {0, *ids_in(before)})  # padding may add the background
     if invented:
         raise BadInputError(
             f"the transform made label values that were not there, for example {invented[0]}: labels must be "

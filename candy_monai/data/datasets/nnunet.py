@@ -1,4 +1,4 @@
-"""A folder in nnU-Net's format as a dataset.
+"""Dataset for a folder in nnU-Net's format.
 
 ``nnunet_description`` reads ``dataset.json``, ``nnunet_files`` pairs files, ``inspection.checks`` opens the images.
 """
@@ -36,19 +36,19 @@ class NNUNetDataset(SupervisedDataset):
     """The training or test cases of an nnU-Net folder, paired by case id.
 
     Args:
-        folder: The folder that holds ``dataset.json``.
+        folder: The folder with ``dataset.json``.
         split: ``"Tr"``, or ``"Ts"`` for the test cases, whose labels may be missing.
-        prefix: Keep only cases whose id starts with it.
+        prefix: Use only cases whose id starts with it.
         align_spacing: Resample every case to its own finest spacing, see ``load_image``.
-        transform: Applied to image and label in step, after the two below.
+        transform: Applied to image and label together, after the two below.
         image_transform: Applied to the image alone.
         label_transform: Applied to the label alone.
-        device: Where items live.
-        listing: What an earlier look at the folder found; None looks.
+        device: The device of the items.
+        listing: The listing of the folder, if known; None to read it.
 
     Raises:
-        DatasetError: If ``dataset.json`` makes no sense, or files are missing or too many; lists every problem. The
-            images are not opened for that: ``check_dataset`` does.
+        DatasetError: If ``dataset.json`` is invalid, or files are missing or surplus; lists every problem. The images
+            are not opened, only by ``check_dataset``.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class NNUNetDataset(SupervisedDataset):
 
     @property
     def num_classes(self) -> int:
-        """The number of labels, background included and the ignore label not."""
+        """The number of labels, including the background but not the ignore label."""
         return self.description.num_classes
 
     @property
@@ -105,16 +105,16 @@ class NNUNetDataset(SupervisedDataset):
         return self.description.num_channels
 
     def dicts(self, *, label: bool | None = None) -> list[dict[str, Any]]:
-        """Return the cases as MONAI's datasets take them: dictionaries of file names, for ``LoadImaged``.
+        """Return the cases as MONAI's datasets expect them: dictionaries of file names, for ``LoadImaged``.
 
-        They name the files as they are: this dataset's own transforms and ``align_spacing`` do not apply.
+        This dataset's own transforms and ``align_spacing`` do not apply.
 
         Args:
-            label: Whether each has a ``"label"``; None for those cases that have one, as all training cases do.
+            label: Whether to include a ``"label"``; None for those cases that have one, as all training cases do.
 
         Returns:
-            For each case ``"image"``, a file name or for several channels a list of them in order, ``"label"``, a file
-            name, and ``"case_id"``.
+            For each case ``"image"``, a file name or a list of them for several channels, ``"label"``, a file name, and
+            ``"case_id"``.
 
         Raises:
             DatasetError: If ``label`` is True and a case has none.
@@ -133,21 +133,21 @@ class NNUNetDataset(SupervisedDataset):
 
     @override
     def load_image(self, idx: int) -> MetaTensor:
-        """Return a case's image with all its channels.
+        """Return the image of a case with all its channels.
 
         Raises:
-            ImageReadError: If a file does not decode, or the channels differ in number from what they should, or cover
-                other places. Those whose axes run another way in the same space are turned to the first's.
+            ImageReadError: If a file cannot be decoded, the number of channels is wrong, or the channels cover
+                different regions. Channels with other axes in the same space are aligned to the first one.
         """
         return self._tensor(self._image_scan(self._images[idx]), is_label=False)
 
     @override
     def load_label(self, idx: int) -> MetaTensor:
-        """Return a case's label ids, in the axes of its image where its own run another way in the same space.
+        """Return the label ids of a case, aligned to the axes of its image if both are in the same space.
 
         Raises:
-            DatasetError: If the case has no label, which only test cases may lack.
-            ImageReadError: If the file does not decode or does not hold whole numbers.
+            DatasetError: If the case has no label, which is allowed only for test cases.
+            ImageReadError: If the file cannot be decoded or contains fractions.
         """
         case: NNUNetCase = self._labels[idx]
         if case.label is None:
@@ -156,7 +156,7 @@ class NNUNetDataset(SupervisedDataset):
         return self._tensor(turned_label(label, read_geometry(case.images[0])), is_label=True)
 
     def read(self, idx: int) -> tuple[Scan, Scan]:
-        """Return what ``load`` does as plain scans on the CPU, which needs no MONAI; errors are the same."""
+        """Return the same as ``load`` as plain scans on the CPU, without MONAI; errors are the same."""
         loaders = ("load", "load_image", "load_label")
         own = all(getattr(type(self), name) is getattr(NNUNetDataset, name) for name in loaders)
         case: NNUNetCase = self._images[idx]
@@ -176,18 +176,18 @@ class NNUNetDataset(SupervisedDataset):
         stratify_by: Strata | None = None,
         splits: PathLike | None = None,
     ) -> tuple[Self, Self]:
-        """Divide the cases into training and validation.
+        """Divide the cases into training and validation datasets.
 
-        Without ``k``, ``groups`` and ``stratify_by``, the splits of an earlier nnU-Net run hold when there are any:
+        Without ``k``, ``groups`` and ``stratify_by``, the splits of an earlier nnU-Net run are used if there are any:
         ``splits``, ``splits_final.json`` in the dataset's folder, or the one under ``$nnUNet_preprocessed``. Otherwise
         the folds are nnU-Net's own.
 
         Args:
-            fold: Which fold is held back; ``"all"`` holds nothing back: both sides are everything, as in nnU-Net.
-            k: Number of folds; ``None`` takes 5, or the number of cases where that is less. One case has no validation.
-            seed: Seeds the shuffle of folds made here.
+            fold: The validation fold; ``"all"`` uses all cases for both training and validation, as in nnU-Net.
+            k: Number of folds; ``None`` for 5, or the number of cases if that is less. A single case has no validation.
+            seed: Seeds the shuffle of new folds.
             groups: Keep cases together: a regular expression, a mapping, or a CSV file (``resolve_groups``).
-            stratify_by: Spread a property of the cases evenly over the folds.
+            stratify_by: Balance a property of the cases over the folds.
             splits: A split file in nnU-Net's format.
 
         Returns:
@@ -210,7 +210,7 @@ class NNUNetDataset(SupervisedDataset):
         stratify_by: Strata | None = None,
         splits: PathLike | None = None,
     ) -> tuple[Fold, ...]:
-        """Return every way to divide the cases that ``fold`` chooses from; arguments and errors are as there."""
+        """Return all folds from which ``fold`` chooses; arguments and errors are the same."""
         makes_own = k is not None or groups is not None or stratify_by is not None
         if splits is not None and makes_own:
             raise SettingsError(

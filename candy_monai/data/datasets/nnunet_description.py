@@ -1,6 +1,6 @@
 """Read and check an nnU-Net folder's ``dataset.json``.
 
-Both generations are understood: v2 (``channel_names``, labels by name) and v1 or Medical Segmentation Decathlon
+Both versions are supported: v2 (``channel_names``, labels by name) and v1 or Medical Segmentation Decathlon
 (``modality``, labels by id, a ``training`` list).
 """
 
@@ -30,9 +30,9 @@ class NNUNetCase:
     """The files of one case.
 
     Attributes:
-        case_id: The name that image and label share.
-        images: One file a channel, or a single file that holds all channels.
-        label: ``None`` where there is none, which only test cases may lack.
+        case_id: The common name of image and label.
+        images: One file per channel, or a single file with all channels.
+        label: ``None`` if there is none, which is allowed only for test cases.
     """
 
     case_id: str
@@ -41,23 +41,23 @@ class NNUNetCase:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The images and, where there is one, the label."""
+        """The images and, if there is one, the label."""
         return self.images if self.label is None else (*self.images, self.label)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetDescription:
-    """What ``dataset.json`` says, whichever generation it is of.
+    """The content of ``dataset.json``, in either version.
 
     Attributes:
         name: The dataset's name, or its folder's.
         channel_names: By channel number.
-        labels: Name to id, or to several ids for a region; the background first, the ignore label left out.
-        regions_class_order: For regions, the id painted for each, in the order of painting.
-        ignore_label: The id of voxels that nobody annotated.
+        labels: Name to id, or to several ids for a region; the background first, without the ignore label.
+        regions_class_order: The id painted for each region, in painting order.
+        ignore_label: The id of voxels without annotation.
         file_ending: With its dot, in lower case.
-        num_training: The number of training cases that the file states, if it does.
-        listed: Cases that the file lists by path, by split; empty where the folders are to be searched.
+        num_training: The number of training cases according to the file, if stated.
+        listed: Cases that the file lists by path, by split; empty if the folders are to be searched.
     """
 
     name: str
@@ -76,12 +76,12 @@ class DatasetDescription:
 
     @property
     def num_classes(self) -> int:
-        """The number of labels, background included and the ignore label not."""
+        """The number of labels, including the background but not the ignore label."""
         return len(self.labels)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The labels' names in order, background first."""
+        """The names of the labels in order, background first."""
         return tuple(self.labels)
 
     @property
@@ -91,7 +91,7 @@ class DatasetDescription:
 
     @property
     def label_ids(self) -> tuple[int, ...]:
-        """Every id that a label file may hold, ascending; the ignore label is not among them."""
+        """All ids that a label file may contain, ascending, without the ignore label."""
         return tuple(sorted({label_id for label in self.labels.values() for label_id in ids_of_label(label)}))
 
 
@@ -99,7 +99,7 @@ def read_dataset_description(folder: PathLike) -> DatasetDescription:
     """Read and check ``dataset.json``.
 
     Raises:
-        DatasetError: If the folder or the file is missing or its content does not make sense; lists every problem.
+        DatasetError: If the folder or the file is missing or its content is invalid; lists every problem.
     """
     description, problems = parse_description(Path(folder))
     if description is None or problems:
@@ -108,7 +108,7 @@ def read_dataset_description(folder: PathLike) -> DatasetDescription:
 
 
 def parse_description(folder: Path) -> tuple[DatasetDescription | None, list[str]]:
-    """Read ``dataset.json`` as far as possible and collect what is wrong with it."""
+    """Read ``dataset.json`` as far as possible and collect its problems."""
     file = folder / "dataset.json"
     if not folder.is_dir():
         return None, [f"{folder}: no such folder; give the folder that holds dataset.json"]
@@ -159,7 +159,7 @@ def _channel_names(content: Mapping[str, Any], problems: list[str]) -> tuple[str
 
 
 def _lack_of(content: Mapping[str, Any], key: str, name: str, example: str) -> str:
-    """Return the problem of an entry that holds nothing that can be used."""
+    """Return the problem of an entry without usable content."""
     if content.get(key):
         return f"{key!r} is {repr(content[key])[:_MOST_SHOWN]}, expected for example {example}"
     hint = "" if key in content else did_you_mean(name, content)
@@ -188,7 +188,7 @@ def _labels(content: Mapping[str, Any], problems: list[str]) -> tuple[dict[str, 
     if isinstance(ignored, tuple):
         problems.append(f"the ignore label is {list(ignored)}, expected a single id")
         ignored = None
-    if any(isinstance(ids, tuple) for ids in labels.values()):  # the order of regions is that of painting
+    if any(isinstance(ids, tuple) for ids in labels.values()):  # regions are in painting order
         return dict(sorted(labels.items(), key=lambda item: item[1] != 0)), ignored
     return dict(sorted(labels.items(), key=lambda item: item[1])), ignored
 
@@ -238,10 +238,10 @@ def _label_problems(
 
 
 def region_order_problem(description: DatasetDescription) -> str | None:
-    """Return the problem of an order of regions by which a perfect prediction comes back with other ids.
+    """Return the problem of a region order that changes ids of a perfect prediction; None if it has none.
 
-    An id may come back as another one that no region tells from it. Models and predictions that have such an order
-    already are taken as they are.
+    Changing an id to another one within the same regions is allowed. Models and predictions that already have such an
+    order are accepted.
     """
     order = description.regions_class_order
     if order is None or not description.has_regions:
@@ -262,7 +262,7 @@ def region_order_problem(description: DatasetDescription) -> str | None:
 
 
 def _file_ending(content: Mapping[str, Any], folder: Path, problems: list[str]) -> str:
-    """Return the stated ending; v1 states none, so the first listed or stored image tells."""
+    """Return the stated ending; v1 states none, so that of the first listed or stored image."""
     ending = content.get("file_ending")
     if isinstance(ending, str) and ending.lower() in READABLE:
         return ending.lower()
@@ -304,7 +304,7 @@ def _listed_cases(content: Mapping[str, Any], folder: Path, problems: list[str])
 
 
 def _cases_of_list(folder: Path, key: str, entries: Sequence[Any], problems: list[str]) -> list[NNUNetCase]:
-    """Return the cases of a list of image files, or of ``{"image": ..., "label": ...}`` with one image or several."""
+    """Return the cases of a list of image files, or of ``{"image": ..., "label": ...}`` with one or more images."""
     cases, wrong = [], []
     for number, entry in enumerate(entries, start=1):
         image, label = (entry.get("image"), entry.get("label")) if isinstance(entry, dict) else (entry, None)
@@ -337,7 +337,7 @@ def _resolved(folder: Path, path: str) -> Path:
 
 
 def _portable(path: str) -> str:
-    """Return a path as every system reads it: Windows writes backslashes between folders."""
+    """Return a path that is valid on every system: Windows writes backslashes between folders."""
     return path if "/" in path else path.replace("\\", "/")
 
 

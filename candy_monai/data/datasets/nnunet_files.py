@@ -1,4 +1,4 @@
-"""Pair the files of an nnU-Net folder by case; no image is opened."""
+"""Pair the files of an nnU-Net folder by case, without opening images."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from candy_monai.errors import did_you_mean
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """What a folder holds by its description and the names of its files.
+    """The cases of a folder according to its description and file names.
 
     Attributes:
         folder: The dataset's folder.
-        description: What ``dataset.json`` says; None where it makes no sense.
-        cases: The cases of each split that was looked for.
-        description_problems: What is wrong with ``dataset.json``.
-        problems: What is wrong with the files of each split.
+        description: The content of ``dataset.json``; None if it is invalid.
+        cases: The cases of each requested split.
+        description_problems: The problems of ``dataset.json``.
+        problems: The problems of the files of each split.
     """
 
     folder: Path
@@ -51,11 +51,11 @@ def list_dataset(folder: Path, *splits: Split) -> Listing:
 def _find_cases(
     folder: Path, description: DatasetDescription, split: Split
 ) -> tuple[tuple[NNUNetCase, ...], list[str]]:
-    """Return the whole cases of a split, sorted by id, and a problem for every file that is missing or one too many.
+    """Return the complete cases of a split, sorted by id, and a problem for every missing or surplus file.
 
-    Only the last ``_dddd`` of an image's name is the channel, so ids may themselves end in such. Ids have their accents
-    composed, since one name may be stored in two forms. Hidden files and files of other kinds are passed over. Several
-    channel names with a single picture ``_0000`` mean that this file holds all channels, as colour pictures do.
+    Only the last ``_dddd`` of an image's name is the channel, so ids may themselves end in such. Accents in ids are
+    composed, since a name may be stored in two forms. Hidden files and other file types are ignored. Several channel
+    names with a single picture ``_0000`` mean that this file contains all channels, as in colour pictures.
     """
     if (listed := description.listed.get(split)) is not None:
         return listed, _listing_problems(listed)
@@ -83,7 +83,7 @@ def _find_cases(
 
 
 def _other_files(folder: Path, case_id: str, ending: str) -> list[str]:
-    """Return images that belong to a case by their names but for the ending, as of a file that is not compressed."""
+    """Return a case's images that differ only in the file ending, such as uncompressed files."""
     return [
         path.name
         for path in (sorted(folder.iterdir()) if folder.is_dir() else ())
@@ -108,13 +108,13 @@ def _listing_problems(cases: tuple[NNUNetCase, ...]) -> list[str]:
 
 
 def _unset(path: Path) -> str:
-    """Return a hint at the environment variables that a path still contains: those that are not set."""
+    """Return a hint at the environment variables that remain in a path because they are not set."""
     variables = sorted(set(re.findall(r"\$\{?\w+\}?", str(path))))
     return f"; set the environment variable {', '.join(variables)}" if variables else ""
 
 
 def _files(folder: Path, ending: str, problems: list[str]) -> dict[str, Path]:
-    """Return files of one ending by name without it; a name in two spellings of the ending is a problem."""
+    """Return files with one ending by name without it; a name with two spellings of the ending is a problem."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name.startswith(".") or not path.name.lower().endswith(ending):

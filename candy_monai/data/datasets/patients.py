@@ -1,4 +1,4 @@
-"""Find patients by the ids of their cases, and folds that divide a patient."""
+"""Recognise patients by their case ids, and find folds that divide a patient."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from candy_monai.data.datasets.folds import Fold
 _OCCASIONS = "visit|session|ses|timepoint|tp|followup|follow-up|fu"
 _PARTS = "frame|slice|slc|sl|scan|time|phase|day|week|month|year|run|acq|echo|stack"
 _VAGUE_PARTS = "view|image|img|im|part|patch|tile|crop|t|f|s|z"
-"""What names parts of a patient's data before a number: at different times, in one series, of anything."""
+"""Words before the number of a part of a patient's data: a time, an image of a series, or anything."""
 
 _SIDES = "ED|ES|pre|post|baseline|followup|left|right|L|R|OD|OS|sag|cor|ax|axial|coronal|sagittal"
-"""What names one of a few acquisitions of a patient, without a number."""
+"""Words for one of a few acquisitions of a patient, without a number."""
 
 _FEWEST_PATIENTS = 5
 _LARGEST_SHARE = 1 / 3
-"""Without a word that tells, one number before another is a patient's where there are many, each of few cases."""
+"""Without such a word, a number before another one is a patient's if there are many, each with few cases."""
 
 _BEGIN = r"(?:.*[-_ .])?"
 _NUMBERED_PATIENT = re.compile(_BEGIN + r"(?:(?:patient|pat|subject|subj|sub|case|vol|p|s)[-_ ]?)?\d+", re.IGNORECASE)
@@ -31,15 +31,15 @@ _NO_PATIENT = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class PatientNames:
-    """What the ids of a dataset seem to say about its patients."""
+    """The patients that the ids of a dataset appear to name."""
 
-    patient_of: Mapping[str, str]  # for each case id, what the ids of its patient have in common
+    patient_of: Mapping[str, str]  # for each case id, the common part of its patient's ids
     groups: str  # the regular expression for --groups that finds it
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Pattern:
-    """A way to read ids: the first parenthesis of an expression, and how much else has to speak for it."""
+    """A pattern of ids: an expression whose first group is the patient, and the conditions for its use."""
 
     expression: str
     needs_numbered_patient: bool = False
@@ -47,10 +47,10 @@ class _Pattern:
 
 
 def patients_by_name(case_ids: Sequence[str]) -> PatientNames | None:
-    """Return the patients that ids such as ``patient001_frame12`` name; ``None`` where none has several cases.
+    """Return the patients named in ids such as ``patient001_frame12``; ``None`` if none has several cases.
 
-    A patient is what comes before the number of a frame, a slice, a visit and so on (``SC-01-IM-0048``), before one of
-    two phases or sides (``p07_ED``, ``07L``), or, in larger datasets, a number before another (``10001_7``).
+    A patient is what precedes the number of a frame, a slice, a visit and so on (``SC-01-IM-0048``), one of two phases
+    or sides (``p07_ED``, ``07L``), or, in larger datasets, a second number (``10001_7``).
     """
     for pattern in _patterns(case_ids):
         found = {case_id: match[1] for case_id in case_ids if (match := re.search(pattern.expression, case_id))}
@@ -69,7 +69,7 @@ def patients_by_name(case_ids: Sequence[str]) -> PatientNames | None:
 
 
 def patients_on_both_sides(folds: Sequence[Fold], *, first: int = 0) -> list[str]:
-    """Return a warning of patients whose cases folds divide; it names the groups that would keep each on one side.
+    """Return a warning about patients whose cases are in different folds, with the groups that prevent this.
 
     ``first`` is the number of the first of these folds.
     """
@@ -79,7 +79,7 @@ def patients_on_both_sides(folds: Sequence[Fold], *, first: int = 0) -> list[str
         return []
     patient_of, divided, per_fold = names.patient_of, set[str](), []
     for number, fold in enumerate(folds, start=first):
-        if set(fold.train) == set(fold.validation):  # the fold 'all' validates on what it trains on, as it says
+        if set(fold.train) == set(fold.validation):  # the fold 'all' validates on its training cases on purpose
             continue
         validated = {patient_of[case_id] for case_id in fold.validation}
         both = validated & {patient_of[case_id] for case_id in fold.train}
@@ -111,7 +111,7 @@ def _patterns(case_ids: Sequence[str]) -> Iterator[_Pattern]:
 def _before_parts(
     case_ids: Sequence[str], words: str, patient: str, *, needs_numbered_patient: bool = False
 ) -> Iterator[_Pattern]:
-    """Yield the pattern of what comes before a word and a number: the simplest expression that finds the same."""
+    """Yield the pattern for the part before a word and a number: the simplest expression with the same matches."""
     part = re.compile(rf"^({patient})([-_ .]?)(?<![a-z])({words})[-_ ]?\d+(?![a-z])", re.IGNORECASE)
     found = {case_id: match for case_id in case_ids if (match := part.match(case_id))}
     if not found:
@@ -125,7 +125,7 @@ def _before_parts(
     for expression in (
         f"^(.+?){separator}{kind}",
         f"^({patient}){separator}{kind}[-_ ]?\\d",
-        f"^(.+?)(?:{separator}{kind}[-_ ]?\\d.*)?$",  # of an id without such a word all is the patient
+        f"^(.+?)(?:{separator}{kind}[-_ ]?\\d.*)?$",  # without such a word, the whole id is the patient
         f"^({patient}|.+)(?:{separator}{kind}[-_ ]?\\d.*)?$",
     ):
         matches = {case_id: re.search(expression, case_id) for case_id in case_ids}

@@ -1,4 +1,4 @@
-"""Which transforms the images of a dataset go through, by name."""
+"""The names of the transforms that are applied to the images of a dataset."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from monai.transforms import MapTransform
 
 _INNER = ("dataset", "_base", "datasets", "_datasets")
-"""Where datasets keep the one that they take their items from: PyTorch's, MONAI's and ours."""
+"""Attributes for the wrapped dataset: in PyTorch, MONAI and this library."""
 
 _PARTS = ("transforms", "_transform", "_image_transform")
-"""Where a ``Compose`` and a `JointTransform` keep theirs."""
+"""Attributes for the transforms of a ``Compose`` or a `JointTransform`."""
 
 _NO_CHANGE = (
     "LoadImage",
@@ -25,10 +25,10 @@ _NO_CHANGE = (
 
 
 def names_of_transforms(dataset: object) -> list[str]:
-    """Return the names of a dataset's transforms that change images, in the order in which they are applied.
+    """Return the names of a dataset's transforms that change images, in the order of application.
 
-    Loading, the channel's axis and types do not count, nor do transforms of other keys than ``image``. A dataset that
-    wraps others has those of the first of them, too.
+    Loading, channel axes, types and transforms of keys other than ``image`` do not count. A wrapper of other datasets
+    also has the transforms of the first one.
     """
     inner = next((getattr(dataset, name) for name in _INNER if hasattr(dataset, name)), None)
     if isinstance(inner, list | tuple):

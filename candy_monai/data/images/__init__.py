@@ -1,5 +1,5 @@
-"""Image files, read and written with the geometry that belongs to them.
+"""Read and write image files with their geometry.
 
-Paths of NIfTI, NRRD, MetaImage, TIFF or picture files enter; tensors ``(C, *spatial)`` with an affine leave,
-and the other way round. Images that belong together are aligned onto one grid or refused.
+Converts NIfTI, NRRD, MetaImage, TIFF and picture files into tensors ``(C, *spatial)`` with an affine, and the reverse.
+Images of one case are aligned onto one grid or refused.
 """

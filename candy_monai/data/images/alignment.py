@@ -1,7 +1,7 @@
 """Compare the grids of two images, and bring one onto the other by swapping and flipping axes, which is exact.
 
-Equal indices of two aligned images are the same places. In every message, ``against`` says whose the expected grid is,
-with a verb: ``the image a.nii.gz has``.
+Equal indices of two aligned images are the same position. In every message, ``against`` names the owner of the expected
+grid, with a verb: ``the image a.nii.gz has``.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HAS_NO_GRID = "has_no_grid"
-"""In the metadata of a tensor whose affine says nothing, since it was made of one without metadata."""
+"""Metadata key of a tensor that was made without metadata, so that its affine has no meaning."""
 
-_POSITION_TOLERANCE = 1e-2  # millimetres and direction cosines; what differs by less is the rounding of some tool
-_SPACING_TOLERANCE = 1e-3  # relative; headers store single precision, and tools round
-_MOST_VOXELS_APART = 0.5  # a voxel that is further off is another voxel
+_POSITION_TOLERANCE = 1e-2  # millimetres and direction cosines; smaller differences are due to rounding
+_SPACING_TOLERANCE = 1e-3  # relative; headers have single precision, and tools round
+_MOST_VOXELS_APART = 0.5  # beyond this distance it is another voxel
 
 
 def aligned(values: Tensor, found: Geometry, expected: Geometry, *, name: str, against: str) -> Tensor:
-    """Return an image's samples on another image's grid, with its axes swapped and flipped where they run another way.
+    """Return an image on another image's grid, with its axes swapped and flipped where they differ.
 
     Args:
-        values: ``(C, *spatial)``; not copied where the grids agree already.
-        found: The grid of these.
-        expected: The grid to bring them onto.
-        name: What to call the image in a message, such as its file.
-        against: Whose the expected grid is.
+        values: ``(C, *spatial)``; not copied if the grids agree already.
+        found: The grid of these values.
+        expected: The target grid.
+        name: The name of the image in messages, such as its file.
+        against: The owner of the expected grid.
 
     Raises:
-        BadInputError: If the grids cover other places; says what of each differs.
+        BadInputError: If the grids cover different regions; says how they differ.
     """
     if problem := mismatch(found, expected, against=against):
         raise BadInputError(f"{name}: {problem}")
@@ -49,7 +49,7 @@ def aligned(values: Tensor, found: Geometry, expected: Geometry, *, name: str, a
 
 
 def mismatch(found: Geometry, expected: Geometry, *, against: str) -> str | None:
-    """Return why an image cannot be brought onto another's grid by swapping and flipping axes; None where it can."""
+    """Return why an image cannot be brought onto another's grid by swapping and flipping axes; None if it can."""
     problem = misalignment(found, expected, against=against)
     is_comparable = len(found.spatial_shape) == len(expected.spatial_shape) and _is_grid(found) and _is_grid(expected)
     if problem is None or not is_comparable:
@@ -66,7 +66,7 @@ def mismatch(found: Geometry, expected: Geometry, *, against: str) -> str | None
 
 
 def misalignment(found: Geometry, expected: Geometry, *, against: str) -> str | None:
-    """Return how a grid differs from another so much that equal indices are other places; None where it does not."""
+    """Return how a grid differs from another if equal indices are different positions; None if they are not."""
     for geometry in (found, expected):
         if not _is_grid(geometry):
             whose = "" if geometry is found else f"{against.rsplit(' ', 1)[0]}: "
@@ -79,7 +79,7 @@ def misalignment(found: Geometry, expected: Geometry, *, against: str) -> str | 
 
 
 def misfit(found: Geometry, expected: Geometry, *, against: str) -> str | None:
-    """Return how a grid differs from another in shape or spacing; None where it does not."""
+    """Return how a grid differs from another in shape or spacing; None if it does not."""
     if expected.spatial_shape != found.spatial_shape:
         return f"shape {found.spatial_shape}, {against} {expected.spatial_shape}; resample to one grid"
     if not np.allclose(expected.spacing_mm, found.spacing_mm, rtol=_SPACING_TOLERANCE):
@@ -89,7 +89,7 @@ def misfit(found: Geometry, expected: Geometry, *, against: str) -> str | None:
 
 
 def displacement(found: Geometry, expected: Geometry, *, against: str) -> str | None:
-    """Return how a grid of the same shape and spacing lies elsewhere or turned; None where it does not."""
+    """Return how a grid of the same shape and spacing is shifted or rotated; None if it is not."""
     furthest, of_origins = _voxels_apart(found, expected), _voxels_apart(found, expected, corners=False)
     turned_by = np.abs(_directions(expected) - _directions(found)).max()
     if turned_by > _POSITION_TOLERANCE or (furthest > _MOST_VOXELS_APART >= of_origins):
@@ -106,28 +106,28 @@ def _is_grid(geometry: Geometry) -> bool:
 
 
 def _orientation(found: Geometry, expected: Geometry) -> NDArray[np.float64]:
-    """Return for each axis of a grid which one of another it runs along, and its direction, in nibabel's form."""
+    """Return for each axis of a grid the matching axis of another and its direction, in nibabel's form."""
     orientation: NDArray[np.float64] = io_orientation(np.linalg.inv(expected.affine) @ found.affine)
     return orientation
 
 
 def _axes(orientation: NDArray[np.float64], num_dims: int) -> tuple[list[int], list[int]]:
-    """Return the old axis of each new one, and the new axes that run backwards."""
+    """Return the old axis for each new one, and the new axes that are flipped."""
     order = np.argsort(orientation[:, 0])[:num_dims].tolist()
     return order, [new for new, old in enumerate(order) if orientation[old, 1] < 0]
 
 
 def _directions(geometry: Geometry) -> NDArray[np.float64]:
-    """Return the direction cosines, a column for each spatial axis."""
+    """Return the direction cosines, with a column for each spatial axis."""
     spacing = np.maximum(np.array(geometry.spacing_mm), np.finfo(np.float64).tiny)
     cosines: NDArray[np.float64] = geometry.affine[:3, : len(geometry.spatial_shape)] / spacing
     return cosines
 
 
 def _voxels_apart(found: Geometry, expected: Geometry, *, corners: bool = True) -> float:
-    """Return how far voxels of one index lie apart on two grids of one shape, at most, in voxels along an axis.
+    """Return the largest distance between voxels of equal index on two grids of one shape, in voxels along an axis.
 
-    The furthest are at a corner, since the distance is linear in the index. Without corners it is that of the first.
+    The maximum is at a corner, since the distance is linear in the index. Without corners, the first voxel is compared.
     """
     last = np.zeros((3, 2))
     if corners:

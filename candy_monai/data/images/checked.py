@@ -1,4 +1,4 @@
-"""MONAI's ``ImageReader`` and ``ImageWriter`` over our reading and writing, for its ``LoadImage`` and ``SaveImage``."""
+"""MONAI's ``ImageReader`` and ``ImageWriter`` with our reading and writing, for its ``LoadImage`` and ``SaveImage``."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from candy_monai.errors import ImageReadError
 class CheckedReader(ImageReader):
     """A reader for MONAI's ``LoadImage`` that reads and checks files as `load_image` does.
 
-    Several files are the channels of one case, on the grid of the first. As with MONAI's readers, an image of one
-    channel comes without an axis for it, and ``EnsureChannelFirst`` adds it; of several, the axis is the first one. A
-    picture is (row, column), where MONAI's ``PILReader`` swaps them.
+    Several files are the channels of one case, on the grid of the first. As in MONAI's readers, an image of one channel
+    has no channel axis, which ``EnsureChannelFirst`` adds; with several channels, the channel axis comes first. A
+    picture is (row, column), whereas MONAI's ``PILReader`` swaps them.
 
-    ``LoadImage`` turns what it gets into float32; ``dtype=numpy.int64`` keeps label ids beyond 2^24. It passes an
-    unknown format on to MONAI's own readers. Any other error is raised from here.
+    ``LoadImage`` converts the result to float32; ``dtype=numpy.int64`` preserves label ids beyond 2^24. It passes files
+    of unknown formats to MONAI's own readers. All other errors are raised here.
 
     Args:
         is_label: The files hold label ids: whole numbers, one channel each.
-        num_channels: How many channels an image must have; None takes any.
+        num_channels: The expected number of channels of an image; None accepts any number.
     """
 
     def __init__(self, *, is_label: bool = False, num_channels: int | None = None) -> None:
@@ -48,15 +48,15 @@ class CheckedReader(ImageReader):
 
     @override
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Return whether a file's format, or that of all of several, is known; a folder is one with DICOM files."""
+        """Return whether the format of a file, or of all given files, is known; a folder must hold DICOM files."""
         return all(codec_of(file) is not None for file in _files(filename))
 
     @override
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[Path, ...]:
-        """Return the paths of the files of one case; `get_data` opens them, since ``LoadImage`` hides errors from here.
+        """Return the paths of the files of a case; `get_data` opens them, since ``LoadImage`` hides errors from here.
 
         Raises:
-            ImageReadError: If the format of one is not known.
+            ImageReadError: If the format of a file is unknown.
         """
         files = _files(data)
         for file in files:
@@ -68,15 +68,15 @@ class CheckedReader(ImageReader):
         """Decode the files of one case.
 
         Args:
-            img: What `read` returned.
+            img: The result of `read`.
 
         Returns:
-            The samples, float32 or for labels int64: ``(*spatial)`` of one channel, ``(C, *spatial)`` of several; and
-            the metadata that `load_image` describes.
+            The samples, float32 or for labels int64: ``(*spatial)`` for one channel, ``(C, *spatial)`` for several; and
+            the metadata, as described in `load_image`.
 
         Raises:
             ImageReadError: If a file is missing, damaged, not a label map although it should be, the grids of the
-                channels cover other places, or there are more or fewer than expected.
+                channels cover different regions, or the number of channels is not the expected one.
         """
         files = _files(img)
         scan = read_channels(files, is_label=self.is_label)
@@ -89,17 +89,17 @@ class CheckedReader(ImageReader):
 
 
 class CheckedWriter(ImageWriter):
-    """A writer for MONAI's ``SaveImage`` that writes as `save_image` does: where the file is that an image came from.
+    """A writer for MONAI's ``SaveImage`` that writes as `save_image` does: on the grid of the image's original file.
 
-    Axes that were swapped or flipped since are turned back, which is exact and needs no ``resample=True``; the file has
-    as many axes as the one that it came from. The type to store never changes a value: integers are not stored as
-    floating point, which ``SaveImage`` asks for by default, and a type that does not hold the values is widened. Ids in
-    floating point, as ``AsDiscrete`` makes them, stay float32 unless ``SaveImage(output_dtype=numpy.uint8)`` is asked.
+    Swapped or flipped axes are restored, which is exact and needs no ``resample=True``; the file has as many axes as
+    the original one. The stored type never changes a value: integers are not stored as floating point, the default of
+    ``SaveImage``, and a type that cannot hold the values is widened. Ids in floating point, as from ``AsDiscrete``,
+    stay float32 unless ``SaveImage(output_dtype=numpy.uint8)`` is used.
 
     Args:
-        output_dtype: The type to store, see ``dtype`` of `save_image`.
-        scale: Clip to 0..1 and multiply by this before it is stored as integers, as for pictures of 255 greys.
-        options: Kept as attributes, as in MONAI's writers.
+        output_dtype: The type to store, see ``dtype`` in `save_image`.
+        scale: Clip to 0..1 and multiply by this before storing as integers, as for pictures of 255 grey levels.
+        options: Stored as attributes, as in MONAI's writers.
     """
 
     def __init__(self, output_dtype: DTypeLike | None = None, scale: int | None = None, **options: Any) -> None:
@@ -113,7 +113,7 @@ class CheckedWriter(ImageWriter):
         squeeze_end_dims: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Check and keep an image; its axes are those of the file it came from, whatever ``squeeze_end_dims`` is."""
+        """Check and store an image; its axes are those of its original file, regardless of ``squeeze_end_dims``."""
         values = data_array.as_tensor() if isinstance(data_array, MetaTensor) else torch.as_tensor(data_array)
         values = values[None] if channel_dim is None else values.movedim(channel_dim, 0)
         if self.scale is not None:
@@ -130,18 +130,18 @@ class CheckedWriter(ImageWriter):
         dtype: DTypeLike = np.float64,
         **options: Any,
     ) -> None:
-        """Compute the image on the grid of the file that it came from, and keep that place.
+        """Compute the image on the grid of its original file, and store that grid.
 
         Args:
-            meta_dict: ``affine``, and of the file ``original_affine`` and ``spatial_shape``.
-            resample: Interpolate where the grid is another one; else the image is written on its own grid.
-            mode: How, see MONAI's ``SpatialResample``.
-            padding_mode: What lies outside, likewise.
-            dtype: The type to compute in.
+            meta_dict: ``affine``, and ``original_affine`` and ``spatial_shape`` of the file.
+            resample: Interpolate if the grid is a different one; otherwise the image is written on its own grid.
+            mode: The interpolation, see MONAI's ``SpatialResample``.
+            padding_mode: The values outside, see there.
+            dtype: The type for computations.
             options: Not used.
 
         Raises:
-            BadInputError: If an affine gives no place.
+            BadInputError: If an affine is invalid.
         """
         if not meta_dict:
             return
@@ -164,10 +164,10 @@ class CheckedWriter(ImageWriter):
 
     @override
     def write(self, filename: PathLike, verbose: bool = True, **kwargs: Any) -> None:
-        """Write the file; it appears whole or not at all.
+        """Write the file atomically.
 
         Raises:
-            BadInputError: If the format, which the suffix chooses, cannot hold the image.
+            BadInputError: If the format, which the suffix determines, cannot hold the image.
         """
         super().write(filename, verbose=verbose)
         save_image(self.data_obj, filename, dtype=self.output_dtype)

@@ -1,8 +1,8 @@
 """DICOM series, read as one image: a folder of slices, one multi-frame file, or one projection.
 
-A path names a series: the folder that holds it, or any of its files. Frames are put in order by their positions in the
-patient, from which the distance between them comes, too; what does not make one stack is refused with its files. A
-projection (CR, DX), which has no place in the patient, is read as a picture, (row, column).
+A path identifies a series: its folder, or any of its files. Frames are sorted by their positions in the patient, which
+also determine the distance between them; files that do not form one stack are refused, with their names. A projection
+(CR, DX), which has no position in the patient, is read as a picture, (row, column).
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
-"""Of files that are taken for DICOM by their names; others are told by their content."""
+"""Suffixes of files taken for DICOM; other files are recognised by their content."""
 
 _OTHERS = (".nii", ".gz", ".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".mha", ".mhd", ".nrrd", ".nhdr", ".json")
-"""Of files that are not opened to see whether they are DICOM: folders of thousands of them are looked at."""
+"""Suffixes of files that are not opened to recognise DICOM, since folders may hold thousands of them."""
 
 _MAGIC_AT, _MAGIC = 128, b"DICM"
 _CHANNEL = re.compile(r"\d{4}", re.ASCII)
-_APART = 0.1  # what a frame may lie off its place in an even stack, of the distance between two
-_SAME_PLACE = 0.01  # likewise; nearer to each other, frames are of one position
+_APART = 0.1  # allowed deviation of a frame from even spacing, relative to the spacing
+_SAME_PLACE = 0.01  # likewise; closer frames have the same position
 _COSINES = 1e-3
 _SPACING = 1e-3
-_STRAIGHT = 0.5  # degrees; what leans more is said
+_STRAIGHT = 0.5  # degrees; larger angles are reported
 _NAMED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One series as one image: frames in the order of its last axis, and its grid.
+    """A series as one image: frames in the order of its last axis, and its grid.
 
-    The axes are (column, row, frame); of a projection (row, column).
+    The axes are (column, row, frame), or (row, column) for a projection.
     """
 
     frames: tuple[Frame, ...]
@@ -51,7 +51,7 @@ class Series:
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a path may be a DICOM series: a file by its name or its first bytes, a folder by its files."""
+    """Return whether a path may be a DICOM series: a file by its name or first bytes, a folder by its files."""
     try:
         return any(map(_is_dicom_file, path.iterdir())) if path.is_dir() else _is_dicom_file(path)
     except OSError:
@@ -64,10 +64,10 @@ def is_channel_folder(path: Path) -> bool:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Return what the DICOM files of a folder are: itself, which is one series; each of several projections; nothing.
+    """Return the images in a folder's DICOM files: the folder itself for a series, each projection, or none.
 
     Raises:
-        UnusableFileError: If its headers cannot be read.
+        UnusableFileError: If the headers cannot be read.
     """
     images = [image for image in _files_of(folder, _state(folder)) if image.frames]
     are_projections = len(images) > 1 and all(image.frames[0].position is None for image in images)
@@ -81,7 +81,7 @@ def read(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
     stack: NDArray[np.floating] | None = None
     places = {frame: place for place, frame in enumerate(series.frames)}
     for frame, values in decoded(series.frames):
-        if stack is None:  # made when it is known that the pixels are there
+        if stack is None:  # allocated once the pixels are known to exist
             stack = np.empty((len(places), *values.shape), dtype)
         with np.errstate(over="ignore"):
             stack[places[frame]] = values
@@ -95,20 +95,20 @@ def read(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
 
 
 def read_header(path: Path) -> Geometry:
-    """Read a series' geometry without decoding its samples."""
+    """Read the geometry of a series without decoding its samples."""
     return read_series(path).geometry
 
 
 def write(path: Path, array: NDArray[np.generic], geometry: Geometry, *, beside: Path) -> None:
-    """Refuse to encode an array."""
+    """Raise an error, since DICOM files are not written."""
     raise ValueError("images are not written as DICOM; label maps are, as segmentations, by save_dicom_seg")
 
 
 def read_series(path: Path) -> Series:
-    """Read the headers of the series that a folder holds, or that a file belongs to, and check that it is one stack.
+    """Read the headers of a series, given its folder or one of its files, and check that it is one stack.
 
     Raises:
-        UnusableFileError: If it is not, or holds no image; says which files are at fault.
+        UnusableFileError: If it is not, or contains no image; names the files in question.
     """
     return _series(path, _state(path if path.is_dir() else path.parent))
 
@@ -123,7 +123,7 @@ def _is_dicom_file(path: Path) -> bool:
 
 
 def _state(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Return what changes when a file of a folder does, so that headers read once are known to be those on disk."""
+    """Return values that change whenever a file of a folder does, to detect outdated headers."""
     found = []
     for file in sorted(folder.iterdir()):
         if file.is_file() and not file.name.startswith("."):
@@ -134,7 +134,7 @@ def _state(folder: Path) -> tuple[tuple[str, int, int], ...]:
 
 @lru_cache(maxsize=4)
 def _files_of(folder: Path, state: tuple[tuple[str, int, int], ...]) -> tuple[DicomFile, ...]:
-    """Read the headers of the DICOM files of a folder; tell of the others once."""
+    """Read the headers of the DICOM files of a folder; warn once about other files."""
     files = [folder / name for name, _, _ in state]
     read = [read_file(file) for file in files if _is_dicom_file(file)]
     images = {entry.file for entry in read if entry.frames}
@@ -173,10 +173,10 @@ def _series(path: Path, state: tuple[tuple[str, int, int], ...]) -> Series:
 
 
 def _stacked(images: Sequence[DicomFile]) -> Series:
-    """Return the frames of some files in the order of their positions, as one image.
+    """Return the frames of some files as one image, sorted by position.
 
     Raises:
-        UnusableFileError: If they are no stack of even slices; says which files are at fault.
+        UnusableFileError: If they are not an evenly spaced stack; names the files in question.
     """
     frames = [frame for image in images for frame in image.frames]
     first = frames[0]
@@ -208,7 +208,7 @@ def _stacked(images: Sequence[DicomFile]) -> Series:
 
 
 def _check_alike(images: Sequence[DicomFile], frames: Sequence[Frame]) -> None:
-    """Refuse frames without a place, those of other sizes or directions than the first, and files that are copies."""
+    """Refuse frames without a position, with other sizes or directions than the first, and duplicate files."""
     first = frames[0]
     known: dict[str, Path] = {}
     for image in images:
@@ -239,10 +239,10 @@ def _check_alike(images: Sequence[DicomFile], frames: Sequence[Frame]) -> None:
 
 
 def _step(frames: Sequence[Frame], normal: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the way from one frame to the next, in LPS.
+    """Return the vector from one frame to the next, in LPS.
 
     Raises:
-        UnusableFileError: If two lie at one position, or they are not evenly spaced along one line.
+        UnusableFileError: If two frames have the same position, or they are not evenly spaced along one line.
     """
     if len(frames) == 1:
         return normal * frames[0].thickness_mm

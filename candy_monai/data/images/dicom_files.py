@@ -1,4 +1,4 @@
-"""The files of DICOM series: what the header of each says of its frames, and the values of these."""
+"""Read the files of DICOM series: the frames that each header describes, and their values."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _IMAGE_CLASS = re.compile(r"Image Storage|Multi-frame|Segmentation Storage")
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-_MOST_PIXELS = 1 << 28  # of a frame; a header of damage or malice asks for gigabytes
-_PERPENDICULAR = 1e-2  # what two directions may lack to it
+_MOST_PIXELS = 1 << 28  # of a frame; damaged or malicious headers ask for gigabytes
+_PERPENDICULAR = 1e-2  # tolerance for perpendicular directions
 _WITHOUT_DECODER = {"1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.4.51"}
-"""Transfer syntaxes of JPEG whose decoder for pydicom is under the GPL, so that no extra brings it."""
+"""JPEG transfer syntaxes whose decoder for pydicom is under the GPL, so that no extra includes it."""
 
 _TAGS = (
     "SOPClassUID",
@@ -55,16 +55,16 @@ class Frame:
     """One frame of a series.
 
     Attributes:
-        file: The file that holds it.
-        index: Its number in the file, from 0; None if the file holds only one.
+        file: The file that contains it.
+        index: Its number in the file, from 0; None if it is the only one.
         shape: (rows, columns).
         num_channels: 3 for colours.
-        position: Of its first pixel, in millimetres to the left, to the back and up (LPS); None for a projection.
+        position: Position of its first pixel in millimetres, in LPS; None for a projection.
         orientation: The direction cosines of its rows and of its columns, in LPS; None for a projection.
         spacing_mm: The distance between rows, and between columns.
-        thickness_mm: What the header says of the distance to the next; only used where there is no next.
-        slope: What stored values are multiplied by.
-        intercept: What is added then.
+        thickness_mm: The distance to the next frame according to the header; only used if there is no next one.
+        slope: The factor for stored values.
+        intercept: The number added to the product.
     """
 
     file: Path
@@ -84,7 +84,7 @@ class Frame:
 
 @dataclass(frozen=True, kw_only=True)
 class DicomFile:
-    """What the header of a file says; no frames where it is no image."""
+    """The header of a file; without frames if it is not an image."""
 
     file: Path
     series: str = ""
@@ -94,10 +94,10 @@ class DicomFile:
 
 
 def read_file(file: Path) -> DicomFile:
-    """Read a file's header.
+    """Read the header of a file.
 
     Raises:
-        UnusableFileError: If it cannot be read, or it is that of an image and lacks what an image needs.
+        UnusableFileError: If it cannot be read, or describes an image and lacks required entries.
     """
     pydicom = require("pydicom", extra="dicom", purpose="read DICOM series")
     try:
@@ -124,7 +124,7 @@ def read_file(file: Path) -> DicomFile:
         raise
     except (MemoryError, PermissionError):
         raise
-    except Exception as error:  # pydicom has its own for each kind of damage
+    except Exception as error:  # pydicom has different errors for different damage
         raise UnusableFileError(_undecodable(file, error)) from error
 
 
@@ -188,7 +188,7 @@ def _frames(file: Path, header: Any) -> Iterator[Frame]:
 
 
 def _placed(frame: Frame, sources: Sequence[Any]) -> Frame:
-    """Return a frame with its place and its scale, each from the first of some parts of the header that states it."""
+    """Return a frame with its position and scaling, each from the first part of the header that states it."""
 
     def numbers(keyword: str, count: int) -> tuple[float, ...] | None:
         for source in sources:
@@ -232,7 +232,7 @@ def decoded(frames: Sequence[Frame]) -> Iterator[tuple[Frame, NDArray[np.generic
     """Yield the values of frames, (row, column) or (row, column, channel), file by file.
 
     Raises:
-        UnusableFileError: If a file's pixels are missing, truncated or compressed in a way that cannot be read.
+        UnusableFileError: If the pixels of a file are missing, truncated or compressed in an unsupported way.
     """
     pydicom = require("pydicom", extra="dicom", purpose="read DICOM series")
     of_file: dict[Path, dict[int, Frame]] = {}
@@ -248,7 +248,7 @@ def decoded(frames: Sequence[Frame]) -> Iterator[tuple[Frame, NDArray[np.generic
                     wanted.pop(index)
         except (UnusableFileError, MemoryError, PermissionError):
             raise
-        except Exception as error:  # each decoder has its own
+        except Exception as error:  # each decoder has its own errors
             raise UnusableFileError(_undecodable(file, error)) from error
         if wanted:
             raise UnusableFileError(
@@ -278,7 +278,7 @@ def _check_pixels(pydicom: Any, dataset: Any, file: Path) -> None:
 
 
 def _values(pydicom: Any, stored: NDArray[np.generic], dataset: Any, frame: Frame) -> NDArray[np.generic]:
-    """Return what the stored numbers of a frame stand for."""
+    """Return the values that the stored numbers of a frame represent."""
     photometric = dataset.get("PhotometricInterpretation")
     if stored.shape[:2] != frame.shape:
         raise UnusableFileError(f"{frame}: found {stored.shape[:2]} pixels, expected {frame.shape} as in its header")
@@ -286,7 +286,7 @@ def _values(pydicom: Any, stored: NDArray[np.generic], dataset: Any, frame: Fram
         colours: NDArray[np.generic] = pydicom.pixels.apply_color_lut(stored, dataset)[..., :3]
         return colours
     if photometric == "MONOCHROME1" and stored.dtype.kind in "iu":
-        # Where low values are bright: turned over, as in ITK, so that bright is bright in every image.
+        # Low values are bright here: inverted, as in ITK, so that bright is bright in every image.
         bits = int(dataset.BitsStored)
         stored = (2**bits - 1 if stored.dtype.kind == "u" else -1) - stored.astype(np.int64)
     if dataset.get("ModalityLUTSequence"):

@@ -1,7 +1,7 @@
-"""The formats that are known, by suffix, and which module decodes and encodes each; a DICOM series is a folder.
+"""The supported formats, by suffix, and the modules that decode and encode them; a DICOM series is a folder.
 
-What a decoder raises is turned into one readable error by ``candy_monai.data.images.reading``. Every unit of length
-becomes millimetres in the decoders, and what gives no place is refused there, so that nothing above meets either.
+Errors of decoders are converted into one readable error by ``candy_monai.data.images.reading``. The decoders convert
+every unit of length to millimetres and refuse invalid affines, so that no other module has to.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
     from candy_monai.data.images.geometry import Geometry
 
 DETACHED = {".mhd": ".mha", ".nhdr": ".nrrd"}
-"""Headers that name a second file with the samples, and the formats that hold both: these are read and not written."""
+"""Headers with a separate data file, which are read but not written, and the formats that contain both."""
 
 
 class Codec(Protocol):
-    """A module for files of some formats."""
+    """Protocol of the modules for single formats."""
 
     def read(self, path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
         """Decode a file into a channel-first array and its geometry."""
 
     def read_header(self, path: Path) -> Geometry:
-        """Read a file's geometry without decoding its samples."""
+        """Read the geometry of a file without decoding its samples."""
 
     def write(self, path: Path, array: NDArray[np.generic], geometry: Geometry, *, beside: Path) -> None:
         """Encode a channel-first array.
 
         Args:
             path: The file to write, possibly a temporary one, with the suffix of the final one.
-            array: ``(C, *spatial)``, of a type that the format holds.
-            geometry: Where the samples lie.
-            beside: The file's final path: a volume of TIFF pages keeps its spacing in a ``.json`` file next to it.
+            array: ``(C, *spatial)``, of a type that the format supports.
+            geometry: The grid of the samples.
+            beside: The file's final path: the spacing of a volume of TIFF pages is in a ``.json`` file next to it.
 
         Raises:
             ValueError: If the format cannot hold the array.
@@ -57,7 +57,7 @@ KNOWN = f"known formats: {', '.join(READABLE)}, and a DICOM series, which is a f
 
 
 def codec_of(path: Path) -> Codec | None:
-    """Return the module that decodes a path: by its suffix, or as a DICOM series; None where there is none."""
+    """Return the module that decodes a path, by its suffix or as a DICOM series; None if there is none."""
     if not path.is_dir() and (codec := CODECS.get(image_suffix(path))) is not None:
         return codec
     return dicom if image_suffix(path) in dicom.SUFFIXES or dicom.is_dicom(path) else None

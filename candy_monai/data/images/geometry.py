@@ -1,4 +1,4 @@
-"""The grid on which a file's samples lie, and which affines describe none."""
+"""The grid of an image file's samples, and the check of affines."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
     from candy_monai.aliases import Shape
 
 _FLATTEST = 1e-3
-"""Of unit vectors along the axes the least extent in any direction: a gantry's tilt leaves about 0.7, a plane 0."""
+"""Least extent of the unit vectors along the axes in any direction: about 0.7 for gantry tilt, 0 for a plane."""
 
 IN_MM = {"m": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "nm": 1e-6}
-"""Millimetres of each unit of length that headers state."""
+"""Millimetres for each unit of length in headers."""
 
 
 class UnusableFileError(ValueError):
-    """A file was decoded, and what it holds cannot be used; the text says why and what to do."""
+    """A file was decoded, but its content cannot be used; the message says why and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Geometry:
-    """The grid on which a file's samples lie.
+    """The grid of an image file's samples.
 
     Attributes:
         spatial_shape: The spatial axes in the file's order; (row, column) for a picture.
-        num_channels: Samples for each position.
+        num_channels: Samples at each position.
         affine: 4 x 4, from indices to millimetres in RAS+; the identity for a picture.
-        is_picture: Whether the format knows no physical space.
-        file_shape: The shape as the file declares it, so that a result can be written with as many axes.
+        is_picture: Whether the format has no physical space.
+        file_shape: The shape as declared by the file, to write results with the same number of axes.
     """
 
     spatial_shape: Shape
@@ -44,7 +44,7 @@ class Geometry:
 
     @classmethod
     def in_space(cls, shape: Sequence[int], affine: NDArray[np.float64], *, num_channels: int) -> Geometry:
-        """Build the grid of a file of this shape: axes after the third hold channels, at most one is longer than 1."""
+        """Build the grid for a file's shape: axes after the third are channels, at most one of them longer than 1."""
         spatial, rest = tuple(shape[:3]), [length for length in shape[3:] if length > 1]
         if len(spatial) < 2 or len(rest) > 1 or (rest and num_channels > 1):
             raise UnusableFileError(
@@ -60,7 +60,7 @@ class Geometry:
 
     @classmethod
     def unknown(cls, shape: Shape, *, num_channels: int, is_picture: bool = False) -> Geometry:
-        """Build a straight grid of 1 mm, for samples of whose place nothing is known."""
+        """Build an axis-aligned grid of 1 mm, for samples of unknown position."""
         return cls(
             spatial_shape=shape, num_channels=num_channels, affine=np.eye(4), is_picture=is_picture, file_shape=shape
         )
@@ -73,20 +73,20 @@ class Geometry:
 
     @property
     def voxel_ml(self) -> float | None:
-        """The volume of a sample in millilitres; None for a picture, and for what is flat."""
+        """The volume of a sample in millilitres; None for pictures and for flat images."""
         if self.is_picture or len(self.spatial_shape) != 3:
             return None
         return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000
 
     @property
     def trailing_axes(self) -> int:
-        """The number of axes of length 1 that the file has behind the spatial ones."""
+        """The number of axes of length 1 after the spatial ones in the file."""
         trailing = self.file_shape[len(self.spatial_shape) :]
         return len(trailing) if set(trailing) == {1} else 0
 
 
 def affine_problem(affine: NDArray[np.floating], num_dims: int) -> str | None:
-    """Return why a 4 x 4 affine says no place for every voxel of 2 or 3 axes; ``None`` where it does."""
+    """Return why a 4 x 4 affine is invalid for an image of 2 or 3 axes; ``None`` if it is valid."""
     axes = np.asarray(affine, dtype=np.float64)[:3, :num_dims]
     if not (np.isfinite(axes).all() and np.isfinite(np.asarray(affine)[:3, 3]).all()):
         return "holds NaN or infinite numbers"

@@ -1,4 +1,4 @@
-"""MetaImage and NRRD files: decoded and encoded by ITK through MONAI, with the unit that a header states."""
+"""Read and write MetaImage and NRRD files by ITK through MONAI, with the unit that a header states."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from candy_monai.optional import require
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# What ITK's Python package reads as stored. The rest is asked for as floating point: finding no type takes ITK 10 s.
+# Types that ITK's Python package reads as stored. Others are read as floating point: finding no type takes ITK 10 s.
 _ITK_SAMPLES = ("unsigned_char", "short", "unsigned_short", "int", "unsigned_int", "float", "double")
 
 _MOST_HEADER_BYTES = 1 << 16
@@ -34,9 +34,9 @@ def read(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
     header = _header(path)
     geometry = _geometry(path, header)
     itk = _itk("read", path)
-    if header.GetPixelTypeAsString(header.GetPixelType()) == "complex":  # else its two parts would be two channels
+    if header.GetPixelTypeAsString(header.GetPixelType()) == "complex":  # otherwise its two parts would be two channels
         raise UnusableFileError("complex samples, which ITK reads as two channels; save their magnitude")
-    from monai.data.image_reader import ITKReader  # imports itk, which takes its time
+    from monai.data.image_reader import ITKReader  # slow, since it imports itk
 
     pixel_type = None
     if header.GetNumberOfComponents() > 1:
@@ -50,7 +50,7 @@ def read(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
 
 
 def read_header(path: Path) -> Geometry:
-    """Read a file's geometry without decoding its samples."""
+    """Read the geometry of a file without decoding its samples."""
     return _geometry(path, _header(path))
 
 
@@ -61,7 +61,7 @@ def write(path: Path, array: NDArray[np.generic], geometry: Geometry, *, beside:
 
     several = len(array) > 1
     if several:
-        array = array.astype(np.float32)  # the only type of which ITK's Python package wraps vectors of any length
+        array = array.astype(np.float32)  # the only type of vectors of any length in ITK's Python package
     elif array.dtype in (np.int8, np.int64):
         array = array.astype(np.int32)
     data = np.moveaxis(array, 0, -1) if several else array[0]
@@ -70,7 +70,7 @@ def write(path: Path, array: NDArray[np.generic], geometry: Geometry, *, beside:
     )
     named = path.with_name(f"{stem_of(path)}{image_suffix(path)}")
     itk.imwrite(image, str(named), compression=True)
-    if named.name != path.name:  # under ``.MHA`` ITK writes a header and a second file with the samples
+    if named.name != path.name:  # for ``.MHA`` ITK writes a header and a separate data file
         named.replace(path)
 
 
@@ -80,7 +80,7 @@ def _itk(verb: str, path: Path) -> Any:  # ITK has no types
 
 def _header(path: Path) -> Any:
     itk = _itk("read", path)
-    if _is_metaimage(path):  # which ITK tells by a suffix in small letters alone
+    if _is_metaimage(path):  # ITK recognises the suffix only in lower case
         header = itk.MetaImageIO.New()
     else:
         header = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
@@ -115,7 +115,7 @@ def _geometry(path: Path, header: Any) -> Geometry:
 
 
 def _stated_unit(path: Path) -> float:
-    """Return the millimetres of the unit that a header of text states, which ITK passes over; 1 where it states none.
+    """Return the unit, in millimetres, that a text header states, which ITK ignores; 1 if it states none.
 
     Raises:
         UnusableFileError: If its axes have different units.

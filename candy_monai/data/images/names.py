@@ -24,23 +24,23 @@ def stem_of(path: PathLike) -> str:
 
 
 def composed(name: str) -> str:
-    """Return a name with accents and umlauts in one form (Unicode's NFC), so that it can be compared with another.
+    """Return a name with accents and umlauts in one form (Unicode's NFC), for comparisons.
 
-    macOS decomposes them in the names of files (``u`` and a diaeresis), keyboards and most other systems do not: two
-    names that look the same differ.
+    macOS decomposes them in the names of files (``u`` and a diaeresis), keyboards and most other systems do not, so
+    that two names that look the same differ.
     """
     return unicodedata.normalize("NFC", name)
 
 
 def existing_path(path: Path) -> Path:
-    """Return the file of that name in its folder, in whichever form its accents are stored; the path where none is."""
+    """Return the existing file of this name, in any form of its accents; the path itself if there is none."""
     if path.exists() or path.name.isascii() or not path.parent.is_dir():
         return path
     return next((file for file in path.parent.iterdir() if composed(file.name) == composed(path.name)), path)
 
 
 def split_channel(stem: str) -> tuple[str, int | None]:
-    """Return case and channel of a name without suffix; the whole name and ``None`` where it ends in no channel.
+    """Return the case and channel of a name without suffix; the whole name and ``None`` if it has no channel.
 
     Only the last ``_dddd`` is a channel: ``scan_0000_0001`` is channel 1 of case ``scan_0000``.
     """

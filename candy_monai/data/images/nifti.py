@@ -1,8 +1,7 @@
-"""NIfTI files: decoded and encoded by nibabel, in millimetres whatever unit the header states.
+"""Read and write NIfTI files by nibabel, in millimetres regardless of the header's unit.
 
-MONAI's reader stands on the same package. It rewrites an affine that disagrees with the header's voxel size, so that a
-result would no longer lie where the scan is, passes over the unit, and reads a compressed file without verifying its
-checksum.
+MONAI's reader uses the same package. It changes an affine that disagrees with the header's voxel size, so that a result
+would no longer match the scan, ignores the unit, and reads a compressed file without verifying its checksum.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 _HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
 _UNITS = {1: IN_MM["m"], 2: IN_MM["mm"], 3: IN_MM["um"]}
 _UNIT_BITS = 7
-_MOST_QUANTIZED = 0.005  # half a step of integers whose scaled steps are hundredths: what rounding to them leaves
+_MOST_QUANTIZED = 0.005  # half a step of integers scaled in hundredths: the error of rounding
 _SINGLE_PRECISION = 1e-6
 _REMEDY = "write a right header, for example by converting the original again"
 
@@ -33,7 +32,7 @@ _REMEDY = "write a right header, for example by converting the original again"
 def read(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
     """Decode a file into a channel-first array and its geometry."""
     if image_suffix(path) == ".nii.gz":
-        # Decompressing in one go is faster than nibabel's streaming and verifies the checksum at the file's end.
+        # Decompressing at once is faster than nibabel's streaming and verifies the checksum at the file's end.
         data = gzip.decompress(path.read_bytes())
         affine = _stated_affine(data[:_HEADER_BYTES], path)
         image = _nifti_kind(data[:4]).from_bytes(data)
@@ -44,7 +43,7 @@ def read(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
 
 
 def read_header(path: Path) -> Geometry:
-    """Read a file's geometry without decoding its samples."""
+    """Read the geometry of a file without decoding its samples."""
     affine = _stated_affine(_start_of(path), path)
     image = _open_nifti(path)
     return Geometry.in_space(image.shape, _in_mm(image, affine), num_channels=_num_fields(image.get_data_dtype()))
@@ -58,27 +57,27 @@ def write(path: Path, array: NDArray[np.generic], geometry: Geometry, *, beside:
         trailing = geometry.trailing_axes if num_dims == len(geometry.spatial_shape) else 0
         data = data.reshape(*data.shape[:-1], *(1,) * trailing)
     elif num_dims == 2:
-        data = data[:, :, None]  # otherwise the channels would read as a third spatial axis
-    image = nibabel.Nifti1Image(data, geometry.affine, dtype=data.dtype)  # named, or nibabel refuses 64-bit integers
+        data = data[:, :, None]  # otherwise the channels would become a third spatial axis
+    image = nibabel.Nifti1Image(data, geometry.affine, dtype=data.dtype)  # explicit, or nibabel refuses 64-bit integers
     image.header.set_xyzt_units("mm")
     image.set_sform(geometry.affine, code=1)
-    image.set_qform(geometry.affine, code=1)  # some readers prefer the qform: both must say the same
+    image.set_qform(geometry.affine, code=1)  # some readers prefer the qform: both must agree
     nibabel.save(image, path)
 
 
 def decoded(
     image: SpatialImage, affine: NDArray[np.float64] | None = None, *, is_label: bool = False
 ) -> tuple[NDArray[np.generic], Geometry]:
-    """Return the samples of an image of nibabel's, channel first, and its geometry.
+    """Return the samples of a nibabel image, channel first, and its geometry.
 
-    ``affine`` is what its file states, in the header's unit, where that may differ from the image's own.
+    ``affine`` is the one in its file, in the header's unit, if that may differ from the image's own.
 
     Raises:
-        ValueError: If its axes are not 2 or 3 in space and at most one of channels, or its affine gives no place.
+        ValueError: If it does not have 2 or 3 spatial axes and at most one of channels, or its affine is invalid.
     """
     array = np.asanyarray(image.dataobj)
     geometry = Geometry.in_space(array.shape, _in_mm(image, affine), num_channels=_num_fields(array.dtype))
-    if array.dtype.names:  # RGB samples are stored as records
+    if array.dtype.names:  # RGB samples are structured
         array = np.stack([array[name] for name in array.dtype.names], axis=-1)
     elif is_label:
         array = _without_scaling(array, image)
@@ -87,7 +86,7 @@ def decoded(
 
 
 def _open_nifti(path: Path) -> SpatialImage:
-    """Read a file's header; for a suffix such as ``.Nii`` nibabel itself looks for a file of another name."""
+    """Read the header of a file; for a suffix such as ``.Nii`` nibabel itself looks for another file name."""
     suffix = path.name[-len(image_suffix(path)) :]
     if suffix in (suffix.lower(), suffix.upper()):
         return nibabel.load(path)
@@ -106,31 +105,31 @@ def _nifti_kind(start: bytes) -> Any:  # a class of nibabel's, which has no type
 
 
 def _in_mm(image: SpatialImage, stated: NDArray[np.float64] | None) -> NDArray[np.float64]:
-    """Return an image's affine in millimetres; ``stated`` is what its file says, in the header's unit."""
+    """Return an image's affine in millimetres; ``stated`` is the one in its file, in the header's unit."""
     affine = np.array(image.affine if stated is None else stated, dtype=np.float64)
     if stated is None and (problem := affine_problem(affine, min(len(image.shape), 3))):
         raise UnusableFileError(f"the affine {problem}: {affine.tolist()}; give the image a right one")
     header = image.header
-    if "xyzt_units" in getattr(header, "keys", tuple)():  # NIfTI's own; "unknown" counts as millimetres
+    if "xyzt_units" in getattr(header, "keys", tuple)():  # NIfTI only; "unknown" counts as millimetres
         affine[:3] *= _UNITS.get(int(header["xyzt_units"]) & _UNIT_BITS, 1.0)
     return affine
 
 
 def _stated_affine(start: bytes, path: Path) -> NDArray[np.float64] | None:
-    """Return the affine that a file's header states, in its own unit; ``None`` where it is no header of NIfTI's.
+    """Return the affine in a file's header, in its own unit; ``None`` if it is not a NIfTI header.
 
-    It is the one that nibabel takes, but for headers in which nibabel silently mends a voxel size of zero or less. A
-    broken sform gives way to a sound qform, as in ITK.
+    It is the one that nibabel uses, except for headers whose voxel size of zero or less nibabel corrects silently. A
+    broken sform is replaced by a valid qform, as in ITK.
 
     Raises:
-        UnusableFileError: If it states none.
+        UnusableFileError: If there is none.
     """
     kind = _nifti_kind(start).header_class
     size = kind.template_dtype.itemsize
     try:
         header = kind(start[:size], check=False)
         num_dims = min(max(int(header["dim"][0]), 2), 3)
-    except Exception:  # nibabel itself says what is wrong with it
+    except Exception:  # nibabel itself reports what is wrong
         return None
     if int(header["sizeof_hdr"]) != kind.sizeof_hdr or not 1 <= int(header["dim"][0]) <= 7:
         return None
@@ -148,15 +147,15 @@ def _stated_affine(start: bytes, path: Path) -> NDArray[np.float64] | None:
         raise UnusableFileError(f"the header gives no position: {'; '.join(filter(None, (problem, sized)))}; {_REMEDY}")
     if sform and not qform:
         raise UnusableFileError(f"the header gives no position: {problem}; {_REMEDY}")
-    if num_dims == 2 and not header["pixdim"][3] > 0:  # of a flat file it may be anything
+    if num_dims == 2 and not header["pixdim"][3] > 0:  # in a 2-D file it may be anything
         header["pixdim"][3] = 1
     if not qform:
         return np.asarray(header.get_base_affine(), dtype=np.float64)
-    header["pixdim"][0] = -1 if header["pixdim"][0] == -1 else 1  # 0 and nonsense count as 1 by the standard
+    header["pixdim"][0] = -1 if header["pixdim"][0] == -1 else 1  # 0 and invalid values count as 1 by the standard
     try:
         affine = np.asarray(header.get_qform(), dtype=np.float64)
         found = affine_problem(affine, num_dims)
-    except ValueError as error:  # the quaternion is longer than 1
+    except ValueError as error:  # the quaternion's norm exceeds 1
         found = f"holds no rotation ({error})"
     if found is not None:
         turned = f"the qform (quatern_b, quatern_c, quatern_d, qoffset_x, qoffset_y, qoffset_z) {found}"
@@ -169,7 +168,7 @@ def _stated_affine(start: bytes, path: Path) -> NDArray[np.float64] | None:
 
 
 def _check_offset(header: Any) -> None:
-    if header["vox_offset"] == 0:  # nibabel refuses any other below the header's end, and would read the header here
+    if header["vox_offset"] == 0:  # nibabel refuses other values within the header, but would read the header here
         raise UnusableFileError(
             f"the header says that the samples begin at byte 0 (vox_offset), expected {header.single_vox_offset} or "
             "more, as of a .hdr and .img pair that was renamed; convert the original again"
@@ -181,7 +180,7 @@ def _num_fields(dtype: np.dtype[np.generic]) -> int:
 
 
 def _without_scaling(array: NDArray[np.generic], image: SpatialImage) -> NDArray[np.generic]:
-    """Return label ids that were stored as scaled integers: whole but for the rounding of scale and of storage.
+    """Return label ids that were stored as scaled integers: whole except for rounding of scale and storage.
 
     Raises:
         UnusableFileError: If values are fractions after scaling.

@@ -1,7 +1,7 @@
-"""PNG, BMP, JPEG and TIFF: decoded and encoded by Pillow, and by tifffile where Pillow would cut the samples.
+"""Read and write PNG, BMP, JPEG and TIFF by Pillow, and by tifffile where Pillow would truncate the samples.
 
-Pillow holds no colours of more than 8 bits. Of such a PNG its decoder gives the bytes, from which the samples are put
-together here; such a TIFF, a volume and sample types that Pillow does not know are decoded by the extra ``tiff``.
+Pillow supports no colours of more than 8 bits. For such a PNG its decoder returns the bytes, which are combined here;
+such a TIFF, a volume and sample types that Pillow lacks are decoded by the extra ``tiff``.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ TIFFS = (".tif", ".tiff")
 
 _PALETTE_CHANNELS = 3
 _WIDE_RAW_MODES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
-"""Pillow's name of the 16-bit samples of a PNG, of which it keeps the high bytes, and the name that keeps the low."""
+"""Pillow's mode for the 16-bit samples of a PNG, of which it keeps the high bytes, and the mode for the low ones."""
 
 _WIDE_GREY_ALPHA = "LA;16B"
 _GREY_STEPS = {"2": 85, "4": 17}
-"""What Pillow multiplies samples of 2 and 4 bits by, so that they fill 8."""
+"""Pillow's factors for samples of 2 and 4 bits, which extend them to 8."""
 
 _INVERTED = "I"
-"""In Pillow's name of samples of a TIFF of which 0 is white: it turns them round, which tifffile and nnU-Net do not."""
+"""Marks inverted samples (0 is white) in Pillow's modes for TIFF: it inverts them, tifffile and nnU-Net do not."""
 
 _BITS, _SAMPLES, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _ORIENTATION = 258, 277, 338, 339, 274  # TIFF's and EXIF's tags
 _ALPHA_KINDS = (1, 2)
@@ -67,7 +67,7 @@ def read(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
 
 
 def read_header(path: Path) -> Geometry:
-    """Read a file's geometry without decoding its samples."""
+    """Read the geometry of a file without decoding its samples."""
     if series := _beyond_pillow(path):
         return _tiff_geometry(path, series, False)
     with Image.open(path) as picture:
@@ -78,7 +78,7 @@ def write(path: Path, array: NDArray[np.generic], geometry: Geometry, *, beside:
     """Encode a channel-first array; the spacing of a volume of TIFF pages goes to a ``.json`` file beside ``beside``.
 
     Raises:
-        ValueError: If the format cannot hold it.
+        ValueError: If the format does not support it.
     """
     suffix = image_suffix(path)
     if suffix in TIFFS and array.ndim > 3:
@@ -100,7 +100,7 @@ def write(path: Path, array: NDArray[np.generic], geometry: Geometry, *, beside:
 
 
 def spacing_file(path: Path, *, is_label: bool) -> Path | None:
-    """Return the ``<case>.json`` that states a TIFF volume's spacing; an image's name ends in its channel's number."""
+    """Return the ``<case>.json`` with a TIFF volume's spacing; an image's name ends in its channel's number."""
     names = [path.stem] if is_label else [split_channel(path.stem)[0], path.stem]
     return next((file for name in names if (file := path.with_name(f"{name}.json")).exists()), None)
 
@@ -136,7 +136,7 @@ def _samples_of(picture: ImageFile.ImageFile, path: Path, *, is_label: bool) -> 
     elif raw_mode in _WIDE_RAW_MODES:
         low = _decoded_as(path, _WIDE_RAW_MODES[raw_mode])
         array = np.asarray(picture).astype(np.uint16) << 8 | low
-    elif picture.mode == "P" and not is_label:  # the numbers in a palette picture are ids, not intensities
+    elif picture.mode == "P" and not is_label:  # the values of a palette picture may be ids
         array = np.asarray(picture.convert("RGBA" if "transparency" in picture.info else "RGB"))
     else:
         array = np.asarray(picture)
@@ -155,7 +155,7 @@ def _samples_of(picture: ImageFile.ImageFile, path: Path, *, is_label: bool) -> 
 
 
 def _raw_mode(picture: ImageFile.ImageFile) -> str:
-    """Return Pillow's name of the samples as a PNG or a TIFF stores them; else an empty text. Ends with decoding."""
+    """Return Pillow's mode of the samples as stored in a PNG or TIFF, else an empty text. Unknown after decoding."""
     if picture.format not in ("PNG", "TIFF") or not picture.tile:
         return ""
     arguments = picture.tile[0][3]
@@ -163,7 +163,7 @@ def _raw_mode(picture: ImageFile.ImageFile) -> str:
 
 
 def _is_grey_with_alpha(picture: ImageFile.ImageFile) -> bool:
-    """Return whether a second channel is transparency; a TIFF may have one of another kind."""
+    """Return whether a second channel is transparency; in a TIFF it may have another meaning."""
     if picture.format == "TIFF":
         extra_samples = getattr(picture, "tag_v2", {}).get(_EXTRA_SAMPLES) or (0,)
         return picture.mode == "LA" and extra_samples[0] in _ALPHA_KINDS
@@ -171,14 +171,14 @@ def _is_grey_with_alpha(picture: ImageFile.ImageFile) -> bool:
 
 
 def _decoded_as(path: Path, raw_mode: str) -> NDArray[np.uint8]:
-    """Return the bytes that Pillow takes for samples where the file's are said to be of another kind of one size."""
+    """Return the bytes that Pillow decodes if the samples are declared as another type of the same size."""
     with Image.open(path) as picture:
         picture.tile = [(*tile[:3], raw_mode) for tile in picture.tile]  # type: ignore[misc]  # plain before Pillow 11
         return np.asarray(picture)
 
 
 class _Series(NamedTuple):
-    """Pages of a TIFF that are one image: their place among others, shape, a letter for each axis, that of samples."""
+    """Pages of a TIFF that form one image: their index, shape, a letter for each axis, the axis of samples."""
 
     number: int
     shape: Shape
@@ -188,7 +188,7 @@ class _Series(NamedTuple):
 
 
 def _beyond_pillow(path: Path) -> _Series | None:
-    """Return the image of a TIFF that Pillow opens in part or not at all, else None; beside thumbnails the largest."""
+    """Return the image of a TIFF that Pillow opens partly or not at all, else None; the largest of several."""
     if image_suffix(path) not in TIFFS:
         return None
     try:
@@ -196,7 +196,7 @@ def _beyond_pillow(path: Path) -> _Series | None:
             if getattr(picture, "n_frames", 1) == 1 and not _is_cut_by_pillow(picture):
                 return None
     except UnidentifiedImageError:
-        pass  # floating-point or wide integer samples: tifffile opens these, and names what is wrong with the rest
+        pass  # floating-point or wide integer samples: tifffile opens these, and reports other errors
     with _tifffile("read").TiffFile(path) as file:
         sizes = [math.prod(series.shape) for series in file.series]
         if (count := sizes.count(max(sizes))) > 1:
@@ -210,7 +210,7 @@ def _beyond_pillow(path: Path) -> _Series | None:
 
 
 def _is_cut_by_pillow(picture: ImageFile.ImageFile) -> bool:
-    """Return whether Pillow would leave out bits, signs or channels of a TIFF, or turn it, some of which it garbles."""
+    """Return whether Pillow would drop bits, signs or channels of a TIFF, rotate it, or garble its samples."""
     tags = getattr(picture, "tag_v2", {})
     if tags.get(_ORIENTATION, 1) != 1:
         return True
@@ -222,10 +222,10 @@ def _is_cut_by_pillow(picture: ImageFile.ImageFile) -> bool:
 
 
 def _sample_axis(axes: str, path: Path) -> int | None:
-    """Return which axis holds the samples of a position: those of a colour, or the channels of ImageJ and OME.
+    """Return the axis of the samples at a position: those of a colour, or the channels of ImageJ and OME.
 
-    Channels of pictures that have a spacing beside them are slices, as which nnU-Net reads them: tifffile calls the
-    slices of a volume so that it writes for ImageJ without being told its axes.
+    Channels of pictures with a spacing file are slices, as in nnU-Net: tifffile labels the slices of a volume so when
+    it writes for ImageJ without given axes.
     """
     if sorted(axes) == ["C", "X", "Y"] and spacing_file(path, is_label=False) is not None:
         return None
@@ -246,7 +246,7 @@ def _tiff_geometry(path: Path, series: _Series, is_label: bool) -> Geometry:
 
 def _spacing_beside(path: Path, *, is_label: bool) -> tuple[float, ...]:
     file = spacing_file(path, is_label=is_label)
-    if file is None:  # one text a folder: Python shows each text once
+    if file is None:  # one text per folder: Python shows each text once
         warnings.warn(f"{path.parent}: TIFF volumes without <case>.json beside them; taking 1 x 1 x 1 mm", stacklevel=2)
         return 1.0, 1.0, 1.0
     try:

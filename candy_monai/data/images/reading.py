@@ -1,7 +1,7 @@
-"""Read images with the geometry that belongs to them, and read geometry alone: the one way in for every file.
+"""Read images with their geometry, or geometry alone: the entry point for all formats.
 
-What a loaded image looks like (channel first, types, metadata) and how a bad file is reported is decided here; how
-single formats are decoded, in the modules of ``candy_monai.data.images.formats``. Axes stay in the order of the file.
+This module defines what a loaded image looks like (channel first, types, metadata) and how a bad file is reported; the
+modules of ``candy_monai.data.images.formats`` decode single formats. Axes stay in the order of the file.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from nibabel.spatialimages import SpatialImage
     from numpy.typing import NDArray
 
-_LARGEST_ID = 2**53  # what float64 holds exactly, in which some formats are decoded
+_LARGEST_ID = 2**53  # the range of exact integers in float64, to which some formats are decoded
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """A decoded file without MONAI's metadata: checking and preprocessing can spare the seconds of importing MONAI.
+    """A decoded file without MONAI's metadata: checks and preprocessing save the seconds of importing MONAI.
 
     Attributes:
         values: ``(C, *spatial)``: float32 of an image, int64 ids of a label map.
-        geometry: The grid that they lie on.
-        file_name: The file, or of several channels the first one's; empty where there is none.
+        geometry: The grid of the values.
+        file_name: The file, or the first one of several channels; empty if there is none.
     """
 
     values: Tensor
@@ -48,10 +48,10 @@ class Scan:
 
     @classmethod
     def of(cls, image: Tensor, *, name: str | None = None) -> Scan:
-        """Return a loaded ``(C, *spatial)`` tensor as a scan; one without metadata lies on a grid of 1 mm.
+        """Return a loaded ``(C, *spatial)`` tensor as a scan; without metadata it gets a grid of 1 mm.
 
         Raises:
-            BadInputError: If its affine gives no place; ``name`` says what to call it, by default its file.
+            BadInputError: If its affine is invalid; ``name`` is its name in the message, by default its file.
         """
         from monai.data import MetaTensor
 
@@ -62,15 +62,15 @@ class Scan:
         return cls(values=image.as_tensor(), geometry=geometry_of(image, name=name), file_name=file_name)
 
     def tensor(self, device: Device = "cpu") -> MetaTensor:
-        """Return it with its geometry as MONAI's metadata, as `load_image` describes it."""
+        """Return the scan with its geometry as MONAI's metadata, as described in `load_image`."""
         from monai.data import MetaTensor
 
         return MetaTensor(self.values.to(device), meta=self.meta())
 
     def meta(self) -> dict[str, Any]:
-        """Return its metadata under the keys of MONAI's readers, and what else it takes to write like the file.
+        """Return its metadata under the keys of MONAI's readers, and the entries needed to write a file like it.
 
-        Every value is of one kind in all cases, so that MONAI's loaders can put cases into a batch and take them apart.
+        Every value has the same type in all cases, so that MONAI's loaders can batch cases and take batches apart.
         """
         return {
             "filename_or_obj": self.file_name,
@@ -89,16 +89,16 @@ def load_image(
 ) -> MetaTensor:
     """Load an image or a label map, channel first.
 
-    The axes stay those of the file's affine; a picture is (row, column). A NIfTI axis after the third becomes
-    channels; a 2-D file stays 2-D and a volume of one slice stays 3-D. A picture's alpha is its last channel.
+    The axes stay those of the file's affine; a picture is (row, column). A NIfTI axis after the third is the channel
+    axis; a 2-D file stays 2-D and a volume of one slice stays 3-D. A picture's alpha is its last channel.
 
     Args:
         path: NIfTI, PNG, BMP, JPEG or TIFF; MHA and NRRD with the extra ``itk``, TIFF volumes with the extra ``tiff``;
             with the extra ``dicom`` the folder of a DICOM series, or any of its files.
         is_label: The file holds label ids: whole numbers, one channel.
         align_spacing: Resample to the finest spacing along every axis (nearest neighbour for labels). Coarse axes grow
-            accordingly, so a training plan that keeps each axis' own spacing is usually the better choice.
-        device: Where the tensor lives.
+            accordingly, so a training plan that keeps the spacing of each axis is usually better.
+        device: The device of the tensor.
 
     Returns:
         A tensor ``(C, *spatial)``, float32 for an image and int64 for a label, with ``affine`` and in ``meta``
@@ -126,16 +126,16 @@ def read_channels(paths: Sequence[PathLike], *, is_label: bool = False) -> Scan:
     """Decode the files of one case, in the order of their channels, as one image on the grid of the first.
 
     Raises:
-        ImageReadError: If a file cannot be read, as in `load_image`, or their grids cover other places.
+        ImageReadError: If a file cannot be read, as in `load_image`, or their grids cover different regions.
     """
     return joined([read_scan(path, is_label=is_label) for path in paths])
 
 
 def joined(parts: Sequence[Scan], *, names: Sequence[str] | None = None) -> Scan:
-    """Return the channels of one case as one image on the grid of the first, with axes swapped and flipped to its.
+    """Return the channels of a case as one image on the grid of the first, with axes swapped and flipped as needed.
 
     Raises:
-        ImageReadError: If their grids cover other places; ``names`` say what to call them, by default their files.
+        ImageReadError: If their grids cover different regions; ``names`` are for messages, by default their files.
     """
     first, *others = parts
     if not others:
@@ -155,7 +155,7 @@ def joined(parts: Sequence[Scan], *, names: Sequence[str] | None = None) -> Scan
 
 
 def turned_label(scan: Scan, grid: Geometry) -> Scan:
-    """Return label ids in the axes of their image; as stored where no turn brings both together, which a check says."""
+    """Return label ids in the axes of their image; unchanged if the grids do not match, which a check reports."""
     against = "the image has"
     if mismatch(scan.geometry, grid, against=against):
         return scan
@@ -166,7 +166,7 @@ def turned_label(scan: Scan, grid: Geometry) -> Scan:
 
 
 def scan_of_nibabel(image: SpatialImage) -> Scan:
-    """Decode an image of nibabel's as its file is decoded: axes after the third are channels.
+    """Decode a nibabel image as its file would be: axes after the third are channels.
 
     Raises:
         ImageReadError: If its samples cannot be read, or its axes are not those of an image.
@@ -179,10 +179,10 @@ def scan_of_nibabel(image: SpatialImage) -> Scan:
 
 
 def readable_by(path: PathLike) -> Codec:
-    """Return what decodes a file of a known format, whether or not it exists.
+    """Return the decoder of a file, which need not exist.
 
     Raises:
-        ImageReadError: If the format is not known.
+        ImageReadError: If the format is unknown.
     """
     if (codec := codec_of(Path(path))) is None:
         suffix = image_suffix(path)
@@ -191,11 +191,11 @@ def readable_by(path: PathLike) -> Codec:
 
 
 def read_geometry(path: PathLike) -> Geometry:
-    """Read a file's grid without decoding its samples, which is cheap for hundreds of files.
+    """Read a file's grid without decoding its samples, which is fast for hundreds of files.
 
     Raises:
-        ImageReadError: If the file is missing, of an unknown format or its header is damaged. Damage behind the header
-            shows only when the file is loaded.
+        ImageReadError: If the file is missing, of an unknown format or its header is damaged. Damage after the header
+            is detected only when the file is loaded.
     """
     path = Path(path)
     with _readable(path, "an image"):
@@ -203,11 +203,11 @@ def read_geometry(path: PathLike) -> Geometry:
 
 
 def geometry_of(image: MetaTensor, *, name: str | None = None) -> Geometry:
-    """Return the grid of a loaded ``(C, *spatial)`` tensor, with whatever transforms did to it.
+    """Return the grid of a loaded ``(C, *spatial)`` tensor, including the effect of transforms.
 
     Raises:
-        BadInputError: If its affine gives no place (NaN, a voxel size of 0, axes in one plane); ``name`` says what to
-            call it, by default its file.
+        BadInputError: If its affine is invalid (NaN, a voxel size of 0, axes in one plane); ``name`` is its name in the
+            message, by default its file.
     """
     from monai.data.utils import to_affine_nd
 
@@ -226,7 +226,7 @@ def geometry_of(image: MetaTensor, *, name: str | None = None) -> Geometry:
 
 
 def at_finest_spacing(image: MetaTensor, *, is_label: bool) -> MetaTensor:
-    """Return a loaded ``(C, *spatial)`` tensor resampled to its finest spacing along every axis; a picture as it is."""
+    """Return a loaded ``(C, *spatial)`` tensor resampled to its finest spacing along every axis; pictures unchanged."""
     geometry = geometry_of(image)
     spacing = geometry.spacing_mm
     if geometry.is_picture or np.allclose(spacing, min(spacing), rtol=1e-5):
@@ -247,7 +247,7 @@ def _codec_of(path: Path) -> Codec:
 
 @contextmanager
 def _readable(path: Path, expected: str) -> Iterator[None]:
-    """Raise one error for whatever a decoder raises, with the file, what was found and what to do."""
+    """Convert any error of a decoder into one error with the file, what was found and what to do."""
     try:
         yield
     except (CandyError, MemoryError):
@@ -256,7 +256,7 @@ def _readable(path: Path, expected: str) -> Iterator[None]:
         raise ImageReadError(f"{path}: {str(error).removeprefix(f'{path.name}: ')}") from error
     except PermissionError as error:
         raise ImageReadError(f"{path}: may not be read ({error.strerror}); check its permissions") from error
-    except Exception as error:  # each decoder has its own set, down to zlib.error and struct.error
+    except Exception as error:  # each decoder has its own errors, including zlib.error and struct.error
         found = " ".join(str(error).split()) or type(error).__name__
         size = f"{path.stat().st_size} bytes" if path.exists() else "unknown size"
         raise ImageReadError(
@@ -268,7 +268,7 @@ def _readable(path: Path, expected: str) -> Iterator[None]:
 def _intensities(array: NDArray[np.generic]) -> NDArray[np.float32]:
     _refuse_complex(array)
     with np.errstate(over="ignore"):
-        values = np.array(array, dtype=np.float32, order="C")  # always a copy: the decoder's array may be a mapped file
+        values = np.array(array, dtype=np.float32, order="C")  # always a copy: the decoder's array may be memory-mapped
     if array.dtype.kind == "f" and array.dtype.itemsize > values.dtype.itemsize:
         lost = np.isinf(values) & np.isfinite(array)
         if lost.any():

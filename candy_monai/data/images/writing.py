@@ -1,4 +1,4 @@
-"""Write images and label maps where a scan is; a file appears whole or not at all."""
+"""Write images and label maps on the grid of a scan; files are written atomically."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ if TYPE_CHECKING:
 def save_image(
     image: Tensor, path: PathLike, *, like: PathLike | MetaTensor | None = None, dtype: DTypeLike | None = None
 ) -> None:
-    """Write an image or a label map where a given scan is; the file appears whole or not at all.
+    """Write an image or a label map on the grid of a given scan; the file is written atomically.
 
-    Integers are stored in the smallest type that holds them, so labels stay ids. One channel leaves no axis of its own:
-    the file has as many axes as the one that it follows.
+    Integers are stored in the smallest type that holds them, so labels stay ids. A single channel has no axis: the file
+    has as many axes as the given scan.
 
     Args:
-        image: ``(C, *spatial)`` or ``(*spatial)``. Without any geometry, three axes are read as ``(C, H, W)`` for a
-            picture or where the first has length 1, else as a volume.
-        path: The suffix chooses the format; ``.mhd`` and ``.nhdr`` are read and not written, since they are two files.
-            Folders are created.
-        like: The file or the loaded tensor whose grid the image lies on. ``None`` takes the grid of ``image`` itself
-            when it carries one.
-        dtype: NumPy's type to store, or a wider one where it does not hold the values. Integers never become floating
-            point, and floating point becomes integers only where all values are whole. ``None`` takes the smallest type
+        image: ``(C, *spatial)`` or ``(*spatial)``. Without any geometry, three axes are ``(C, H, W)`` for a picture or
+            if the first has length 1, else a volume.
+        path: The suffix determines the format; ``.mhd`` and ``.nhdr`` are read but not written, since they need two
+            files. Folders are created.
+        like: The file or the loaded tensor with the grid of the image. ``None`` uses the grid of ``image`` itself if it
+            has one.
+        dtype: The NumPy type to store, or a wider one if it cannot hold the values. Integers are never stored as
+            floating point, and floating point as integers only if all values are whole. ``None`` uses the smallest type
             for integers and keeps the others.
 
     Raises:
-        BadInputError: If the shape is not that of ``like``, the format cannot hold the image, or ``dtype`` is one of
-            integers and the image holds fractions.
+        BadInputError: If the shape is not that of ``like``, the format cannot hold the image, or ``dtype`` is an
+            integer type and the image contains fractions.
     """
     from monai.data import MetaTensor
 
     path, suffix = Path(path), image_suffix(path)
     if suffix not in CODECS:
         raise BadInputError(f"{path}: cannot write {suffix or 'a file without suffix'!r}; {KNOWN}")
-    if suffix in DETACHED:  # the samples would stay behind under the temporary name that the header states
+    if suffix in DETACHED:  # the header would refer to the samples under a temporary name
         whole = DETACHED[suffix]
         raise BadInputError(f"{path}: a {suffix} keeps its samples in a second file; write {whole}, which holds both")
     if like is None and isinstance(image, MetaTensor):
@@ -68,7 +68,7 @@ def save_image(
 
 
 def _stored(image: Tensor, dtype: DTypeLike | None, path: Path) -> NDArray[np.generic]:
-    """Return the samples in the type to store: half precision widened, integers narrowed, else as ``dtype`` says."""
+    """Return the samples in the type to store: half precision widened, integers narrowed, else by ``dtype``."""
     image = image.detach().cpu()
     if image.dtype in (torch.float16, torch.bfloat16):
         image = image.float()

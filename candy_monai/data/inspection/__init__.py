@@ -1,4 +1,4 @@
-"""Inspection: check every case of a dataset once, and measure it.
+"""Inspection: check and measure every case of a dataset once.
 
-A dataset enters; problems, warnings and a fingerprint leave. What was found out is kept by case.
+The input is a dataset; the outputs are problems, warnings and a fingerprint. Results are stored by case.
 """

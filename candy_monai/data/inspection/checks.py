@@ -1,7 +1,7 @@
-"""Find everything that is wrong with an nnU-Net folder before work starts, each problem with the file at fault.
+"""Find all problems of an nnU-Net folder before work starts, each with its file.
 
-Every image is decoded once, since a truncated file, a NaN or an unknown label id shows nowhere else, and each case is
-measured for the dataset's fingerprint by the way. The dataset's own folder is never written to.
+Every image is decoded once, since a truncated file, a NaN or an unknown label id cannot be detected otherwise, and each
+case is measured for the dataset's fingerprint at the same time. The dataset's own folder is never written to.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _TAKEN_ALIKE = "voxels are taken for the same places all the same: look whether 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetReport:
-    """What a check found: what would stop training or make it wrong, and what is unusual and may be intended."""
+    """The result of a check: problems that prevent or invalidate training, and warnings about unusual properties."""
 
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -64,14 +64,14 @@ class DatasetReport:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedDataset:
-    """What one look at an nnU-Net folder found, so that nothing has to be read again.
+    """The results of checking an nnU-Net folder, so that nothing has to be read again.
 
     Attributes:
         listing: The description and the files of training and test cases.
         report: Problems and warnings.
-        folds: The folds of the folder's own split file, or else nnU-Net's; empty where there are problems with these.
-        digests: Tell this state of the training cases from another; None where there are problems.
-        fingerprint: What planning needs to know; None where there are problems.
+        folds: The folds of the folder's own split file, or else nnU-Net's; empty if these have problems.
+        digests: Identify the content of the training cases; None if there are problems.
+        fingerprint: The input of planning; None if there are problems.
     """
 
     listing: Listing
@@ -95,11 +95,11 @@ class CheckedDataset:
 def check_dataset(folder: PathLike, *, num_workers: int | None = None) -> DatasetReport:
     """Check the description, the files, every image and label, and the splits of a dataset.
 
-    Memory stays at one case a worker. What is wrong with test cases is a warning: training does not read them.
+    At most one case per worker is in memory. Problems of test cases are warnings, since training does not read them.
 
     Args:
         folder: The dataset's folder.
-        num_workers: Threads that decode; ``None`` takes one a processor. Fewer where cases would not fit into memory.
+        num_workers: Decoding threads; ``None`` for one per processor. Fewer if cases would not fit into memory.
     """
     return visit_dataset(folder, num_workers=num_workers).report
 
@@ -116,12 +116,11 @@ def visit_dataset(
 
     Args:
         folder: The dataset's folder.
-        store: Where findings of sound cases are kept as they are found, so that only new and changed cases are decoded;
-            None keeps none. It is removed again if it was made for a dataset with problems.
-        num_workers: Threads that decode; ``None`` takes one a processor. Fewer where cases would not fit into memory.
-        places_per_class: Voxels of each foreground id to keep for each case, which are looked for anew each time.
-        processes: Those that call this together and share the cases by what is kept in ``store``; None for this one
-            alone.
+        store: Where the findings of valid cases are stored at once, so that only new and changed cases are decoded;
+            None stores none. It is removed again if it was created for a dataset with problems.
+        num_workers: Decoding threads; ``None`` for one per processor. Fewer if cases would not fit into memory.
+        places_per_class: Voxels of each foreground id to sample in each case, anew in each call.
+        processes: The processes that call this together and share the cases through ``store``; None for this one alone.
     """
     listing = list_dataset(Path(folder), "Tr", "Ts")
     description, problems = listing.description, [*listing.description_problems]
@@ -169,13 +168,13 @@ def visit_dataset(
         problems.append("labelsTr: no training case has any foreground, so there is nothing to learn; check the labels")
         absent = []
     if problems and cache is not None and processes is None:
-        cache.remove_if_new()  # a dataset that is refused leaves nothing in a folder that was made for it
+        cache.remove_if_new()  # a refused dataset leaves nothing in a folder created for it
     is_sound = digests is not None and bool(cases) and not problems
     fingerprint = pooled_fingerprint(description, digests.whole, measured) if digests and is_sound else None
     warnings = [
         *(warning for finding in findings for warning in finding.warnings),
         *_spacing_warnings([name for finding in findings for name in finding.without_spacing]),
-        *listing.problems["Ts"],  # no training reads the test cases
+        *listing.problems["Ts"],  # training does not read the test cases
         *(text for finding in test_findings for text in (*finding.problems, *finding.warnings)),
         *([f"no training case contains the label ids {absent}"] if absent else []),
         *shared_labels(cases),
@@ -208,14 +207,14 @@ def _findings(
     num_places: int,
     num_samples: int,
 ) -> CaseFindings:
-    """Return what is found in a case: what is kept of it, where that is enough, else by decoding it."""
+    """Return the findings of a case: the stored ones if they suffice, otherwise by decoding it."""
     key = None if cache is None else cache.key(case, content)
     found = None if cache is None or key is None else cache.load(key)
     if found is None or not found.has_samples(num_samples):
         stamp = _stamp(case)
         found = _check_case(case, description, num_places).thinned(num_samples)
         if cache is not None and key is not None and _stamp(case) == stamp:
-            cache.save(key, found)  # at other times somebody is writing to the case
+            cache.save(key, found)  # otherwise the case is being written to
     return found.thinned(num_samples)
 
 
@@ -231,7 +230,7 @@ def _stamp(case: NNUNetCase) -> str | None:
 
 
 def _digests(description: DatasetDescription, cases: Sequence[NNUNetCase]) -> Digests | None:
-    """Return the digests of the training cases; None where a file cannot be read, which its case's check says."""
+    """Return the digests of the training cases; None if a file cannot be read, which its case's check reports."""
     try:
         return file_digests(description, cases)
     except OSError:
@@ -239,13 +238,13 @@ def _digests(description: DatasetDescription, cases: Sequence[NNUNetCase]) -> Di
 
 
 def _check_case(case: NNUNetCase, description: DatasetDescription, num_places: int) -> CaseFindings:
-    """Decode a case once, and return what is wrong with it or its measurements."""
+    """Decode a case once, and return its problems or its measurements."""
     problems: list[str] = []
     warnings: list[str] = []
     images = [(path, image) for path in case.images if (image := _loaded(path, problems, is_label=False)) is not None]
     for path, image in images:
         values = image.values.numpy()
-        if not np.isfinite(values.sum()) and not np.isfinite(values).all():  # the sum alone decides almost always
+        if not np.isfinite(values.sum()) and not np.isfinite(values).all():  # the sum alone almost always decides
             count = int((~np.isfinite(values)).sum())
             problems.append(f"{_short(path)}: {count} values are NaN or infinite; replace them")
     channels = sum(len(image.values) for _, image in images)
@@ -262,7 +261,7 @@ def _check_case(case: NNUNetCase, description: DatasetDescription, num_places: i
         first_path, first = compared[0]
         if first_path not in without_spacing and path not in without_spacing:
             _compare(first_path, first, path, scan, problems, warnings, is_label=path == case.label)
-        elif scan.geometry.spatial_shape != first.geometry.spatial_shape:  # no more is known of them
+        elif scan.geometry.spatial_shape != first.geometry.spatial_shape:  # their geometry is unknown otherwise
             against = f"the image {first_path.name} has"
             problems.append(f"{_short(path)}: {misfit(scan.geometry, first.geometry, against=against)}")
     measured = None
@@ -282,7 +281,7 @@ def _check_case(case: NNUNetCase, description: DatasetDescription, num_places: i
 
 
 def _lacks_spacing(path: Path, image: Scan, *, is_label: bool) -> bool:
-    """Return whether a file says nothing of its own about space, so that the shape is all that can be compared."""
+    """Return whether a file has no information about space, so that only the shape can be compared."""
     return image_suffix(path) in TIFFS and image.values.ndim == 4 and spacing_file(path, is_label=is_label) is None
 
 
@@ -306,9 +305,9 @@ def _loaded(path: Path, problems: list[str], *, is_label: bool) -> Scan | None:
 def _compare(
     first_path: Path, first: Scan, path: Path, scan: Scan, problems: list[str], warnings: list[str], *, is_label: bool
 ) -> None:
-    """Check that two files of one case lie on one grid, as far as swapping and flipping axes brings them onto one.
+    """Check that two files of a case are on one grid, up to swapping and flipping axes.
 
-    A channel that lies elsewhere is a problem. A label is a warning, since nnU-Net takes its voxels for the image's.
+    For a channel on another grid this is a problem. For a label it is a warning, since nnU-Net uses only its voxels.
     """
     found, expected, against = scan.geometry, first.geometry, f"the image {first_path.name} has"
     moved = None

@@ -1,4 +1,4 @@
-"""Compare the cases of a dataset with each other: what is unusual and may be intended."""
+"""Compare the cases of a dataset with each other to find unusual ones, which may be intended."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FEWEST_TO_COMPARE = 4
 _FAR_SPACING = 3.0
 _FAR_RANGE = 4.0
 _FAR_SHIFT = 0.35
-"""As a share of the usual range: a CT that lacks the offset of 1024 lies about so far from the others."""
+"""As a share of the usual range: about the distance of a CT without the offset of 1024 from the others."""
 _DEVIATIONS = 6.0
 _MAD_TO_DEVIATION = 1.4826
 _SIDES = ((r"(?<![a-z])left(?![a-z])", "right"), (r"(?<![a-z])l(?![a-z])", "r"))
@@ -37,7 +37,7 @@ def inconsistencies(
     channel_names: Sequence[str],
     ignore_label: int | None = None,
 ) -> list[str]:
-    """Return a warning for everything that sets some cases of a dataset apart from the others."""
+    """Return a warning for each property in which some cases of a dataset differ from the others."""
     return [
         *_duplicates(training, test),
         *_without_foreground(training, ignore_label),
@@ -50,7 +50,7 @@ def inconsistencies(
 def labels_absent_from_folds(
     folds: Sequence[Fold], ids_by_case: Mapping[str, frozenset[int]], names: Mapping[int, str], *, first: int = 0
 ) -> list[str]:
-    """Return a warning for each fold without a training case of a label that other cases have: it cannot be learned.
+    """Return a warning for each fold whose training cases all lack a label of other cases, which cannot be learned.
 
     ``first`` is the number of the first of these folds.
     """
@@ -70,7 +70,7 @@ def labels_absent_from_folds(
 
 
 def sides_among_labels(names: Sequence[str]) -> list[str]:
-    """Return a warning if pairs of labels name a left and a right side, which mirrored patches swap."""
+    """Return a warning if pairs of labels are a left and a right side, which mirroring of patches would swap."""
     known = {name.casefold(): name for name in names}
     pairs = [
         f"{name} and {known[other]}"
@@ -87,7 +87,7 @@ def sides_among_labels(names: Sequence[str]) -> list[str]:
 
 
 def names_by_id(labels: Mapping[str, int | tuple[int, ...]]) -> dict[int, str]:
-    """Return the name of each foreground id; an id of several regions has the names of all."""
+    """Return the name of each foreground id; an id of several regions has all their names."""
     names: dict[int, str] = {}
     for name, ids in labels.items():
         for label_id in ids_of_label(ids):
@@ -96,7 +96,7 @@ def names_by_id(labels: Mapping[str, int | tuple[int, ...]]) -> dict[int, str]:
 
 
 def shared_labels(cases: Sequence[NNUNetCase]) -> list[str]:
-    """Return a warning for every label file that several cases name, as a list that was copied has it."""
+    """Return a warning for every label file that is listed for several cases, as after copying an entry."""
     by_label = defaultdict[Path, list[str]](list)
     for case in cases:
         if case.label is not None:
@@ -112,7 +112,7 @@ def _duplicates(training: Sequence[MeasuredCase], test: Sequence[MeasuredCase]) 
     by_content: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
     for index, cases in enumerate((training, test)):
         for case in cases:
-            if any(low < high for low, high in case.ranges):  # blank images are all alike
+            if any(low < high for low, high in case.ranges):  # blank images are all equal
                 by_content[case.content][index].append(case.case_id)
     texts = []
     for learned, tested in by_content.values():
@@ -203,7 +203,7 @@ def _outlying_intensities(cases: Sequence[MeasuredCase], channel_names: Sequence
 
 
 def _is_far(values: NDArray[np.float64], least: float) -> NDArray[np.bool_]:
-    """Return which values are outliers: further off than the median's distance allows, and by ``least`` at any rate."""
+    """Return which values are outliers: further from the median than ``least`` and than the spread allows."""
     distance = np.abs(values - np.median(values))
     spread = _MAD_TO_DEVIATION * float(np.median(distance))
     far: NDArray[np.bool_] = distance > max(least, _DEVIATIONS * spread)

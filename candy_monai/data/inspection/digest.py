@@ -1,4 +1,4 @@
-"""What inspection, preprocessing and storing need of a dataset, and digests that tell one state of it from another."""
+"""The interface of a dataset for inspection, preprocessing and storing, and digests of its content."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
 
 _WHOLE_FILE_BYTES = 1 << 20
 _BLOCK_BYTES = 1 << 16
-_CHECKSUMMED = (".gz", ".png")  # the tail of these covers every byte before it
+_CHECKSUMMED = (".gz", ".png")  # these end in checksums of all previous bytes
 
 
 @runtime_checkable
 class CaseSource(Protocol):
-    """What inspection and preprocessing need of a dataset; ``NNUNetDataset`` is one."""
+    """Protocol of a dataset for inspection and preprocessing, such as ``NNUNetDataset``."""
 
     @property
     def description(self) -> DatasetDescription:
-        """What ``dataset.json`` says."""
+        """The content of ``dataset.json``."""
 
     @property
     def cases(self) -> tuple[NNUNetCase, ...]:
         """The cases with their files."""
 
     def read(self, idx: int) -> tuple[Scan, Scan]:
-        """Return a case's image and label as they are stored."""
+        """Return the stored image and label of a case."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Digests:
-    """What tells one state of a dataset from another, of one reading of its files.
+    """Values that identify the content of a dataset, from one reading of its files.
 
     Attributes:
         whole: 16 hexadecimal digits for the dataset; see `dataset_digest`.
@@ -59,12 +59,12 @@ class Digests:
 
 
 class DescribedDataset:
-    """A ``SupervisedDataset`` as a source: cases before its transforms, numbered channels, and no list of labels.
+    """A ``SupervisedDataset`` as a source: cases without its transforms, numbered channels, and no list of labels.
 
-    Cases are loaded one at a time, since a dataset of the user's own need not bear several threads.
+    Cases are loaded one at a time, since the user's own dataset may not be thread-safe.
 
     Raises:
-        BadInputError: If it is a dataset of another kind.
+        BadInputError: If the dataset is of another type.
     """
 
     def __init__(self, dataset: SupervisedDataset) -> None:
@@ -83,7 +83,7 @@ class DescribedDataset:
         )
 
     def read(self, idx: int) -> tuple[Scan, Scan]:
-        """Return a case's image, float32, and its label ids, int64, in memory."""
+        """Return the image of a case, float32, and its label ids, int64, in memory."""
         with self._lock:
             image, label = self._dataset.load(idx)
         if not holds_whole_numbers(label):
@@ -97,7 +97,7 @@ class DescribedDataset:
         return scans
 
     def digests(self) -> Digests:
-        """Return digests that change with any voxel, id or position; loads what was not loaded yet."""
+        """Return digests that change with any voxel, id or position; loads the remaining cases."""
         for idx in set(range(len(self.cases))) - self._digests.keys():
             self.read(idx)
         by_case = {case.case_id: self._digests[idx] for idx, case in enumerate(self.cases)}
@@ -110,7 +110,7 @@ class DescribedDataset:
 
 
 def opened_dataset(dataset: SupervisedDataset | CaseSource | PathLike) -> CaseSource:
-    """Return a dataset, opened where its folder was given."""
+    """Return a dataset, opened if given as a folder."""
     if isinstance(dataset, str | os.PathLike):
         from candy_monai.data.datasets.nnunet import NNUNetDataset
 
@@ -119,11 +119,11 @@ def opened_dataset(dataset: SupervisedDataset | CaseSource | PathLike) -> CaseSo
 
 
 def dataset_digest(dataset: SupervisedDataset | CaseSource | PathLike) -> str:
-    """Return 16 hexadecimal digits that change when the dataset's content does.
+    """Return 16 hexadecimal digits that identify the dataset's content.
 
-    Covers channels, labels, case ids, and of each file its name, size and content. Files up to 1 MiB count whole. Of
-    larger ones the first and the last 64 KiB count: the header and, for ``.gz`` and ``.png``, checksums of all that
-    lies between. Larger files without checksums add their modification time. Of a dataset that names no files every
+    They cover channels, labels, case ids, and the name, size and content of each file. Files up to 1 MiB are read
+    whole. Of larger ones only the first and the last 64 KiB are read: the header and, for ``.gz`` and ``.png``,
+    checksums of the rest. Larger files without checksums add their modification time. In a dataset without files, every
     voxel counts.
     """
     return dataset_digests(dataset).whole
@@ -138,7 +138,7 @@ def dataset_digests(dataset: SupervisedDataset | CaseSource | PathLike) -> Diges
 
 
 def file_digests(description: DatasetDescription, cases: Iterable[NNUNetCase]) -> Digests:
-    """Return the digests of a dataset by its description and its files."""
+    """Return the digests of a dataset from its description and its files."""
     whole = hashlib.blake2b(repr(description_key(description)).encode(), digest_size=8)
     by_case, stamps = {}, {}
     for case in sorted(cases, key=lambda case: case.case_id):
@@ -149,7 +149,7 @@ def file_digests(description: DatasetDescription, cases: Iterable[NNUNetCase]) -
 
 
 def description_key(description: DatasetDescription) -> tuple[object, ...]:
-    """Return what of a description decides the meaning of the files: channels and labels."""
+    """Return the parts of a description that determine the meaning of the files: channels and labels."""
     return (
         description.channel_names,
         list(description.labels.items()),
@@ -159,7 +159,7 @@ def description_key(description: DatasetDescription) -> tuple[object, ...]:
 
 
 def case_digest(case: NNUNetCase, *more: hashlib.blake2b) -> str:
-    """Return 16 hexadecimal digits of the names, sizes and content of a case's files; ``more`` digests get the same."""
+    """Return 16 hexadecimal digits for the names, sizes and content of a case's files; update ``more`` digests, too."""
     digest = hashlib.blake2b(digest_size=8)
     for path in case.files:
         for part in _parts_of(path):
@@ -169,12 +169,12 @@ def case_digest(case: NNUNetCase, *more: hashlib.blake2b) -> str:
 
 
 def case_stamp(case: NNUNetCase) -> str:
-    """Return the sizes and modification times of a case's files: they change whenever a file is written to."""
+    """Return the sizes and modification times of a case's files, which change whenever a file is written to."""
     return " ".join(f"{status.st_size}:{status.st_mtime_ns}" for status in map(Path.stat, case.files))
 
 
 def case_seed(case_id: str) -> int:
-    """Return a seed that depends on the case id alone."""
+    """Return a seed that depends only on the case id."""
     return int.from_bytes(hashlib.blake2b(case_id.encode(), digest_size=8).digest(), "big")
 
 

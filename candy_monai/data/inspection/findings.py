@@ -1,6 +1,6 @@
-"""A cache of what was found in each case of a dataset, so that only new and changed cases are decoded.
+"""A cache of the findings of each case of a dataset, so that only new and changed cases are decoded.
 
-One small file a case lies in a folder that the caller chooses, never the dataset's. Any can be deleted at any time.
+It has one small file per case in a folder chosen by the caller, never the dataset's. Files may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from candy_monai.data.inspection.inspect import MeasuredCase
 from candy_monai.files import atomic_path
 
 _FORMAT = 2
-"""Raised when more is looked for in a case, so that what an earlier version found is not taken for it."""
+"""Increased when a case is checked for more, so that findings of earlier versions are not used."""
 
 _SUFFIX = ".cases"
 _OF_BEFORE = "*.fingerprint-*.json"
@@ -35,13 +35,13 @@ _OF_BEFORE = "*.fingerprint-*.json"
 
 @dataclass(frozen=True, kw_only=True)
 class CaseFindings:
-    """What one decoding of a case yields.
+    """The result of decoding a case.
 
     Attributes:
-        problems: What would stop training or make it wrong.
-        warnings: What is unusual and may be intended.
-        without_spacing: The files that say nothing of their spacing although they could.
-        measured: What the fingerprint and the comparison of cases need; None where there are problems.
+        problems: Problems that would prevent or invalidate training.
+        warnings: Unusual properties, which may be intended.
+        without_spacing: Files without spacing whose format supports it.
+        measured: Measurements for the fingerprint and the comparison of cases; None if there are problems.
     """
 
     problems: tuple[str, ...] = ()
@@ -50,23 +50,23 @@ class CaseFindings:
     measured: MeasuredCase | None
 
     def has_samples(self, count: int) -> bool:
-        """Return whether so many samples are there, or all that the case has."""
+        """Return whether there are at least this many samples, or all of the case."""
         return self.measured is None or self.measured.whole.shape[1] >= min(
             count, math.prod(self.measured.fingerprint.shape)
         )
 
     def thinned(self, count: int) -> CaseFindings:
-        """Return the findings with so many samples at most."""
+        """Return the findings with at most this many samples."""
         return self if self.measured is None else replace(self, measured=self.measured.thinned(count))
 
 
 _PARSING = threading.Lock()
-"""NumPy parses each array's header by `ast`, which in Python 3.11 now and then raises SystemError if threads do so at
-once (python/cpython#106905)."""
+"""NumPy parses each array's header by `ast`, which in Python 3.11 occasionally raises SystemError in several threads
+(python/cpython#106905)."""
 
 
 class CaseCache:
-    """The findings of a dataset's cases, one file each, in a folder within ``folder``, which the first `save` makes."""
+    """The findings of a dataset's cases, one file each, in a folder within ``folder``, created by the first `save`."""
 
     def __init__(self, folder: PathLike, description: DatasetDescription) -> None:
         self.folder = Path(folder) / f"{quote(description.name, safe=' ')}{_SUFFIX}"
@@ -74,10 +74,10 @@ class CaseCache:
         self._new = [each for each in (self.folder, *self.folder.parents) if not each.exists()]
 
     def key(self, case: NNUNetCase, content: str | None = None) -> str | None:
-        """Return what a case's findings are kept under; None where its files cannot be read.
+        """Return the key of a case's findings; None if its files cannot be read.
 
-        A file counts as changed when it was written to, even if the result looks the same: a check is there to find
-        files that are damaged in the middle. ``content`` is the case's digest, where it is known already.
+        A file counts as changed when it was written to, even if its digest is the same: the check must find files that
+        are damaged in the middle. ``content`` is the case's digest, if it is known already.
         """
         try:
             parts = (self._context, case.case_id, content or case_digest(case), case_stamp(case))
@@ -86,7 +86,7 @@ class CaseCache:
         return hashlib.blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()
 
     def load(self, key: str) -> CaseFindings | None:
-        """Return what was found in a case; None where nothing is kept, or it is damaged."""
+        """Read the findings of a case; None if there are none, or they are damaged."""
         try:
             with _PARSING, np.load(self.folder / f"{key}.npz", allow_pickle=False) as arrays:
                 about: Mapping[str, Any] = json.loads(bytes(arrays["about"]))
@@ -100,7 +100,7 @@ class CaseCache:
             return None
 
     def save(self, key: str, findings: CaseFindings) -> None:
-        """Write what was found in a case without problems; a problem may lie in what is installed."""
+        """Write the findings of a case without problems; problems may be due to the installed packages."""
         if findings.problems:
             return
         measured = None if findings.measured is None else findings.measured.to_dict()
@@ -112,14 +112,14 @@ class CaseCache:
             np.savez(file, about=encoded, **samples)
 
     def remove_if_new(self) -> None:
-        """Remove the folder, and those above it, if they were not there when this was made."""
+        """Remove the folder and its parents, if they did not exist when this object was created."""
         if self.folder in self._new:
             shutil.rmtree(self.folder, ignore_errors=True)
         for folder in self._new[1:]:
-            with suppress(OSError):  # something else is in it by now, or it was never made
+            with suppress(OSError):  # it is not empty, or was never created
                 folder.rmdir()
 
 
 def has_been_used(folder: PathLike) -> bool:
-    """Return whether a folder holds what was found out about any dataset, by this version or one before."""
+    """Return whether a folder contains findings of any dataset, of this or an earlier version."""
     return any(any(Path(folder).glob(pattern)) for pattern in (f"*{_SUFFIX}", _OF_BEFORE))

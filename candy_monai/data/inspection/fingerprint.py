@@ -1,4 +1,4 @@
-"""The fingerprint of a dataset: what planning needs to know of it, and its form as JSON."""
+"""The fingerprint of a dataset, the input of planning, and its form as JSON."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Orientation = tuple[str, ...]
-"""Axis codes in nibabel's sense: ``("R", "A", "S")`` says where each stored axis points to."""
+"""Axis codes as in nibabel: ``("R", "A", "S")`` are the directions of the stored axes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IntensityStatistics:
-    """Summary of a channel's intensities over some voxels."""
+    """Summary of a channel's intensities in some voxels."""
 
     mean: float
     std: float
@@ -52,12 +52,12 @@ class IntensityStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelFingerprint:
-    """One channel's intensities over all cases.
+    """The intensities of a channel in all cases.
 
     Attributes:
         name: The channel's name in ``dataset.json``.
-        foreground: Over labelled voxels; ``None`` when no case has any.
-        whole: Over all voxels.
+        foreground: In labelled voxels; ``None`` if no case has any.
+        whole: In all voxels.
     """
 
     name: str
@@ -67,19 +67,19 @@ class ChannelFingerprint:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseFingerprint:
-    """One case's geometry and classes, in the axes of its file.
+    """The geometry and classes of a case, in the axes of its file.
 
     Attributes:
-        case_id: The case.
+        case_id: The id of the case.
         shape: Spatial shape.
-        spacing_mm: Distance of samples along each axis; 1 for a picture.
-        orientation: Axis codes of a volume; ``None`` for anything 2-D.
-        nonzero_shape: Shape of the box around voxels that are non-zero in any channel; the whole when all are zero.
-        foreground_shape: Shape of the box around labelled voxels; ``None`` without any.
+        spacing_mm: Spacing along each axis; 1 for a picture.
+        orientation: Axis codes of a volume; ``None`` for 2-D images.
+        nonzero_shape: Shape of the box around voxels that are non-zero in any channel; the full shape if all are zero.
+        foreground_shape: Shape of the box around labelled voxels; ``None`` if there are none.
         class_voxels: Number of voxels of each label id that occurs, background and ignore included.
         foreground_bbox: First voxel and end along each axis of the box around labelled voxels, ``(a0, a1, b0, b1)`` or
-            ``(a0, a1, b0, b1, c0, c1)``; ``None`` without any. `crop` takes it.
-        class_places: Voxels of each foreground id, as many as ``inspect`` was asked for.
+            ``(a0, a1, b0, b1, c0, c1)``, as for `crop`; ``None`` without any.
+        class_places: Voxels of each foreground id, as many as requested from ``inspect``.
     """
 
     case_id: str
@@ -96,7 +96,7 @@ class CaseFingerprint:
     def from_dict(cls, entry: Mapping[str, object]) -> CaseFingerprint:
         """Build a case from the result of ``asdict``, also after a round trip through JSON."""
         values = {key: frozen(value) for key, value in entry.items()}
-        for key in ("class_voxels", "class_places"):  # JSON knows no keys but text
+        for key in ("class_voxels", "class_places"):  # keys in JSON are text
             by_id: Mapping[str, object] = values[key]  # type: ignore[assignment]
             values[key] = {int(index): value for index, value in by_id.items()}
         return cls(**values)  # type: ignore[arg-type]
@@ -104,17 +104,17 @@ class CaseFingerprint:
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """Everything about a dataset that a plan depends on.
+    """All properties of a dataset that determine a plan.
 
     Attributes:
         dataset_name: The dataset's name.
-        digest: Identifies the dataset's present content, see ``dataset_digest``.
-        is_picture: The files know no physical space (PNG and relatives).
-        labels: Name to id, or to ids where regions overlap; in the order of ``dataset.json``.
+        digest: Identifies the dataset's content, see ``dataset_digest``.
+        is_picture: Whether the files have no physical space (PNG and similar formats).
+        labels: Name to id, or to ids if regions overlap; in the order of ``dataset.json``.
         ignore_label: The id that is masked out of training, if any.
-        region_order: What each foreground region paints, in painting order; ``None`` without regions.
-        channels: One entry a channel.
-        cases: One entry a case, sorted by id.
+        region_order: The id painted for each foreground region, in painting order; ``None`` without regions.
+        channels: One entry per channel.
+        cases: One entry per case, sorted by id.
     """
 
     dataset_name: str
@@ -128,7 +128,7 @@ class Fingerprint:
 
     @property
     def channel_names(self) -> tuple[str, ...]:
-        """The channels' names in order."""
+        """The names of the channels in order."""
         return tuple(channel.name for channel in self.channels)
 
     @property

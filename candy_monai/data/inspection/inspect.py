@@ -1,4 +1,4 @@
-"""Read every case once and keep what planning needs to know: the dataset's fingerprint."""
+"""Read every case once and summarise the dataset in a fingerprint, the input of planning."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ _SAMPLES_OF_RANGE = 50_000
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MeasuredCase:
-    """What one case contributes to the fingerprint, and what it is compared with others by.
+    """The measurements of a case, for the fingerprint and for the comparison of cases.
 
     Attributes:
         fingerprint: Its geometry and classes.
-        is_picture: Whether its file knows no physical space.
-        is_mirrored: Whether the stored axes are left-handed; ``None`` where there is no physical space.
-        content: Equal for images of the same voxels, whatever their files look like.
-        ranges: For each channel its percentiles 0.5 and 99.5.
+        is_picture: Whether its file has no physical space.
+        is_mirrored: Whether the stored axes are left-handed; ``None`` without physical space.
+        content: Equal for images with the same voxels, regardless of their files.
+        ranges: The percentiles 0.5 and 99.5 of each channel.
         foreground: ``(C, n)`` intensities of labelled voxels in random order, at most 10 000.
         whole: ``(C, n)`` intensities of any voxels in random order, at most 10 000.
     """
@@ -62,15 +62,15 @@ class MeasuredCase:
 
     @property
     def case_id(self) -> str:
-        """The case."""
+        """The id of the case."""
         return self.fingerprint.case_id
 
     def thinned(self, count: int) -> MeasuredCase:
-        """Return the case with so many samples at most: always the same ones."""
+        """Return the case with at most this many samples, always the same ones."""
         return replace(self, foreground=self.foreground[:, :count].copy(), whole=self.whole[:, :count].copy())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a dictionary from which ``from_dict`` restores the case, its plain values through JSON, too."""
+        """Return a dictionary from which ``from_dict`` restores the case; its plain values may be stored as JSON."""
         return {**vars(self), "fingerprint": asdict(self.fingerprint)}
 
     @classmethod
@@ -81,28 +81,28 @@ class MeasuredCase:
 
 
 def samples_per_case(num_cases: int, num_channels: int) -> int:
-    """Return how many samples of each case are pooled: fewer where there are many cases."""
+    """Return the number of samples to pool from each case: fewer if there are many cases."""
     return min(_SAMPLES_PER_CASE, max(_SAMPLES_IN_ALL // (max(1, num_cases) * num_channels), 100))
 
 
 def inspect(
     dataset: SupervisedDataset | CaseSource | PathLike, *, num_workers: int | None = None, places_per_class: int = 0
 ) -> Fingerprint:
-    """Read every case once and summarise it, as it is before the dataset's transforms.
+    """Read every case once, without the dataset's transforms, and summarise the dataset.
 
-    Intensities are sampled, at most 10 000 voxels a case and 10 million in all, with a generator seeded by the case id:
-    memory stays at ``num_workers`` cases whatever the dataset's size, and the result does not depend on order or
-    workers. Cases without labelled voxels take no part in foreground statistics.
+    Intensities are sampled, at most 10 000 voxels per case and 10 million in total, with a generator seeded by the case
+    id: at most ``num_workers`` cases are in memory, and the result does not depend on order or workers. Cases without
+    labelled voxels are ignored in foreground statistics.
 
     Args:
-        dataset: A dataset, or the folder of one. Where nothing names its labels, they are those that occur.
-        num_workers: Threads; decoding and counting release Python's lock. ``None`` takes one a processor. Fewer where
-            the cases would not fit into memory.
-        places_per_class: Voxels of each foreground id to keep for each case, drawn evenly; all where there are fewer.
+        dataset: A dataset, or its folder. Without names of labels, the labels are the ids in the cases.
+        num_workers: Threads; decoding and counting release Python's lock. ``None`` for one per processor. Fewer if the
+            cases would not fit into memory.
+        places_per_class: Voxels of each foreground id to sample in each case; all if there are fewer.
 
     Raises:
-        DatasetError: With every case that cannot be read, holds NaN or infinite intensities, or whose label does not
-            fit its image.
+        DatasetError: With every case that cannot be read, has NaN or infinite intensities, or has a label that does not
+            match its image.
     """
     source = opened_dataset(dataset)
     cases, description = source.cases, source.description
@@ -130,7 +130,7 @@ def inspect(
 
 
 def mixed_axes(cases: Sequence[MeasuredCase]) -> list[str]:
-    """Return the problem of a dataset of both pictures and volumes, if it is one."""
+    """Return the problem of a dataset with both pictures and volumes; none otherwise."""
     dimensions = {len(case.fingerprint.shape) for case in cases}
     if len(dimensions) < 2:
         return []
@@ -138,7 +138,7 @@ def mixed_axes(cases: Sequence[MeasuredCase]) -> list[str]:
 
 
 def pooled_fingerprint(description: DatasetDescription, digest: str, cases: Sequence[MeasuredCase]) -> Fingerprint:
-    """Return the fingerprint of a dataset from what was measured of each of its cases."""
+    """Return the fingerprint of a dataset from the measurements of its cases."""
     return Fingerprint(
         dataset_name=description.name,
         digest=digest,
@@ -162,7 +162,7 @@ def axis_codes(affine: NDArray[np.floating]) -> Orientation:
     """Return the axis codes of a volume's 4 x 4 affine.
 
     Raises:
-        BadInputError: If the affine is degenerate, so that an axis points nowhere.
+        BadInputError: If the affine is degenerate, so that an axis has no direction.
     """
     codes = tuple(nibabel.aff2axcodes(affine))
     if None in codes:
@@ -173,9 +173,9 @@ def axis_codes(affine: NDArray[np.floating]) -> Orientation:
 def measure_case(
     case_id: str, image_scan: Scan, label_scan: Scan | None, description: DatasetDescription, *, num_places: int = 0
 ) -> MeasuredCase:
-    """Compute what the fingerprint and the comparison of cases need of a decoded case, whose label fits its image.
+    """Compute the measurements of a decoded case, whose label matches its image.
 
-    The case id seeds what is drawn; ``num_places`` voxels of each foreground id are kept.
+    The random generator is seeded by the case id; ``num_places`` voxels of each foreground id are sampled.
 
     Raises:
         BadInputError: If the affine is degenerate.
@@ -214,7 +214,7 @@ def measure_case(
 
 
 def _refuse_unfit(image: Scan, label: Scan, description: DatasetDescription) -> None:
-    """Raise an error if a label does not fit its image, intensities are NaN or infinite, or ids are negative."""
+    """Raise an error if a label does not match its image, intensities are NaN or infinite, or ids are negative."""
     shape, label_shape, num_channels = image.values.shape, label.values.shape[1:], len(description.channel_names)
     if shape != (num_channels, *label_shape):
         raise BadInputError(
@@ -234,7 +234,7 @@ def _content_of(image: NDArray[np.floating]) -> str:
 
 
 def _usual_range(values: NDArray[np.floating]) -> tuple[float, float]:
-    """Return the percentiles 0.5 and 99.5, of evenly taken voxels where there are many."""
+    """Return the percentiles 0.5 and 99.5, from a regular subset of the voxels if there are many."""
     low, high = np.percentile(values[:: max(1, values.size // _SAMPLES_OF_RANGE)], (0.5, 99.5))
     return float(low), float(high)
 

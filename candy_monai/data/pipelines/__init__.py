@@ -1,5 +1,5 @@
-"""Everything that a plan does to a case, as pipelines of MONAI transforms.
+"""The processing of a case according to a plan, as pipelines of MONAI transforms.
 
-A plan enters; a description in plain data leaves (``experiment.json`` and exports hold it), and from a description a
-``monai.transforms.Compose``. A user's own augmentation enters in the same language.
+Plans are converted into descriptions as plain data (stored in ``experiment.json`` and exports), and descriptions into a
+``monai.transforms.Compose``. A user's own augmentation has the same format.
 """

@@ -1,4 +1,4 @@
-"""Build pipelines from plain data, which may come from a stranger: nothing but known transforms is ever called."""
+"""Build pipelines from plain data, which may be untrusted: only known transforms are ever called."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from candy_monai.data.pipelines.description import BEFORE, IMAGE, LABEL, PIPELIN
 from candy_monai.errors import BadInputError, CandyError, SettingsError, did_you_mean
 from candy_monai.text import read_text
 
-# MONAI's LoadImage says this of a reader that nobody asked for, wherever pydicom is installed: a warning and a message.
+# MONAI's LoadImage warns of this unused reader whenever pydicom is installed, by a warning and a log message.
 warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
@@ -34,8 +34,8 @@ _PACKAGES = {"monai.transforms": monai.transforms, "candy_monai.transforms": can
 FUNCTIONS: dict[str, Callable[..., object]] = {
     f"torch.{function.__name__}": function for function in (torch.ne, torch.eq, torch.gt, torch.ge, torch.lt, torch.le)
 }
-"""What may be named besides transforms, as an argument of theirs."""
-# These write files, find what they call by a name that is given as text, or wait for as long as they are told.
+"""Functions that are allowed as arguments of transforms."""
+# These write files, call functions by names given as text, or wait for a given time.
 _REFUSED = (
     "SaveImage",
     "SaveClassification",
@@ -54,7 +54,7 @@ _MOVING = (
     "candy_monai.transforms.resampling",
     "candy_monai.transforms.warping",
 )
-# These stand among those that move voxels, and move none.
+# These are in modules of transforms that move voxels, but move none.
 _STILL = (
     "BoundingRectd",
     "RandSimulateLowResolutiond",
@@ -63,7 +63,7 @@ _STILL = (
 )
 _MOST_VALUES = 100_000
 MISFITS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
-"""What transforms raise whose arguments do not fit their input."""
+"""Exceptions of transforms whose arguments do not fit their input."""
 _LOADING = {
     "keys",
     "allow_missing_keys",
@@ -87,7 +87,7 @@ _READERS = (
 
 
 class Pipeline(Compose):
-    """MONAI's ``Compose`` that knows the plain data it was built from, and prints them."""
+    """MONAI's ``Compose`` with the plain data from which it was built, which it prints."""
 
     def __init__(
         self, transforms: Sequence[Callable[[Any], Any]], entries: Sequence[Entry], name: str = "pipeline"
@@ -103,8 +103,7 @@ class Pipeline(Compose):
     def __call__(self, input_: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             if self._is_plain and not args and not kwargs:
-                # What Compose does beside that, it does for lazy and for array transforms; it takes a third of the time
-                # of a small patch.
+                # Compose does more only for lazy and array transforms, and takes a third of the time of a small patch.
                 for index, step in enumerate(self.transforms):
                     if not isinstance(input_, Mapping):  # several samples
                         return super().__call__(input_, start=index)
@@ -115,7 +114,7 @@ class Pipeline(Compose):
                         raise
                 return input_
             return super().__call__(input_, *args, **kwargs)
-        except RuntimeError as error:  # MONAI's, which says only which transform failed
+        except RuntimeError as error:  # MONAI's, which names only the transform that failed
             cause: BaseException = error
             while cause.__cause__ is not None and not isinstance(cause, CandyError):  # ours names the file
                 cause = cause.__cause__
@@ -125,7 +124,7 @@ class Pipeline(Compose):
 
     @contextmanager
     def applied_to(self, what: str) -> Iterator[None]:
-        """Raise BadInputError, with the step, where in this block it does not fit what it is applied to."""
+        """Raise BadInputError, with the step, if the pipeline does not fit its input within this block."""
         try:
             yield
         except (CandyError, torch.OutOfMemoryError):
@@ -151,22 +150,22 @@ def build_pipeline(
 
     Args:
         entries: A list in MONAI's config language: ``{"_target_": "monai.transforms.RandFlipd", "keys": "image"}``.
-            ``monai.transforms.`` may be left out.
-        name: What messages call the list.
-        transforms: Lists of transforms that an entry may refer to: ``"@preprocessing"`` for the one of that name.
-        instead: What is built in place of a target, by its name.
-        trust: Build whatever MONAI's ``ConfigParser`` would, which may run any code that is installed.
+            ``monai.transforms.`` may be omitted.
+        name: The name of the list in messages.
+        transforms: Lists of transforms to which an entry may refer: ``"@preprocessing"`` for the one of that name.
+        instead: Replacements of targets, by name.
+        trust: Build everything that MONAI's ``ConfigParser`` can, which may run any installed code.
 
     Raises:
-        SettingsError: With the position of the entry that is none of a transform of MONAI's or ours, is no known
-            function, holds an expression or a reference, or whose arguments do not fit.
+        SettingsError: With the position of the entry that is not a transform of MONAI or of this library, names an
+            unknown function, contains an expression or a reference, or has wrong arguments.
     """
     if not isinstance(entries, list | tuple):
         raise SettingsError(f"{name}: found {type(entries).__name__}, expected a list of transforms")
     build = _Builder(transforms or {}, instead or {}, trust=trust)
     try:
         steps = [build.step(entry, f"{name}[{index}]") for index, entry in enumerate(entries)]
-    except RecursionError as error:  # an anchor of YAML may hold itself
+    except RecursionError as error:  # a YAML anchor may contain itself
         raise SettingsError(f"{name}: the entries are nested without end, or too deep") from error
     return Pipeline(steps, entries, name)
 
@@ -175,12 +174,12 @@ def read_own_transforms(path: PathLike, *, trust: bool = False) -> OwnTransforms
     """Read a user's own transforms from a JSON or YAML file, and check that they can be built.
 
     Args:
-        path: A list in MONAI's config language, for the augmentation; or a mapping with such lists under any of
-            ``preprocessing``, ``augmentation`` and ``postprocessing``, as MONAI's bundles have them.
-        trust: Build any callable that the file names, instead of known transforms only.
+        path: A list in MONAI's config language, for the augmentation; or a mapping with such lists for any of
+            ``preprocessing``, ``augmentation`` and ``postprocessing``, as in MONAI's bundles.
+        trust: Build any callable in the file, instead of known transforms only.
 
     Raises:
-        SettingsError: If the file cannot be read or holds neither, or as `check_own_transforms` does.
+        SettingsError: If the file cannot be read or has neither, or as `check_own_transforms` does.
     """
     found = read_json_or_yaml(path)
     lists = {"augmentation": found} if isinstance(found, list) else found
@@ -202,10 +201,10 @@ def read_own_transforms(path: PathLike, *, trust: bool = False) -> OwnTransforms
 
 
 def read_json_or_yaml(path: PathLike) -> Any:
-    """Read a JSON or YAML file, which may come from a stranger.
+    """Read a JSON or YAML file, which may be untrusted.
 
     Raises:
-        SettingsError: If it cannot be read, or holds more values than anybody writes, as anchors of YAML can make.
+        SettingsError: If it cannot be read, or has too many values, as YAML anchors can create.
     """
     path = Path(path)
     try:
@@ -230,7 +229,7 @@ def read_json_or_yaml(path: PathLike) -> Any:
 
 
 def read_saved_transforms(pipelines: object, where: PathLike, *, trust: bool = False) -> OwnTransforms:
-    """Return what gives the pipelines of an ``experiment.json`` again, checked that they can be built.
+    """Return the transforms that restore the pipelines of an ``experiment.json``, checked that they can be built.
 
     Raises:
         SettingsError: If they are damaged, or as `check_own_transforms` does.
@@ -241,12 +240,12 @@ def read_saved_transforms(pipelines: object, where: PathLike, *, trust: bool = F
 
 
 def check_own_transforms(own: OwnTransforms, where: str = "") -> None:
-    """Refuse lists of a user's own that cannot be built, or that cannot stand in their pipeline.
+    """Refuse lists of a user's own transforms that cannot be built, or that do not fit their pipeline.
 
     Raises:
-        SettingsError: With the position of the entry. Preprocessing may not draw random numbers, nor need the label,
-            which a case to be predicted lacks; what it moves must be invertible, so that results can be moved back.
-            Neither it nor augmentation may move the image and leave the label, unless the lists are trusted.
+        SettingsError: With the position of the entry. Preprocessing must not be random, nor need the label, which is
+            not available in prediction; its spatial transforms must be invertible, so that results can be restored.
+            Neither it nor augmentation may move the image but not the label, unless the lists are trusted.
     """
     for name in PIPELINES:
         entries = getattr(own, name)
@@ -256,7 +255,7 @@ def check_own_transforms(own: OwnTransforms, where: str = "") -> None:
             {key: value for key, value in entry.items() if key != BEFORE} if name == "preprocessing" else dict(entry)
             for entry in (_checked_entry(entry, f"{where}{name}[{index}]") for index, entry in enumerate(entries))
         ]
-        # What it refers to is known once there is a plan; it is built again for that.
+        # Its references are known once there is a plan, for which it is built again.
         pipeline = build_pipeline(plain, name=f"{where}{name}", transforms={"preprocessing": ()}, trust=own.trust)
         for index, step in enumerate(pipeline.transforms):
             _check_place(step, plain[index], name, f"{where}{name}[{index}]", trust=own.trust)
@@ -265,12 +264,12 @@ def check_own_transforms(own: OwnTransforms, where: str = "") -> None:
 
 
 def keeps_track(step: object) -> bool:
-    """Return whether a transform that moves an image records how to undo it."""
+    """Return whether a spatial transform records how to undo it."""
     return isinstance(step, InvertibleTransform) and not isinstance(step, Lambdad)  # whose inverse does nothing
 
 
 def moves_voxels(target: object) -> bool:
-    """Return whether the transform that a target names moves voxels; False for one that is not known."""
+    """Return whether a target is a transform that moves voxels; False if it is unknown."""
     try:
         kind = transform_class(target, "")
     except SettingsError:
@@ -304,7 +303,7 @@ def _check_place(step: object, entry: Mapping[str, Any], pipeline: str, where: s
 
 
 def _check_in_step(steps: Sequence[object], where: str) -> None:
-    """Refuse what moves the image and leaves the label where it was, or the other way round."""
+    """Refuse steps that move the image but not the label, or the reverse."""
     moving = [(index, part) for index, step in enumerate(steps) for part in _parts(step) if _moves(type(part))]
     for index, part in moving:
         moved = {IMAGE, LABEL} & set(part.keys)
@@ -319,14 +318,14 @@ def _check_in_step(steps: Sequence[object], where: str) -> None:
 
 
 def _parts(step: object) -> list[Any]:
-    """Return the transforms of dictionaries in a step, however deep in ``Compose``, ``OneOf`` and the like."""
+    """Return the dictionary transforms in a step, including those nested in ``Compose``, ``OneOf`` and the like."""
     if isinstance(step, Compose):
         return [part for each in step.transforms for part in _parts(each)]
     return [step] if isinstance(step, MapTransform) else []
 
 
 def _moves(kind: type[object]) -> bool:
-    """Return whether a class moves voxels, by its module and those of the classes that it inherits from."""
+    """Return whether a class moves voxels, according to its module and those of its base classes."""
     return kind.__name__ not in _STILL and any(base.__module__.startswith(_MOVING) for base in kind.__mro__)
 
 
@@ -343,7 +342,7 @@ class _Builder:
         self._trust = trust
 
     def step(self, entry: object, where: str) -> Callable[[Any], Any]:
-        """Build one entry of a list, which must be a transform."""
+        """Build an entry of a list, which must be a transform."""
         entry = _checked_entry(entry, where)
         if self._trust and str(entry["_target_"]).rpartition(".")[2] not in self._instead:
             return self._trusted(entry, where)
@@ -384,7 +383,7 @@ class _Builder:
     def _component(self, entry: Mapping[str, Any], where: str) -> Any:
         target = entry["_target_"]
         mode = entry.get("_mode_", "default")
-        unnamed = next((key for key in entry if not isinstance(key, str)), None)  # YAML has keys of any type
+        unnamed = next((key for key in entry if not isinstance(key, str)), None)  # YAML keys may be of any type
         if unnamed is not None:
             raise SettingsError(f"{where}: found the argument {unnamed!r}, expected the name of one")
         arguments = {key: self._value(value, f"{where}.{key}") for key, value in entry.items() if key[:1] != "_"}
@@ -401,16 +400,16 @@ class _Builder:
         try:
             inspect.signature(kind).bind(**arguments)
             return replacement(**arguments)
-        except Exception as error:  # each constructor has its own
+        except Exception as error:  # each constructor has its own errors
             reason = " ".join(str(error).split())
             raise SettingsError(f"{where}: {kind.__name__} cannot be built with these arguments: {reason}") from error
 
 
 def transform_class(target: object, where: str) -> type[Transform]:
-    """Return the class that a target names, which may be built without trust.
+    """Return the class of a target, if it may be built without trust.
 
     Raises:
-        SettingsError: If it is no transform of MONAI's or ours, or one that may write files or call others by name.
+        SettingsError: If it is not a transform of MONAI or this library, or may write files or call others by name.
     """
     if not isinstance(target, str):
         raise SettingsError(f"{where}: _target_ is {target!r}, expected the name of a transform")
@@ -430,7 +429,7 @@ def transform_class(target: object, where: str) -> type[Transform]:
 
 
 def _suggestion(target: str) -> str:
-    """Return `` Did you mean ...?``: a transform of MONAI's by its name, one of ours with the package it needs."""
+    """Return `` Did you mean ...?`` with a transform of MONAI by its name, or one of ours with its package."""
     known = {name: name for name in dir(monai.transforms) if name[:1].isupper()}
     known |= {name: f"candy_monai.transforms.{name}" for name in candy_monai.transforms.__all__}
     close = difflib.get_close_matches(target.rpartition(".")[2], known, n=1)
@@ -438,7 +437,7 @@ def _suggestion(target: str) -> str:
 
 
 def _check_arguments(kind: type[Transform], arguments: Mapping[str, object], where: str) -> None:
-    """Refuse text in place of what is called, and readers that MONAI would import by such a text."""
+    """Refuse text as a callable argument, and readers that MONAI would import by such a text."""
     name, called = kind.__name__, []
     for place, parameter in inspect.signature(kind).parameters.items():
         if "Callable" in str(parameter.annotation) and "str" not in str(parameter.annotation):
@@ -461,7 +460,7 @@ def _check_arguments(kind: type[Transform], arguments: Mapping[str, object], whe
 
 
 def _as_call(entry: Mapping[str, Any]) -> str:
-    """Write an entry as a call in Python would be."""
+    """Return an entry as a function call in Python."""
     arguments = (
         f"{key}={_as_call(value) if isinstance(value, Mapping) and '_target_' in value else repr(value)}"
         for key, value in entry.items()

@@ -1,4 +1,4 @@
-"""Describe the pipelines that follow from a plan, in MONAI's config language. Builds no transform."""
+"""Describe the pipelines of a plan in MONAI's config language. Builds no transforms."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ Entry = dict[str, Any]
 
 IMAGE, LABEL, PREDICTION, CENTER = "image", "label", "pred", "center"
 MANY_CLASSES = 16
-"""From so many classes on label ids are painted class by class, since the scores of all take much memory at the file's
-size. A rule of thumb that was not measured: below it MONAI's own steps do, which any MONAI can build."""
+"""From this number of classes, label ids are painted class by class, since the scores of all need much memory at the
+file's size. An unmeasured rule of thumb: below it MONAI's own steps suffice, which any MONAI can build."""
 
 PIPELINES = ("preprocessing", "augmentation", "postprocessing")
 """The names of a plan's pipelines."""
 
 BEFORE = "_before_"
-"""The key by which an entry of a user's own preprocessing names the step that it comes before."""
+"""The key for the name of the step before which an entry of a user's own preprocessing is inserted."""
 
 _MONAI = "monai.transforms."
 _OURS = "candy_monai.transforms."
 _BOTH = [IMAGE, LABEL]
 _WHOLE = {"preprocessing": "LoadImaged", "augmentation": _OURS + "RandWarpd", "postprocessing": "Invertd"}
-"""The step by which a list is a whole pipeline: one without it extends the plan's, one with it replaces that."""
+"""The step that makes a list a complete pipeline, which replaces the plan's; other lists extend it."""
 
 _LONGISH = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnTransforms:
-    """Lists of a user's own that extend or replace the pipelines of a plan; empty ones change nothing.
+    """A user's own transforms, which extend or replace the pipelines of a plan; empty lists change nothing.
 
     Attributes:
-        preprocessing: Steps before the last one, or before the one that an entry names by ``_before_``. A list that
-            loads the files itself, by ``LoadImaged``, replaces the plan's.
+        preprocessing: Steps before the last one, or before the one given by ``_before_``. A list that loads the files
+            itself, by ``LoadImaged``, replaces the plan's.
         augmentation: Steps after the plan's. A list that cuts the patch itself, by
             ``candy_monai.transforms.RandWarpd``, replaces the plan's.
-        postprocessing: Steps on the label map, at ``pred``, after the plan's. A list that undoes preprocessing itself,
-            by ``Invertd``, replaces the plan's.
-        trust: Whether to build any callable that they name, instead of known transforms only.
+        postprocessing: Steps on the label map, at ``pred``, after the plan's. A list that inverts the preprocessing
+            itself, by ``Invertd``, replaces the plan's.
+        trust: Whether to build any callable in them, instead of known transforms only.
     """
 
     preprocessing: Sequence[Mapping[str, Any]] = ()
@@ -57,10 +57,10 @@ class OwnTransforms:
 
     @classmethod
     def from_saved(cls, pipelines: object, *, where: PathLike = "experiment.json", trust: bool = False) -> Self:
-        """Return what gives the pipelines of an ``experiment.json`` again, or the plan's if its version kept none.
+        """Return the transforms that restore the pipelines of an ``experiment.json``, or the plan's for old versions.
 
         Raises:
-            SettingsError: If what was kept is damaged.
+            SettingsError: If the stored pipelines are damaged.
         """
         if pipelines is None:
             return cls(trust=trust)
@@ -72,7 +72,7 @@ class OwnTransforms:
             )
         saved = {name: lists[name] for name in PIPELINES if name in lists}
         for name, entries in saved.items():
-            # One without the step that makes it whole would be taken for an extension of the plan's.
+            # Without the step that makes it complete, it would be taken for an extension of the plan's.
             if not isinstance(entries, list) or not _has(entries, _WHOLE[name]):
                 found = "none of that name" if isinstance(entries, list) and entries else repr(entries)[:60]
                 raise SettingsError(
@@ -85,8 +85,8 @@ class OwnTransforms:
 def describe_pipelines(plan: Plan, *, own: OwnTransforms | None = None) -> dict[str, list[Entry]]:
     """Return the pipelines of a plan: ``preprocessing``, ``augmentation`` and ``postprocessing``.
 
-    MONAI alone builds them as they stand wherever no transform of ours is needed; with MONAI's ``ConfigParser``
-    ``@preprocessing`` means the transforms that were built of that list.
+    MONAI alone can build them unless a transform of ours is needed; in MONAI's ``ConfigParser`` ``@preprocessing``
+    refers to the transforms built from that list.
     """
     own = own or OwnTransforms()
     return {
@@ -97,12 +97,12 @@ def describe_pipelines(plan: Plan, *, own: OwnTransforms | None = None) -> dict[
 
 
 def preprocessing(plan: Plan, own: Sequence[Mapping[str, Any]] = ()) -> list[Entry]:
-    """Return the steps from a case's files to what a network reads: image, and label where there is one.
+    """Return the steps from the files of a case to the input of a network: image, and label if there is one.
 
     The user's own steps extend or replace those of the plan; see `OwnTransforms`.
 
     Raises:
-        SettingsError: If an entry is to come before a step that there is not.
+        SettingsError: If an entry is to be inserted before a step that does not exist.
     """
     if _has(own, _WHOLE["preprocessing"]):
         return [dict(entry) for entry in own]
@@ -120,7 +120,7 @@ def preprocessing(plan: Plan, own: Sequence[Mapping[str, Any]] = ()) -> list[Ent
         )
     )
     for step in steps:
-        step["allow_missing_keys"] = True  # a case that is predicted has no label
+        step["allow_missing_keys"] = True  # a case to predict has no label
     steps += _normalizing(plan.normalization)
     if plan.spacing_mm is not None:
         steps.append(resampling(plan))
@@ -131,12 +131,12 @@ def preprocessing(plan: Plan, own: Sequence[Mapping[str, Any]] = ()) -> list[Ent
 
 
 def augmentation(plan: Plan, own: Sequence[Mapping[str, Any]] | None = None) -> list[Entry]:
-    """Return the random changes to training patches, as nnU-Net's, and the user's own; see `OwnTransforms`."""
+    """Return the random transforms of training patches, as in nnU-Net, and the user's own; see `OwnTransforms`."""
     added = [dict(entry) for entry in own or ()]
     if _has(added, _WHOLE["augmentation"]):
         return added
     rotations = [size for axis, size in enumerate(plan.patch_shape) if axis != plan.anisotropic_axis]
-    in_plane = 15.0 if max(rotations) > _LONGISH * min(rotations) else 180.0  # free, unless the patch is long in it
+    in_plane = 15.0 if max(rotations) > _LONGISH * min(rotations) else 180.0  # any angle, unless the patch is elongated
     interpolation = {2: "bilinear", 3: "trilinear"}[plan.num_dims]
     share, zoom = 0.25, [0.5, 1.0]
     single = len(plan.channel_names) == 1
@@ -150,7 +150,7 @@ def augmentation(plan: Plan, own: Sequence[Mapping[str, Any]] | None = None) -> 
             zoom_range=zoom,
         )
         if plan.anisotropic_axis is None and single
-        else _ours(  # MONAI's changes all channels at once, by one strength, and spares no axis
+        else _ours(  # MONAI's changes all channels at once, with one strength, and along all axes
             "RandLowResolutiond",
             keys=IMAGE,
             prob=share,
@@ -159,7 +159,7 @@ def augmentation(plan: Plan, own: Sequence[Mapping[str, Any]] | None = None) -> 
             fixed_axis=plan.anisotropic_axis,
         )
     )
-    # MONAI's takes least, greatest, mean and deviation over all channels together.
+    # MONAI's computes minimum, maximum, mean and deviation over all channels together.
     curve = _monai("RandAdjustContrastd", retain_stats=True) if single else _ours("RandGammad")
     curve |= {"keys": IMAGE, "gamma": [0.7, 1.5]}
     return [
@@ -193,12 +193,12 @@ def augmentation(plan: Plan, own: Sequence[Mapping[str, Any]] | None = None) -> 
 
 
 def plain_patches() -> Entry:
-    """Return the step that ends an augmentation: tensors without metadata, which batches are made of."""
+    """Return the last step of an augmentation: tensors without metadata, for batches."""
     return _monai("EnsureTyped", keys=_BOTH, track_meta=False)
 
 
 def cutting(plan: Plan) -> list[Entry]:
-    """Return the steps that cut a patch and change nothing."""
+    """Return the steps that cut a patch without augmentation."""
     warp = augmentation(plan)[0]
     return [warp | {"prob_rotate": 0.0, "prob_scale": 0.0}, plain_patches()]
 
@@ -210,23 +210,23 @@ def postprocessing(plan: Plan, own: Sequence[Mapping[str, Any]] = ()) -> list[En
 
 
 def largest_components() -> Entry:
-    """Return the step that keeps the largest connected part of each class."""
+    """Return the step that keeps the largest connected component of each class."""
     return _monai("KeepLargestConnectedComponentd", keys=PREDICTION)
 
 
 def largest_component(ids: Sequence[int]) -> Entry:
-    """Return the step that keeps the largest connected part of these classes together."""
+    """Return the step that keeps the largest connected component of these classes together."""
     return _monai("KeepLargestConnectedComponentd", keys=PREDICTION, applied_labels=list(ids), independent=False)
 
 
 def without_small_components(ids: Sequence[int], least: float) -> Entry:
-    """Return the step that removes connected parts of these classes together below a size (mm³; mm² in a picture)."""
+    """Return the step that removes small components of these classes together, below a size (mm³; mm² in a picture)."""
     chosen = {"applied_labels": list(ids), "independent": False}
     return _ours("RemoveSmallComponentsd", keys=PREDICTION, min_size=least, by_measure=True, **chosen)
 
 
 def filled_holes(label_id: int) -> Entry:
-    """Return the step that gives a class whatever it encloses."""
+    """Return the step that fills the holes of a class."""
     return _monai("FillHolesd", keys=PREDICTION, applied_labels=[label_id])
 
 
@@ -237,7 +237,7 @@ def _label_steps(plan: Plan) -> list[Entry]:
         return [_ours("PaintLabelsd", keys=PREDICTION, orig_keys=IMAGE, paints=paints), tracked, inverting(ids=True)]
     if plan.num_classes > 1 and not paints:
         return [tracked, inverting(ids=False), _monai("AsDiscreted", keys=PREDICTION, argmax=True)]
-    # What was cropped away comes back as 0, which is no probability and a logit of a half.
+    # Cropped regions are restored as 0, which is not a probability and a logit of a half.
     probabilities = [tracked, _monai("Activationsd", keys=PREDICTION, sigmoid=True), inverting(ids=False)]
     if paints:
         return [*probabilities, _ours("PaintLabelsd", keys=PREDICTION, paints=paints, are_probabilities=True)]
@@ -245,7 +245,7 @@ def _label_steps(plan: Plan) -> list[Entry]:
 
 
 def _has(entries: object, name: str) -> bool:
-    """Return whether a transform of that name is among entries, or in a ``Compose`` or ``OneOf`` among them."""
+    """Return whether a transform of that name is among entries, or nested in a ``Compose`` or ``OneOf``."""
     steps = [entry for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list | tuple) else []
     return any(_name(step) == name.rpartition(".")[2] or _has(step.get("transforms"), name) for step in steps)
 
@@ -255,7 +255,7 @@ def _name(entry: Mapping[str, Any]) -> str:
 
 
 def _place(entry: Mapping[str, Any], steps: Sequence[Entry], where: str) -> int:
-    """Return where a step of the user's own goes among the others."""
+    """Return the position of a user's own step among the others."""
     names = [_name(step) for step in steps]
     before = entry.get(BEFORE, names[-1])
     if before not in names[1:]:
@@ -267,7 +267,7 @@ def _place(entry: Mapping[str, Any], steps: Sequence[Entry], where: str) -> int:
 
 
 def _for_any_case(entry: Mapping[str, Any]) -> Entry:
-    """Return a step that also takes a case without label, as those that are predicted."""
+    """Return a step that also accepts a case without label, as in prediction."""
     step = {key: value for key, value in entry.items() if key != BEFORE}
     keys = step.get("keys")
     return step if keys == IMAGE or keys == [IMAGE] else {**step, "allow_missing_keys": True}
@@ -275,12 +275,12 @@ def _for_any_case(entry: Mapping[str, Any]) -> Entry:
 
 def _loading(plan: Plan) -> Entry:
     step = _monai("LoadImaged", keys=_BOTH, ensure_channel_first=True)
-    # MONAI's reader of pictures swaps rows and columns by default.
+    # MONAI's reader for pictures swaps rows and columns by default.
     return step | ({"reader": "PILReader", "reverse_indexing": False} if plan.spacing_mm is None else {})
 
 
 def _normalizing(channels: tuple[ChannelNormalization, ...]) -> list[Entry]:
-    """Return MONAI's own step where one does for all channels, else ours."""
+    """Return MONAI's own step if one suffices for all channels, else ours."""
     first = channels[0]
     schemes = {channel.scheme for channel in channels}
     if schemes == {"nonorm"}:
@@ -316,7 +316,7 @@ def _scheme(channel: ChannelNormalization) -> dict[str, object]:
 
 
 def resampling(plan: Plan) -> Entry:
-    """Return the step that brings a case to the plan's spacing."""
+    """Return the step that resamples a case to the plan's spacing."""
     assert plan.pixdim is not None
     shared = {"keys": _BOTH, "pixdim": list(plan.pixdim), "allow_missing_keys": True}
     if plan.resampling == "extent":
@@ -327,7 +327,7 @@ def resampling(plan: Plan) -> Entry:
 
 
 def inverting(*, ids: bool) -> Entry:
-    """Return the step that undoes preprocessing: of label ids, or of scores, which are interpolated."""
+    """Return the step that inverts the preprocessing, of label ids or of scores, which are interpolated."""
     transform = {"_target_": _MONAI + "Compose", "transforms": "@preprocessing"}
     return _monai("Invertd", keys=PREDICTION, transform=transform, orig_keys=IMAGE, nearest_interp=ids)
 

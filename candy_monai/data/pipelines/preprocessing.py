@@ -1,7 +1,7 @@
-"""Preprocessing of a case to the grid and the scale of a plan, and the way of results back to the case's own grid.
+"""Preprocess cases to the grid and intensity scale of a plan, and bring results back to the case's own grid.
 
-Both directions are the pipelines that the plan describes (``candy_monai.data.pipelines``); what was done to a case is
-traced in its image, as MONAI's invertible transforms do.
+Both directions are the pipelines described by the plan (``candy_monai.data.pipelines``); the applied operations are
+traced in the image, as in MONAI's invertible transforms.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _CERTAINLY_NOT = -1e4
-"""A logit whose probability is 0, and which half precision still holds."""
+"""A logit whose probability is 0, and which fits into half precision."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,8 +55,8 @@ class PreprocessedCase:
     """A case on the plan's grid.
 
     Attributes:
-        image: ``(C, *spatial)`` float32, normalised, with its affine and the trace of what was done to it.
-        label: ``(1, *spatial)`` label ids; ``None`` when none was given.
+        image: ``(C, *spatial)`` float32, normalised, with its affine and the trace of the applied operations.
+        label: ``(1, *spatial)`` label ids; ``None`` if none was given.
     """
 
     image: MetaTensor
@@ -69,22 +69,22 @@ class PreprocessedCase:
 
 
 class LoadCased(MapTransform):
-    """Load the files of a case, channel first, as `load_image` does; what is a tensor already stays as it is.
+    """Load the files of a case, channel first, as `load_image` does; tensors are left unchanged.
 
     Args:
-        keys: Where the files stand: a path, or a list of paths, a channel each. Under ``label`` stand label ids.
+        keys: The keys of the files: a path, or a list of paths, one per channel. ``label`` is for label ids.
         allow_missing_keys: Whether a key may be missing.
-        stock: Further arguments of MONAI's ``LoadImaged``, which our readers do without.
+        stock: Further arguments of MONAI's ``LoadImaged``, which our readers ignore.
     """
 
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False, **stock: object) -> None:
         super().__init__(keys, allow_missing_keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the items with tensors ``(C, *spatial)`` in place of the files of the keys.
+        """Return the items with tensors ``(C, *spatial)`` instead of the files of the keys.
 
         Raises:
-            ImageReadError: If a file does not decode, or the grids of the channels cover other places.
+            ImageReadError: If a file cannot be decoded, or the grids of the channels cover different regions.
         """
         d = dict(data)
         for key in self.key_iterator(d):
@@ -95,7 +95,7 @@ class LoadCased(MapTransform):
 
 
 class Preprocessor:
-    """Preprocess cases as a plan asks, and undo it for results.
+    """Preprocesses cases according to a plan, and inverts it for results.
 
     Args:
         plan: The plan.
@@ -114,7 +114,7 @@ class Preprocessor:
 
     @cached_property
     def preprocessing(self) -> Pipeline:
-        """The pipeline from files, or from tensors with their affine, to what a network reads."""
+        """The pipeline from files, or from tensors with their affine, to the input of a network."""
         ours: dict[str, Callable[..., object]] = {
             "LoadImaged": LoadCased,
             "CropForegroundd": CropForegroundIfAnyd,
@@ -124,31 +124,31 @@ class Preprocessor:
 
     @cached_property
     def augmentation(self) -> Pipeline:
-        """The pipeline that cuts a training patch out of a preprocessed case, at its ``center``, and changes it."""
+        """The pipeline that cuts a training patch from a preprocessed case, at its ``center``, and augments it."""
         return build_pipeline(self.pipelines["augmentation"], name="augmentation", trust=self._trust)
 
     @cached_property
     def postprocessing(self) -> Pipeline:
-        """The pipeline from logits at ``pred``, beside the preprocessed image, to label ids on the grid of the file."""
+        """The pipeline from logits at ``pred``, with the preprocessed image, to label ids on the grid of the file."""
         return build_postprocessing(
             self.pipelines["postprocessing"], preprocessing=self.preprocessing.transforms, trust=self._trust
         )
 
     @property
     def own_postprocessing(self) -> list[Entry] | None:
-        """The steps after the plan's postprocessing, on the label map; None where the list is another altogether."""
+        """The steps after the plan's postprocessing, on the label map; None if the list is an entirely new one."""
         planned, steps = describe_pipelines(self._plan)["postprocessing"], self.pipelines["postprocessing"]
         return steps[len(planned) :] if steps[: len(planned)] == planned else None
 
     def _spacing(self, keys: Sequence[str], pixdim: Sequence[float], **stock: Any) -> MapTransform:
-        """Build MONAI's ``Spacingd``, and ours where the plan names it for cases that need no resampling."""
+        """Build MONAI's ``Spacingd``, or ours if the plan names it for cases without resampling."""
         asked = {"keys": list(keys), "pixdim": list(pixdim), **stock}
         planned = [] if self._plan.resampling == "stock" else preprocessing(self._plan)
         if any(asked == {key: step[key] for key in step if key != "_target_"} for step in planned):
             return ResampleToSpacingd(keys, pixdim, mode=("cubic", "majority"), allow_missing_keys=True)
         spacing = Spacingd(keys, pixdim, **stock)
         if all(spacing.scale_extent):
-            # MONAI warns at each call that is told to keep the extent; the transform that it calls may know it as well.
+            # MONAI warns at each call with an argument for the extent; its inner transform can have it as an attribute.
             spacing.spacing_transform.scale_extent = True
             spacing.scale_extent = (None,) * len(spacing.keys)
         return spacing
@@ -157,18 +157,18 @@ class Preprocessor:
         """Preprocess a case.
 
         Args:
-            image: ``(C, *spatial)`` as loaded or as read, with its affine. A plain tensor counts as lying on the plan's
-                grid.
+            image: ``(C, *spatial)`` as loaded or as read, with its affine. A plain tensor is assumed to be on the
+                plan's grid.
             label: ``(1, *spatial)`` integer ids on the same grid.
 
         Raises:
-            BadInputError: If channels or axes are not those of the plan, the label's shape differs, or intensities are
-                NaN or infinite.
+            BadInputError: If channels or axes do not match the plan, the label's shape differs, or intensities are NaN
+                or infinite.
         """
         scan = image if isinstance(image, Scan) else Scan.of(image)
         values = self._checked(scan, label)
         affine = torch.from_numpy(self._affine(None if _is_plain(image) else scan.geometry))
-        # A copy, since MONAI's NormalizeIntensity writes into its input.
+        # A copy, since MONAI's NormalizeIntensity modifies its input.
         data = {IMAGE: MetaTensor(values.clone(), affine=affine, meta={"filename_or_obj": scan.file_name})}
         if label is not None:
             data[LABEL] = MetaTensor(plain_tensor(label), affine=affine)
@@ -177,7 +177,7 @@ class Preprocessor:
         return PreprocessedCase(image=done[IMAGE].contiguous(), label=ids)
 
     def _preprocessed(self, data: dict[str, MetaTensor]) -> dict[str, MetaTensor]:
-        """Run the pipeline, and refuse what a step of the user's own made that cannot be trained on or undone."""
+        """Run the pipeline, and refuse results of a user's own step that cannot be used for training or inverted."""
         num_channels, where = len(data[IMAGE]), data[IMAGE].meta["filename_or_obj"] or "the image"
         for index, step in enumerate(self.preprocessing.transforms):
             before, name = data, f"preprocessing[{index}]: {type(step).__name__}"
@@ -187,7 +187,7 @@ class Preprocessor:
                 raise
             except MISFITS as error:
                 reason = " ".join(str(error).split())
-                if "allocate memory" in reason:  # as PyTorch says it
+                if "allocate memory" in reason:  # PyTorch's message
                     raise BadInputError(_too_large(where, name, before[IMAGE])) from error
                 raise BadInputError(f"{where}: {name} cannot be applied ({type(error).__name__}: {reason})") from error
             if not isinstance(data, dict) or not before.keys() <= data.keys():
@@ -211,27 +211,27 @@ class Preprocessor:
 
     @property
     def paints(self) -> tuple[int, ...]:
-        """The id that each of the plan's regions writes, in painting order; empty where labels exclude each other."""
+        """The id for each of the plan's regions, in painting order; empty if labels are mutually exclusive."""
         return tuple(region.paints for region in self._plan.regions)
 
     @property
     def paints_in_parts(self) -> bool:
-        """Whether label ids can be painted before anything but resampling is undone, so that scores come in parts.
+        """Whether label ids can be painted before inverting anything but resampling, so that scores can come in parts.
 
-        Not so where scores must be interpolated to undo a step of the user's own, or the way to ids is the user's own.
+        Not if inverting a user's own step requires interpolated scores, or if the user's own steps compute the ids.
         """
         return self._plan.resampling != "stock" and self.own_postprocessing is not None and self._is_undone_exactly
 
     @cached_property
     def _is_undone_exactly(self) -> bool:
-        """Whether all but a last resampling of ours moves no voxel between others."""
+        """Whether all steps except a last resampling of ours move voxels only to voxels."""
         moving = [step for step in self.preprocessing.transforms if keeps_track(step)]
         if moving and isinstance(moving[-1], ResampleToSpacingd):
             moving.pop()
         return all(isinstance(step, Cropd | Flipd | Orientationd | Padd | Rotate90d | Transposed) for step in moving)
 
     def shape_on_grid(self, geometry: Geometry) -> Shape:
-        """Return the shape that a case on this grid gets if nothing is cropped."""
+        """Return the shape of a case on this grid after preprocessing without cropping."""
         order = tuple(range(len(geometry.spatial_shape)))
         if self._plan.orientation is not None and not geometry.is_picture:
             order, _ = axis_order(axis_codes(geometry.affine), self._plan.orientation)
@@ -249,8 +249,8 @@ class Preprocessor:
             probabilities: Whether ``scores`` are probabilities.
 
         Returns:
-            ``(1, *shape)`` ids in the file's axes, of the type that `id_type` chooses: the best class, 1 where a single
-            sigmoid exceeds 0.5, or the plan's regions painted in their order.
+            ``(1, *shape)`` ids in the file's axes, of the type chosen by `id_type`: the best class, 1 where a single
+            sigmoid exceeds 0.5, or the plan's regions painted in order.
 
         Raises:
             BadInputError: If the shape is not that of the preprocessed case.
@@ -267,7 +267,7 @@ class Preprocessor:
     def restore_whole(
         self, scores: Tensor, case: PreprocessedCase, *, are_probabilities: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Resample all scores to the grid of the file, whatever preprocessing did, and return ids and probabilities.
+        """Resample all scores to the grid of the file, for any preprocessing, and return ids and probabilities.
 
         Args:
             scores: ``(C, *resampled)`` logits, or probabilities, with one channel for each of the plan's classes.
@@ -279,7 +279,7 @@ class Preprocessor:
         """
         inside = torch.ones_like(scores[:1], dtype=torch.float32)
         restored = self._undone(torch.cat([scores.float(), inside]), case, nearest=False)
-        restored, outside = restored[:-1], restored[-1] < 0.5  # what was cropped away comes back as 0
+        restored, outside = restored[:-1], restored[-1] < 0.5  # cropped regions are restored as 0
         restored[:, outside] = 0.0 if are_probabilities else _CERTAINLY_NOT
         if self._is_exclusive(restored):
             restored[0, outside] = 1.0 if are_probabilities else 0.0
@@ -303,14 +303,14 @@ class Preprocessor:
         with_probabilities: bool = False,
         device: torch.device | str = "cpu",
     ) -> LabelPainter:
-        """Return what turns a case's scores into ids part by part; `painted_labels` ends it.
+        """Return an object that converts a case's scores to ids in parts, for `painted_labels`.
 
         Args:
             case: The preprocessed case.
-            axis: The axis of the preprocessed case along which the scores come.
+            axis: The axis of the preprocessed case along which the scores are divided.
             probabilities: Whether the scores are probabilities.
-            with_probabilities: Whether to keep every class's probability, too; `painted_probabilities` returns them.
-            device: Where the scores are.
+            with_probabilities: Whether to keep all probabilities, too; `painted_probabilities` returns them.
+            device: The device of the scores.
         """
         target, nearest_axis = resampled_from(case.image)
         return LabelPainter(
@@ -326,7 +326,7 @@ class Preprocessor:
         )
 
     def painted_labels(self, painter: LabelPainter, case: PreprocessedCase) -> Tensor:
-        """Return what a painter painted, ``(1, *shape)`` in the file's axes; what was cropped away is background."""
+        """Return a painter's label map, ``(1, *shape)`` in the file's axes; cropped regions are background."""
         return self._undone(painter.labels()[None], case, nearest=True)
 
     def _undone(self, values: Tensor, case: PreprocessedCase, *, nearest: bool) -> Tensor:
@@ -337,7 +337,7 @@ class Preprocessor:
     def painted_probabilities(self, painter: LabelPainter, case: PreprocessedCase) -> Tensor:
         """Return a painter's probabilities, ``(K, *shape)`` float32 in the file's axes.
 
-        The ids of `painted_labels` are those of the greatest. What was cropped away is background for certain.
+        The ids of `painted_labels` are those of the maximum. Cropped regions are background with probability one.
         """
         values = painter.probabilities()
         restored = self._undone(values, case, nearest=True)
@@ -350,7 +350,7 @@ class Preprocessor:
         return len(scores) > 1 and not self._plan.regions
 
     def _checked(self, scan: Scan, label: Tensor | None) -> Tensor:
-        """Return the intensities, once all is as the plan expects it."""
+        """Return the intensities, after checking that image and label match the plan."""
         where, image, plan = scan.file_name or "the image", scan.values, self._plan
         if image.ndim != plan.num_dims + 1 or len(image) != len(plan.channel_names):
             raise BadInputError(
@@ -364,16 +364,16 @@ class Preprocessor:
         return finite(image.float(), where)
 
     def _affine(self, geometry: Geometry | None) -> NDArray[np.float64]:
-        """Return the affine that preprocessing goes by; a plain tensor's, None, is that of the plan's own grid."""
+        """Return the affine for preprocessing; None, for a plain tensor, means the plan's own grid."""
         plan = self._plan
         if geometry is not None and not (geometry.is_picture and plan.orientation is not None):
             if plan.orientation is not None:
-                axis_codes(geometry.affine)  # says so where an axis points nowhere
+                axis_codes(geometry.affine)  # raises an error if an axis has no direction
             return geometry.affine.copy()
         spacing = plan.spacing_mm if geometry is None else geometry.spacing_mm
         affine = np.diag([*(spacing or (1.0,) * plan.num_dims), *(1.0,) * (4 - plan.num_dims)])
         if plan.orientation is not None:
-            # Each axis points along the one of space that its code names: this column goes to that row.
+            # Each axis is parallel to the axis of space given by its code: this column goes to that row.
             rows, signs = axcodes2ornt(plan.orientation).T
             lengths = np.diag(affine)[:3].copy()
             affine[:3, :3] = 0.0
@@ -399,10 +399,10 @@ def build_postprocessing(
 
 
 def label_map_by(postprocessing: Pipeline, data: Mapping[str, Tensor], shape: Shape) -> Tensor:
-    """Return the label map that postprocessing makes, ``(1, *shape)``.
+    """Return the label map from postprocessing, ``(1, *shape)``.
 
     Raises:
-        BadInputError: If a step cannot be applied, or what was made is no map of label ids of that shape.
+        BadInputError: If a step cannot be applied, or the result is not a map of label ids of that shape.
     """
     with postprocessing.applied_to("what was predicted"):
         made = postprocessing(data)[PREDICTION]
@@ -424,7 +424,7 @@ def _too_large(where: str, name: str, image: MetaTensor) -> BadInputError:
 
 
 def finite(values: Tensor, where: str) -> Tensor:
-    """Return intensities as they are.
+    """Return intensities unchanged if all are finite.
 
     Raises:
         BadInputError: If some are NaN or infinite.

@@ -1,4 +1,4 @@
-"""Planning: from a fingerprint to everything that preprocessing, network and training need.
+"""Planning: derive everything that preprocessing, network and training need from a fingerprint.
 
-A fingerprint, a memory and a user's overrides enter; a plan and its explanation leave. No image is read.
+Returns a plan and its explanation for a fingerprint, a memory size and a user's overrides. Reads no images.
 """

@@ -1,6 +1,6 @@
-"""What a field of ``Plan`` declares about itself: how its value is written, why it is so, and what follows it.
+"""Metadata of the fields of ``Plan``: how a value is written, the reason for it, and what depends on it.
 
-Whatever reads, shows, explains or compares the entries of a plan goes by these declarations.
+The code that reads, shows, explains or compares the entries of a plan uses these declarations.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from candy_monai.data.planning.plan import Plan
 
 Overrides = Mapping[str, Any]
-"""The entries of a plan that a user fixed, by name, converted."""
+"""The entries of a plan that a user set, by name, after conversion."""
 
 _METADATA = "entry"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EntryKind:
-    """A kind of value.
+    """A type of value.
 
     Attributes:
         parse: Converts a value or its text; raises ``ValueError``, ``TypeError``, ``KeyError`` or ``OverflowError``.
-        expected: What is expected, for messages.
-        others: What stands for a value other than none, where an option is shown.
+        expected: The expected value, for messages.
+        others: Placeholder for a value other than none, in the display of an option.
     """
 
     parse: Callable[[object], Any]
@@ -41,17 +41,17 @@ class EntryKind:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What a plan's field says of itself; its name is that of the option, as in ``--set NAME=VALUE``.
+    """The metadata of a plan's field; its name is that of the option, as in ``--set NAME=VALUE``.
 
     Attributes:
-        reason: Why the value is what it is: a sentence, or what makes one of the plan and its fingerprint.
-        kind: The kind of value that can be set; ``None`` for an entry that cannot.
-        remedy: For an entry that cannot be set, how to have it otherwise.
-        none: What ``None`` is shown as, where the entry may be ``None`` though nobody can ask for it.
-        given_as: Returns what a user would give of a value.
+        reason: The reason for the value: a sentence, or a function of the plan and its fingerprint that returns one.
+        kind: The type of value that can be set; ``None`` for an entry that cannot be set.
+        remedy: For an entry that cannot be set, how to change it otherwise.
+        none: How ``None`` is shown, for an entry that may be ``None`` although it cannot be set to it.
+        given_as: Returns what a user would give for a value.
         along_axes: Whether the value, or each level of it, has one number for each spatial axis.
-        is_length: Whether it only changes how long a run is, so that a budget may decide it.
-        decides_others: Whether other entries follow it, so that it cannot be changed in a plan that is made.
+        is_length: Whether it only affects the length of a run, so that a budget may set it.
+        decides_others: Whether other entries depend on it, so that it cannot be changed in an existing plan.
     """
 
     reason: str | Callable[[Plan, Fingerprint], str]
@@ -64,10 +64,10 @@ class Entry:
     decides_others: bool = False
 
     def parsed(self, name: str, value: object) -> Any:
-        """Return a value converted.
+        """Convert a value.
 
         Raises:
-            SettingsError: If it does not convert.
+            SettingsError: If it cannot be converted.
         """
         assert self.kind is not None
         try:
@@ -76,7 +76,7 @@ class Entry:
             raise SettingsError(f"{name}: got {value!r}, expected {self.kind.expected}") from error
 
     def check(self, name: str, value: object) -> None:
-        """Refuse a plan's value that is not what a user could have set.
+        """Refuse a plan's value that a user could not have set.
 
         Raises:
             SettingsError: With the value and what is expected.
@@ -84,11 +84,11 @@ class Entry:
         if self.kind is None or (value is None and self.none):
             return
         given = self.given_as(value)
-        if self.parsed(name, given) != given:  # text in place of a number
+        if self.parsed(name, given) != given:  # text instead of a number
             raise SettingsError(f"{name}: got {given!r}, expected {self.kind.expected}")
 
     def shown(self, value: object) -> str:
-        """Write a value as ``--set`` reads it."""
+        """Return a value as text for ``--set``."""
         return self.none if value is None and self.none else as_text(self.given_as(value))
 
 
@@ -108,7 +108,7 @@ def entries_of(plan: DataclassInstance | type[DataclassInstance]) -> dict[str, E
 
 
 def as_text(value: object) -> str:
-    """Write a plan's value as ``--set`` reads it."""
+    """Return a plan's value as text for ``--set``."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -117,7 +117,7 @@ def as_text(value: object) -> str:
         return f"{value:.6g}"
     if isinstance(value, tuple):
         if value and all(isinstance(part, str) and len(part) == 1 for part in value):
-            return "".join(value)  # codes of axes
+            return "".join(value)  # axis codes
         nested = bool(value) and isinstance(value[0], tuple)
         return (";" if nested else ",").join(as_text(part) for part in value) or "none"
     return str(value)
@@ -229,7 +229,7 @@ SCHEMES = EntryKind(
 
 
 def choice(*names: str) -> EntryKind:
-    """Return the kind of values that are one of these words."""
+    """Return the type of values that are one of these words."""
     known = {name: name for name in names}
     expected = f"{', '.join(names[:-1])} or {names[-1]}"
     others = "|".join(name for name in names if name != "none")

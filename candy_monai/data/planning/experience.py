@@ -1,12 +1,12 @@
-"""What runs on real datasets have taught about slices and volumes: a table, and how it decides for a new dataset.
+"""Choose between slices and volumes for a new dataset, based on earlier runs on real datasets.
 
-The table is ``experience.json`` beside this file, whose header says how its rows were made. Where the rows of a dataset
-know both configurations, they say by how much Dice slices were better than volumes in a given time. What is expected
-of a new dataset is the mean of these gains, of thick slices over datasets of thick slices and of others over others,
-weighted by how near each dataset is: in anisotropy and number of cases. Slices are trained on where the expected gain
-is above 0, and volumes where it is not, or where no row knows both.
+Their table is ``experience.json`` beside this file, whose header describes how its rows were made. For a dataset with
+rows of both configurations, they give the gain in Dice of slices over volumes in a given time. The expected gain for a
+new dataset is the mean of these gains, over datasets of thick slices for thick slices and over the other datasets for
+others, weighted by similarity in anisotropy and number of cases. Slices are used if the expected gain is above 0, and
+volumes if it is not, or if no dataset has both.
 
-The decision follows from dataset, time and table alone. No measurement takes part, so that it is the same each time.
+The choice depends only on dataset, time and table, not on measurements, so that it is reproducible.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from candy_monai.transforms.resampling import thick_axis
 TABLE = "experience.json"
 
 _FACTOR = 2.0
-"""A dataset that is so many times as anisotropic as another counts exp(-1/2) as much as one like it ..."""
+"""A dataset that differs in anisotropy by this factor has exp(-1/2) of the weight of an equal one ..."""
 
 _FACTOR_OF_CASES = 4.0
-"""... and one of so many times as many cases, too."""
+"""... and so has one that differs by this factor in the number of cases."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Runs of one configuration on one dataset in one time.
+    """Runs of one configuration on one dataset with one time budget.
 
     Attributes:
         dataset: The dataset.
         configuration: ``2d``, a 2-D network on slices, or ``3d``.
-        anisotropy: The longest of the planned spacings by the second longest.
-        median_shape: Of the cases, in the plan's axes.
-        num_cases: Cases that were trained on.
-        num_classes: Background included.
+        anisotropy: The ratio of the longest planned spacing to the second longest.
+        median_shape: The median shape of the cases, in the plan's axes.
+        num_cases: Number of training cases.
+        num_classes: Number of classes, including the background.
         cpu_s: The budget in CPU-seconds.
-        num_steps: Optimizer steps in this time; None if that was not written down.
-        dice: Mean Dice of the foreground classes on unseen cases, a mean over the seeds.
-        num_unseen: Unseen cases.
-        num_seeds: Runs that the Dice is the mean of.
-        seed: Of the run; None of several, or where it was not written down.
+        num_steps: Optimizer steps in this time; None if not recorded.
+        dice: Mean Dice of the foreground classes on unseen cases, averaged over the seeds.
+        num_unseen: Number of unseen cases.
+        num_seeds: Number of runs in the mean.
+        seed: The seed of the run; None for several runs, or if not recorded.
     """
 
     dataset: str
@@ -68,11 +68,11 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What the table says about a dataset.
+    """The expectation for a dataset according to the table.
 
     Attributes:
-        gain: The Dice that slices are expected to gain over volumes; None where no row says.
-        datasets: The datasets that it rests on, the nearest first.
+        gain: The expected gain in Dice of slices over volumes; None if the table has no such rows.
+        datasets: The datasets used, the most similar first.
     """
 
     gain: float | None
@@ -80,7 +80,7 @@ class Expected:
 
     @property
     def configuration(self) -> Literal["2d", "3d"]:
-        """What is to be trained."""
+        """The configuration to train."""
         return "2d" if self.gain is not None and self.gain > 0 else "3d"
 
     def __str__(self) -> str:
@@ -93,13 +93,13 @@ class Expected:
 
 @functools.cache
 def experience() -> tuple[Row, ...]:
-    """Read the table that is shipped."""
+    """Read the table in this package."""
     text = resources.files("candy_monai.data.planning").joinpath(TABLE).read_text("utf-8")
     return tuple(Row(**{**row, "median_shape": tuple(row["median_shape"])}) for row in json.loads(text)["rows"])
 
 
 def anisotropy(spacing_mm: Sequence[float]) -> float:
-    """Return how many times as long voxels are along their longest axis as along the second longest."""
+    """Return the ratio of the longest spacing of voxels to the second longest."""
     *_, second, longest = sorted(spacing_mm)
     return longest / second
 
@@ -107,15 +107,15 @@ def anisotropy(spacing_mm: Sequence[float]) -> float:
 def expected(
     spacing_mm: Sequence[float], num_cases: int, *, cpu_s: float | None = None, rows: Sequence[Row] | None = None
 ) -> Expected:
-    """Return what is to be expected of slices and of volumes.
+    """Return the expected gain of slices over volumes for a dataset.
 
     Args:
         spacing_mm: The planned spacing of a dataset of volumes.
-        num_cases: Its cases.
-        cpu_s: CPU-seconds that there are for training; None for a run that is not bound by time, of which the longest
-            runs of the table say most. Between two times of a dataset Dice is interpolated over their logarithms; it is
-            taken to stay as it is before the first and after the last.
-        rows: The table; None for the one that is shipped.
+        num_cases: Number of its cases.
+        cpu_s: CPU-seconds for training; None for a run without a time limit, for which the longest runs of the table
+            are used. Dice is interpolated linearly over the logarithm of the time, and is constant before the first and
+            after the last time of a dataset.
+        rows: The table; None for the one in this package.
     """
     is_thick, ratio = thick_axis(spacing_mm) is not None, anisotropy(spacing_mm)
     by_dataset: dict[tuple[str, float, int], list[Row]] = {}
@@ -133,7 +133,7 @@ def expected(
     if not compared:
         return Expected(gain=None)
     compared.sort()
-    nearest = compared[0][0] ** 2  # counts 1 however far it is
+    nearest = compared[0][0] ** 2  # has weight 1 at any distance
     weights = [math.exp((nearest - distance**2) / 2) for distance, _, _ in compared]
     gains = [gain for _, _, gain in compared]
     return Expected(
@@ -142,7 +142,7 @@ def expected(
 
 
 def _gain(rows: Sequence[Row], cpu_s: float) -> float | None:
-    """Return the Dice of slices less that of volumes in a time, of one dataset; None unless it knows both."""
+    """Return the Dice of slices minus that of volumes in a time, for one dataset; None unless it has both."""
     dice = []
     for configuration in ("2d", "3d"):
         by_time: dict[float, list[tuple[float, int]]] = {}

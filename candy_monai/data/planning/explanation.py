@@ -1,7 +1,7 @@
-"""Explanations of a plan: of every choice what it is, why, and how to make another.
+"""Explain a plan: the value of every choice, the reason for it, and how to change it.
 
-The reasons are those of the rules in ``plan``, ``grid``, ``sizing`` and ``normalization``; a rule that changes there
-changes its sentence here. Which entry has which reason stands at the fields of ``Plan``.
+The reasons are those of the rules in ``plan``, ``grid``, ``sizing`` and ``normalization``; if a rule changes there, its
+sentence must change here. The fields of ``Plan`` declare their reasons.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 __all__ = ["Choice", "explain"]
 
 _OF_VOLUMES = ("orientation", "spacing_mm", "slice_axis")
-"""Entries that pictures have no choice of."""
+"""Entries that do not exist for pictures."""
 
 _OF_DATA = "follows from the data"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One entry of a plan, explained.
+    """The explanation of one entry of a plan.
 
     Attributes:
-        name: The entry.
-        value: As text, in the form that ``--set`` reads where the entry can be set.
-        reason: Why it is so, a sentence.
-        remedy: How to have it otherwise.
+        name: The name of the entry.
+        value: The value as text, in the form for ``--set`` if the entry can be set.
+        reason: The reason for it, a sentence.
+        remedy: How to change it.
     """
 
     name: str
@@ -56,9 +56,9 @@ def explain(
 
     Args:
         plan: The plan.
-        fingerprint: What it was made for.
-        by_budget: Names of the entries that a budget decided.
-        criterion_of: Name of the trainer that builds a loss of its own; None for the usual one.
+        fingerprint: The fingerprint for which it was made.
+        by_budget: Names of the entries that a budget determined.
+        criterion_of: Name of the trainer with its own loss; None for the usual one.
     """
     choices = []
     for name, entry in entries_of(plan).items():

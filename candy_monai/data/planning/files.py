@@ -1,4 +1,4 @@
-"""Plans on disk: one that a user names, and those that were made for the earlier states of a dataset."""
+"""Read and write plans: one given by a user, and those made for earlier states of a dataset."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from candy_monai.text import read_json
 _DESCRIPTION = "experiment.json"
 
 _MADE_FOR = ("num_dims", "channel_names", "class_names", "ignore_label", "regions")
-"""What must be the same in a dataset for a plan to fit it."""
+"""Entries that must agree with a dataset for a plan to fit it."""
 
 _NOT_COMPARED = ("dataset_name", "median_shape", "chosen")
 _MOST_SHOWN = 60
@@ -32,11 +32,11 @@ def read_plan(path: PathLike) -> Plan:
     """Read a plan.
 
     Args:
-        path: An experiment folder, or a file that is a plan or holds one under ``plan``: ``experiment.json``,
-            ``inspection.json``, or one that a store keeps.
+        path: An experiment folder, or a file that is a plan or contains one under ``plan``: ``experiment.json``,
+            ``inspection.json``, or one in a store.
 
     Raises:
-        BadInputError: If there is none, it is not one of this version, or holds a value that no plan may have.
+        BadInputError: If there is none, it is not of this version, or has an invalid value.
     """
     file = Path(path) / _DESCRIPTION if Path(path).is_dir() else Path(path)
     give = f"give the folder of an experiment, or a file that holds a plan, such as its {_DESCRIPTION}"
@@ -58,10 +58,10 @@ def read_plan(path: PathLike) -> Plan:
 
 
 def plan_of(values: Mapping[str, object], where: PathLike) -> Plan:
-    """Return the plan of what `Plan.to_dict` wrote.
+    """Return the plan from the result of `Plan.to_dict`.
 
     Raises:
-        BadInputError: If it is not a plan of this version, or holds a value that no plan may have.
+        BadInputError: If it is not a plan of this version, or has an invalid value.
     """
     try:
         return Plan.from_dict(values)
@@ -70,11 +70,11 @@ def plan_of(values: Mapping[str, object], where: PathLike) -> Plan:
 
 
 def adopted_plan(given: Plan, made: Plan, overrides: Mapping[str, object], *, path: PathLike) -> Plan:
-    """Return a plan that a user gave, with some entries changed, for a dataset for which another would be made.
+    """Return a plan given by a user, with some entries changed, for a dataset with another plan of its own.
 
     Raises:
-        BadInputError: If the plan is not for such a dataset.
-        SettingsError: If an override changes an entry that others follow.
+        BadInputError: If the plan does not fit the dataset.
+        SettingsError: If an override changes an entry on which others depend.
     """
     for name in _MADE_FOR:
         if getattr(given, name) != getattr(made, name):
@@ -98,12 +98,12 @@ def adopted_plan(given: Plan, made: Plan, overrides: Mapping[str, object], *, pa
     chosen = {*given.chosen, *overrides, *(name for name in SETTABLE if not ENTRIES[name].is_length)}
     changes: dict[str, Any] = {**fixed, "dataset_name": made.dataset_name, "chosen": tuple(sorted(chosen))}
     if given.resampling == "none" and (made.resampling, made.pixdim) != ("none", given.pixdim):
-        changes.setdefault("resampling", "extent")  # some cases of this dataset change their shape
+        changes.setdefault("resampling", "extent")  # the shape of some cases of this dataset changes
     return dataclasses.replace(given, **changes)
 
 
 def plan_changes(old: Plan, new: Plan) -> list[str]:
-    """Return what of a plan has changed that preprocessing or training follows, as ``entry old -> new``."""
+    """Return the changes of a plan that affect preprocessing or training, as ``entry old -> new``."""
     old, new = as_applied(old), as_applied(new)
     texts = []
     for name in (field.name for field in dataclasses.fields(Plan) if field.name not in _NOT_COMPARED):
@@ -114,17 +114,17 @@ def plan_changes(old: Plan, new: Plan) -> list[str]:
 
 
 def keep_plan(folder: PathLike, plan: Plan, *, digest: str, wishes: Sequence[object]) -> tuple[list[str], Path] | None:
-    """Write the plan of a dataset's present state, and compare it with that of the state before.
+    """Write the plan for a dataset's current state, and compare it with that for the previous state.
 
     Args:
-        folder: Where derived data lie; made when missing.
+        folder: The folder of derived data; created if missing.
         plan: The plan.
-        digest: The dataset's.
-        wishes: What the plan depends on besides the dataset: only plans of the same wishes are compared.
+        digest: The digest of the dataset.
+        wishes: What the plan depends on besides the dataset: only plans with equal wishes are compared.
 
     Returns:
-        What changed since the state before, and the file that keeps the plan of then; None where nothing did, or this
-        state was planned for already.
+        The changes since the previous state, and the file of the previous plan; None if nothing changed, or this state
+        has been planned before.
     """
     wish = hashlib.blake2b(repr(wishes).encode(), digest_size=4).hexdigest()
     stem = f"{quote(plan.dataset_name, safe=' ')}.plan-{wish}"

@@ -1,4 +1,4 @@
-"""On which grid a dataset is trained: orientation, spacing, and the shapes that follow, by nnU-Net's rules."""
+"""Choose the grid for training on a dataset: orientation, spacing, and the resulting shapes, by nnU-Net's rules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ANISOTROPIC = 3.0
 
 
 def anisotropic_axis(spacing_mm: Sequence[float], shape: Sequence[int]) -> int | None:
-    """Return the one axis of a volume across thick slices, if there is one."""
+    """Return the axis of a volume across thick slices; None if there is none."""
     if len(spacing_mm) < 3:
         return None
     for axis in range(3):
@@ -32,10 +32,10 @@ def anisotropic_axis(spacing_mm: Sequence[float], shape: Sequence[int]) -> int |
 
 
 def axis_order(source: Orientation, target: Orientation) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return how to bring a volume from one orientation to another.
+    """Return the axes that bring a volume from one orientation to another.
 
     Returns:
-        For each target axis the stored axis that it comes from, and the target axes that are to be flipped.
+        For each target axis the stored axis, and the target axes to flip.
     """
     change = nibabel.orientations.ornt_transform(
         nibabel.orientations.axcodes2ornt(source), nibabel.orientations.axcodes2ornt(target)
@@ -45,13 +45,13 @@ def axis_order(source: Orientation, target: Orientation) -> tuple[tuple[int, ...
 
 
 def majority_orientation(fingerprint: Fingerprint) -> Orientation | None:
-    """Return the orientation that most cases have; ``None`` for anything 2-D."""
+    """Return the most frequent orientation of the cases; ``None`` for 2-D images."""
     found = sorted(case.orientation for case in fingerprint.cases if case.orientation is not None)
     return max(dict.fromkeys(found), key=found.count) if found else None
 
 
 def target_spacing(fingerprint: Fingerprint, orientation: Orientation | None) -> tuple[float, ...] | None:
-    """Return the spacing that follows from the cases, in the plan's axes; ``None`` for pictures."""
+    """Return the target spacing for the cases, in the plan's axes; ``None`` for pictures."""
     if fingerprint.is_picture:
         return None
     turned = [_turned(case, orientation) for case in fingerprint.cases]
@@ -66,13 +66,13 @@ def target_spacing(fingerprint: Fingerprint, orientation: Orientation | None) ->
 
 
 def default_slice_axis(spacing_mm: Sequence[float]) -> int:
-    """Return the axis across the slices of a 2-D network: the coarsest, of even ones the last (axial in RAS)."""
+    """Return the axis across the slices for a 2-D network: the coarsest one, the last (axial in RAS) of equal ones."""
     coarsest = max(spacing_mm)
     return max(axis for axis, length in enumerate(spacing_mm) if length > 0.99 * coarsest)
 
 
 def pixdim(spacing_mm: Sequence[float] | None, slice_axis: int | None) -> tuple[float, ...] | None:
-    """Return the spacing for a resampling transform: -1 across slices of a 2-D network, which stay as they are."""
+    """Return the spacing for a resampling transform: -1, which keeps it, across the slices of a 2-D network."""
     if spacing_mm is None:
         return None
     return tuple(-1.0 if axis == slice_axis else length for axis, length in enumerate(spacing_mm))

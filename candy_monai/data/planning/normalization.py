@@ -1,6 +1,6 @@
-"""How each channel's intensities are brought to a common scale: the schemes, and what selects and fills them.
+"""The normalisation of each channel's intensities: the schemes, their selection and their parameters.
 
-The schemes and the names that select them are those of nnU-Net's dataset format. The arithmetic is MONAI's, or that of
+The schemes and the names that select them are those of nnU-Net's dataset format. The computations are in MONAI, or in
 ``candy_monai.transforms.NormalizeForeground``.
 """
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelNormalization:
-    """How one channel is normalised.
+    """The normalisation of a channel.
 
     Attributes:
         scheme: One of ``SCHEMES``.
-        lower: For ``ct``, the intensity below which everything is clipped.
-        upper: For ``ct``, the intensity above which everything is clipped.
-        mean: For ``ct``, what is subtracted. For ``zscore``, the channel's mean over all cases, to show it by.
-        std: For ``ct``, what is divided by. For ``zscore``, the channel's deviation over all cases.
-        nonzero_only: For ``zscore``, whether mean and deviation are taken over non-zero voxels and zeros stay zero:
-            for images whose background was blanked, as after skull stripping.
+        lower: For ``ct``, the lower clipping bound.
+        upper: For ``ct``, the upper clipping bound.
+        mean: For ``ct``, the subtracted value. For ``zscore``, the channel's mean over all cases, for display.
+        std: For ``ct``, the divisor. For ``zscore``, the channel's deviation over all cases.
+        nonzero_only: For ``zscore``, whether mean and deviation are computed over non-zero voxels and zeros stay zero,
+            for images with a blanked background, as after skull stripping.
     """
 
     scheme: str
@@ -43,7 +43,7 @@ class ChannelNormalization:
 
 
 def scheme_of(channel_name: str) -> str:
-    """Return the scheme that a channel's name asks for; any name that is no scheme's means ``zscore``."""
+    """Return the scheme for a channel's name: ``zscore`` unless the name is that of another scheme."""
     name = channel_name.casefold()
     return name if name in SCHEMES else "zscore"
 
@@ -51,7 +51,7 @@ def scheme_of(channel_name: str) -> str:
 def channel_normalization(
     scheme: str, statistics: IntensityStatistics, *, nonzero_only: bool = False
 ) -> ChannelNormalization:
-    """Return a scheme with a channel's statistics: for ``ct`` those of labelled voxels, or of all where there are none.
+    """Return a scheme with a channel's statistics: for ``ct`` those of labelled voxels, or of all if there are none.
 
     Raises:
         SettingsError: If the scheme is unknown.
@@ -69,7 +69,7 @@ def channel_normalization(
 
 
 def denormalize(image: Tensor, channels: Sequence[ChannelNormalization]) -> Tensor:
-    """Return a normalised image ``(C, *spatial)`` at about its scale, to show it: a case's own mean is lost."""
+    """Return a normalised image ``(C, *spatial)`` at about its original scale, for display: its own mean is lost."""
     return torch.stack([_denormalized(values, how) for values, how in zip(image.float(), channels, strict=True)])
 
 

@@ -1,6 +1,6 @@
-"""The plan: everything that preprocessing, network and training need to know of a dataset, checked as a whole.
+"""The plan: everything that preprocessing, network and training need to know of a dataset, checked for consistency.
 
-``rules.py`` derives it from a fingerprint, and ``files.py`` reads and writes it.
+It is derived from a fingerprint in ``rules.py``, and read and written in ``files.py``.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ from candy_monai.transforms.normalization import SCHEMES as SCHEME_NAMES
 if TYPE_CHECKING:
     from candy_monai.data.inspection.fingerprint import Orientation
 
-_LEARNING_RATE = 3e-3  # AdamW with clipped gradients and normalised layers bears it, and short schedules need it
+_LEARNING_RATE = 3e-3  # AdamW with clipped gradients and normalised layers tolerates it; short schedules need it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """A foreground region: a union of labels with an output channel of its own.
+    """A foreground region: a union of labels with its own output channel.
 
     Attributes:
         name: The region's name.
-        ids: The label ids that it unites.
-        paints: The id that it writes into a label map; later regions overwrite earlier ones.
+        ids: The label ids in the region.
+        paints: The id that represents it in a label map; later regions overwrite earlier ones.
     """
 
     name: str
@@ -63,44 +63,44 @@ class Region:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a dataset is preprocessed, sampled and trained on. All axes are those after reorientation.
+    """The plan for preprocessing, sampling and training. All axes are those after reorientation.
 
-    A field that a user may set declares how it is written, why it is what it is, and what follows it (`settable`); a
-    default is what is planned unless the user says otherwise.
+    A field that a user may set declares how it is written, the reason for its value, and what depends on it
+    (`settable`); the default is the planned value.
 
     Attributes:
-        dataset_name: The dataset that the plan was made for.
+        dataset_name: The name of the dataset of the plan.
         num_dims: Spatial axes, 2 or 3.
-        orientation: Axis codes to which volumes are brought; ``None`` leaves axes as stored (anything 2-D).
-        spacing_mm: Distance of voxels to which cases are resampled; ``None`` for pictures, which never are.
-        slice_axis: The axis across the slices that a 2-D network sees of volumes; ``None`` for pictures and for a
-            network with as many dimensions as the data.
+        orientation: Axis codes for the reorientation of volumes; ``None`` leaves axes as stored (2-D images).
+        spacing_mm: Voxel spacing to which cases are resampled; ``None`` for pictures, which never are.
+        slice_axis: The axis across the slices of volumes for a 2-D network; ``None`` for pictures and for a network
+            with as many dimensions as the data.
         median_shape: Median shape of the cases after cropping and resampling.
-        channel_names: The image's channels.
-        normalization: One entry a channel.
-        resampling: ``extent`` keeps each case's extent, by ``ResampleToSpacingd``; ``separate_z`` does so as nnU-Net
-            does it, which copies thick slices where ``extent`` interpolates between them; ``stock`` takes MONAI's
-            ``Spacingd``; ``none`` names ``Spacingd`` where no case of the dataset is resampled, so that MONAI alone
-            builds the pipeline, and any other case is resampled as by ``extent``.
-        class_names: What the output channels mean: the labels with background, or the regions.
-        num_classes: Channels of the network's output: labels with background, 1 for a single sigmoid, or one a region.
-        ignore_label: Id that is left out of loss, sampling and scores; ``None`` without.
-        regions: Overlapping regions in painting order; empty when labels exclude each other.
-        patch_shape: What training cuts and inference slides; a multiple of ``divisor``.
+        channel_names: The names of the image's channels.
+        normalization: One entry per channel.
+        resampling: ``extent`` preserves each case's extent, by ``ResampleToSpacingd``; ``separate_z`` does so as in
+            nnU-Net, which copies thick slices where ``extent`` interpolates between them; ``stock`` is MONAI's
+            ``Spacingd``; ``none`` is ``Spacingd`` if no case of the dataset is resampled, so that MONAI alone builds
+            the pipeline; any other case is resampled as by ``extent``.
+        class_names: The meaning of the output channels: the labels with background, or the regions.
+        num_classes: Output channels of the network: labels with background, 1 for a single sigmoid, or one per region.
+        ignore_label: Id that is excluded from loss, sampling and scores; ``None`` without.
+        regions: Overlapping regions in painting order; empty if labels are mutually exclusive.
+        patch_shape: Shape of patches in training and sliding windows in inference; a multiple of ``divisor``.
         batch_size: Patches in an optimizer step.
         filters: Width of each network level, finest first.
         kernel_sizes: Kernel of each level.
-        strides: What each level halves on entry.
+        strides: Stride of each level, applied on entry.
         deep_supervision: Whether coarser levels are supervised, too.
-        mirror_axes: Spatial axes that augmentation may flip. Leave out an axis whose sides carry different labels.
-        foreground_share: Share of patches that are centred on a labelled voxel, 0 to 1.
-        learning_rate: Initial rate.
-        weight_decay: Of the optimizer.
+        mirror_axes: Spatial axes that augmentation may flip. Leave out an axis whose sides have different labels.
+        foreground_share: Share of patches centred on a labelled voxel, 0 to 1.
+        learning_rate: Initial learning rate.
+        weight_decay: Weight decay of the optimizer.
         iterations_per_epoch: Optimizer steps in an epoch.
-        num_epochs: Length of the schedule.
+        num_epochs: Length of the schedule in epochs.
         validate_every: Epochs from one validation to the next.
-        num_validation_cases: Cases scored in a validation, evenly chosen; ``None`` takes all.
-        chosen: Names of the entries that the user chose, sorted; the others follow from the data.
+        num_validation_cases: Cases scored in a validation, evenly chosen; ``None`` for all.
+        chosen: Names of the entries that the user set, sorted; the others follow from the data.
     """
 
     dataset_name: str
@@ -171,7 +171,7 @@ class Plan:
     chosen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse values that no user could have set, and entries that contradict each other."""
+        """Refuse values that a user could not have set, and entries that contradict each other."""
         for name, entry in entries_of(self).items():
             entry.check(name, getattr(self, name))
         check_levels(self.filters, self.kernel_sizes, self.strides)
@@ -189,17 +189,17 @@ class Plan:
 
     @property
     def configuration(self) -> str:
-        """Whether a 2-D or a 3-D network is trained: ``2d`` or ``3d``."""
+        """Whether the network is 2-D or 3-D: ``2d`` or ``3d``."""
         return "3d" if self.num_dims == 3 and self.slice_axis is None else "2d"
 
     @property
     def pixdim(self) -> tuple[float, ...] | None:
-        """The spacing for a resampling transform: `spacing_mm`, but -1, which means as it is, across slices."""
+        """The spacing for a resampling transform: `spacing_mm`, but -1, which keeps it, across slices."""
         return pixdim(self.spacing_mm, self.slice_axis)
 
     @property
     def topology(self) -> Topology:
-        """The network's kernels and strides."""
+        """The kernels and strides of the network."""
         return Topology(kernel_sizes=self.kernel_sizes, strides=self.strides)
 
     @property
@@ -209,17 +209,17 @@ class Plan:
 
     @property
     def network_topology(self) -> Topology:
-        """The network's kernels and strides along its own axes: those of a slice where it sees slices."""
+        """The kernels and strides of the network along its own axes, which are those of a slice for slices."""
         return self.topology if self.slice_axis is None else self.topology.without_axis(self.slice_axis)
 
     @property
     def divisor(self) -> Shape:
-        """What each axis of the network's input must be a multiple of: the product of its strides."""
+        """The divisor of each axis of the network's input: the product of its strides."""
         return self.topology.divisor
 
     @property
     def step_bytes(self) -> int:
-        """Memory of a training step, as ``candy_monai.data.planning.topology.training_bytes`` estimates it."""
+        """Memory of a training step, as estimated by ``candy_monai.data.planning.topology.training_bytes``."""
         return training_bytes(
             self.patch_shape,
             self.topology,
@@ -232,26 +232,26 @@ class Plan:
 
     @property
     def num_levels(self) -> int:
-        """Levels of the network, the finest and the lowest included."""
+        """Number of network levels, including the finest and the lowest one."""
         return len(self.filters)
 
     @property
     def anisotropic_axis(self) -> int | None:
-        """The axis across slices or thick slices, if there is one: see the function of this name."""
+        """The axis across slices or thick slices, if any: see the function of this name."""
         if self.slice_axis is not None:
             return self.slice_axis
         return anisotropic_axis(self.spacing_mm or (1.0,) * self.num_dims, self.patch_shape)
 
     def to_dict(self) -> dict[str, object]:
-        """Return plain values that JSON stores and ``from_dict`` reads."""
+        """Return plain values that can be stored as JSON and read by ``from_dict``."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> Plan:
-        """Restore a plan, also after a round trip through JSON.
+        """Restore a plan from plain values, also from JSON.
 
         Raises:
-            BadInputError: If an entry is missing, unknown or of the wrong kind.
+            BadInputError: If an entry is missing, unknown or of the wrong type.
         """
         lacking = [each.name for each in fields(cls) if each.default is MISSING and each.name not in values]
         unknown = sorted(set(values) - {each.name for each in fields(cls)})
@@ -270,20 +270,20 @@ class Plan:
 
 
 ENTRIES = entries_of(Plan)
-"""The entries of a plan that are explained, by name."""
+"""The entries of a plan with an explanation, by name."""
 
 SETTABLE = frozenset(name for name, entry in ENTRIES.items() if entry.kind)
-"""The entries of a plan that a user may fix."""
+"""The entries of a plan that a user may set."""
 
 
 def parsed_overrides(overrides: Mapping[str, object]) -> Overrides:
     """Convert overrides to the types of a plan.
 
-    Text is read as on a command line: numbers separated by ``,`` (or ``x`` in whole numbers), levels of nested entries
-    by ``;``, ``none`` for nothing, ``true`` or ``false``.
+    Text is parsed as on a command line: numbers separated by ``,`` (or ``x`` for integers), levels of nested entries by
+    ``;``, ``none`` for nothing, ``true`` or ``false``.
 
     Raises:
-        SettingsError: If a name is unknown or a value does not convert.
+        SettingsError: If a name is unknown or a value cannot be converted.
     """
     for name in overrides:
         if name not in SETTABLE:
@@ -295,11 +295,11 @@ def parsed_overrides(overrides: Mapping[str, object]) -> Overrides:
 
 
 def as_applied(plan: Plan) -> Plan:
-    """Return the plan without what follows from every case and changes none: statistics that only show an image."""
+    """Return the plan without entries that change no case: statistics that are only used for display."""
     normalization = tuple(
         replace(channel, mean=0.0, std=1.0) if channel.scheme == "zscore" else channel for channel in plan.normalization
     )
-    resampling = "extent" if plan.resampling == "none" else plan.resampling  # both do the same to any case
+    resampling = "extent" if plan.resampling == "none" else plan.resampling  # both are equivalent for any case
     return replace(plan, normalization=normalization, resampling=resampling)
 
 
@@ -318,7 +318,7 @@ def _check_slices(plan: Plan) -> None:
 
 
 def _check_kinds(entries: Mapping[str, Any]) -> None:
-    """Refuse entries from a file that are not of their type, or that do not fit together.
+    """Refuse entries from a file that have a wrong type, or that are inconsistent.
 
     Raises:
         BadInputError: With the entry.
@@ -339,7 +339,7 @@ def _check_kinds(entries: Mapping[str, Any]) -> None:
 
 
 def check_axes(num_dims: int, values: Mapping[str, Any]) -> None:
-    """Refuse entries, a plan's or a user's, that have not one value for each spatial axis."""
+    """Refuse entries, a plan's or a user's, that do not have one value for each spatial axis."""
     for name, value in values.items():
         if value is None or not ENTRIES[name].along_axes:
             continue

@@ -38,7 +38,7 @@ Configuration = Literal["auto", "2d", "3d"]
 """Whether volumes are trained on as slices by a 2-D network, or whole."""
 
 DEFAULT_MEMORY_BYTES = 1 << 30
-"""What a plan assumes when no memory is named: little enough for a network that a CPU trains in minutes."""
+"""The default memory of a plan: small enough for a network that a CPU trains in minutes."""
 
 _MUCH_BLANKED = 0.75
 
@@ -51,26 +51,26 @@ def plan(
     configuration: Configuration = "auto",
     cpu_s: float | None = None,
 ) -> Plan:
-    """Choose everything that follows from a dataset, a memory and the user's overrides.
+    """Derive a plan from a dataset's fingerprint, a memory size and the user's overrides.
 
-    The patch starts at the cases' median shape and loses voxels, proportionally, until a step of two patches fits into
-    the memory by the model of ``topology.training_bytes``. Each axis is rounded up to what the network
-    divides it by, and the batch grows while memory allows, to at most a twentieth of the dataset's voxels. Under 4 GiB,
-    which means a CPU or a small GPU, the network starts at 16 filters instead of 32, a step is kept at about 400 000
-    voxels, slices of volumes at 160 x 160, and the schedule is short.
+    The patch starts at the cases' median shape and is reduced, proportionally, until a step of two patches fits into
+    the memory according to ``topology.training_bytes``. Each axis is rounded up to a multiple of the network's divisor,
+    and the batch grows while memory allows, to at most a twentieth of the dataset's voxels. Under 4 GiB, for a CPU or a
+    small GPU, the network starts at 16 filters instead of 32, a step has about 400 000 voxels, slices of volumes have
+    160 x 160, and the schedule is short.
 
     Args:
-        fingerprint: From ``inspect``.
-        memory_bytes: Memory that a training step may use. ``None`` assumes 1 GiB, whatever the machine.
-        overrides: Entries of the plan by name, as values or as text: ``{"patch_shape": "40,56,40"}``. What follows
-            from an overridden entry follows it: eight filters on three levels make a network of three levels.
-        configuration: ``2d`` trains a 2-D network on the slices of volumes, ``3d`` a 3-D network; ``auto`` takes slices
-            where the memory is that of a CPU or a small GPU and runs on such datasets have learned more from them: see
+        fingerprint: The result of ``inspect``.
+        memory_bytes: Memory for a training step. ``None`` assumes 1 GiB, regardless of the machine.
+        overrides: Entries of the plan by name, as values or as text: ``{"patch_shape": "40,56,40"}``. Entries that
+            depend on an override are adapted: eight filters on three levels make a network of three levels.
+        configuration: ``2d`` trains a 2-D network on the slices of volumes, ``3d`` a 3-D network; ``auto`` chooses
+            slices if the memory is that of a CPU or a small GPU and slices gave better scores for similar datasets: see
             ``candy_monai.data.planning.experience``.
-        cpu_s: CPU-seconds that there are for training, which experience goes by; None for as many as it takes.
+        cpu_s: CPU-seconds for training, for the choice between slices and volumes; None if not limited.
 
     Raises:
-        SettingsError: If an override is unknown, of the wrong kind, or contradicts another.
+        SettingsError: If an override is unknown, of the wrong type, or contradicts another.
     """
     fixed = parsed_overrides(overrides or {})
     check_axes(fingerprint.num_dims, fixed)
@@ -137,7 +137,7 @@ def _slice_axis(
     light: bool,
     cpu_s: float | None,
 ) -> int | None:
-    """Return the axis across the slices that a 2-D network is trained on; ``None`` for another network."""
+    """Return the axis across the slices for a 2-D network; ``None`` for other networks."""
     if configuration not in get_args(Configuration):
         raise SettingsError(f"configuration {configuration!r}: expected auto, 2d or 3d")
     if spacing_mm is None or len(spacing_mm) < 3:
@@ -152,16 +152,16 @@ def _slice_axis(
     if "slice_axis" in fixed or configuration == "3d":
         return axis
     single = [axis for axis in range(3) if all(shape[axis] == 1 for shape in shapes)]
-    # All runs of the table are by CPUs: with more memory the network has the dimensions of the data, as nnU-Net's.
+    # All runs of the table are on CPUs: with more memory the network has the dimensions of the data, as nnU-Net's.
     in_slices = light and expected(spacing_mm, len(shapes), cpu_s=cpu_s).configuration == "2d"
-    is_3d = bool({"patch_shape", "kernel_sizes", "strides"} & set(fixed))  # what the user fixed has three axes
+    is_3d = bool({"patch_shape", "kernel_sizes", "strides"} & set(fixed))  # the user's values have three axes
     if configuration == "auto" and (is_3d or not (single or in_slices)):
         return None
     return single[-1] if single else default_slice_axis(spacing_mm)
 
 
 def _classes(fingerprint: Fingerprint, fixed: Overrides) -> tuple[tuple[str, ...], int, tuple[Region, ...]]:
-    """Return what the output's channels mean, how many there are, and the regions."""
+    """Return the meaning of the output channels, their number, and the regions."""
     names = [name for name, ids in fingerprint.labels.items() if ids != fingerprint.ignore_label]
     if fingerprint.region_order is None:
         ordered = tuple(sorted(names, key=lambda name: ids_of_label(fingerprint.labels[name])))

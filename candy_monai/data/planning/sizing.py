@@ -1,4 +1,4 @@
-"""Choose patch, depth, width and batch of a network together, since within a memory each bounds the others."""
+"""Choose patch, depth, width and batch size of a network together, within a given memory."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ LIGHT_BELOW_BYTES = 4 << 30
 
 _LIGHT_VOXELS_PER_STEP = 400_000
 _LIGHT_VOXELS_PER_SLICE = 160 * 160
-"""A step on a CPU holds many small slices rather than few large ones: a third into ten minutes of ACDC, 16 of 160 x 160
-a step had reached a Dice of 0.877 on ten of the training cases, 6 of 192 x 256 a step one of 0.807."""
-_LARGEST_SHARE_OF_DATASET = 0.05  # a batch that saw more of all voxels would hardly be random
+"""A step on a CPU has many small slices rather than few large ones: a third into ten minutes of ACDC, 16 of 160 x 160
+per step had reached a Dice of 0.877 on ten training cases, 6 of 192 x 256 per step one of 0.807."""
+_LARGEST_SHARE_OF_DATASET = 0.05  # a larger batch would hardly be random
 _SMALLEST_BATCH = 2
 _LARGEST_BATCH = {2: 32, 3: 16}
 _LONGEST_SIDE = {2: 2048, 3: 256}
@@ -40,7 +40,7 @@ _ALONG_AXES = ("patch_shape", "kernel_sizes", "strides")
 
 @dataclass(frozen=True, kw_only=True)
 class FittedNetwork:
-    """A network over a patch: how wide each of its levels is, and the patches of a step."""
+    """A network for a patch shape: the width of each level, and the number of patches in a step."""
 
     patch_shape: Shape
     batch_size: int
@@ -57,7 +57,7 @@ class _Search:
     overrides: Overrides
 
     def network(self, patch: Shape, batch_size: int) -> FittedNetwork:
-        """Return the network for a patch, which is rounded up to what the network divides by."""
+        """Return the network for a patch, which is rounded up to a multiple of the network's divisor."""
         topology = self._topology(patch)
         base, limit = (16, 256) if self.light else (32, 320 if len(patch) == 3 else 512)
         filters = self.overrides.get("filters", filters_of(len(topology.strides), base=base, limit=limit))
@@ -96,7 +96,7 @@ class _Search:
 
 
 def supervises_deeply(filters: Sequence[int]) -> bool:
-    """Return whether a network of these levels is trained on the outputs of coarser levels, too."""
+    """Return whether the network also has outputs at coarser levels in training."""
     return len(filters) > 2
 
 
@@ -110,13 +110,13 @@ def fit_network(
     overrides: Overrides,
     most_voxels: float = math.inf,
 ) -> FittedNetwork:
-    """Return the largest patch, then the largest batch, whose training step a memory allows.
+    """Return the largest patch, then the largest batch, whose training step fits into a memory.
 
-    Shapes are those of the cases after resampling, and spacings all 1 without physical space. A patch has
-    ``most_voxels`` at most, as far as its axes can be shortened.
+    Shapes are those of the cases after resampling; spacings are 1 without physical space. A patch has at most
+    ``most_voxels``, as far as its axes can be reduced.
 
     Raises:
-        SettingsError: If an override cannot be met.
+        SettingsError: If an override cannot be satisfied.
     """
     search = _Search(
         spacing_mm=spacing_mm,
@@ -152,9 +152,9 @@ def fit_slice_network(
     overrides: Overrides,
     **options: int,
 ) -> FittedNetwork:
-    """Return what `fit_network` does, for a 2-D network on slices of volumes across ``axis``.
+    """Return the result of `fit_network` for a 2-D network on slices of volumes across ``axis``.
 
-    Shapes, spacing and overrides have three axes, and so has the network, which is flat along that of the slices.
+    Shapes, spacing and overrides have three axes, and so has the network, which is flat across the slices.
     """
     flat = {name: _without(value, axis) if name in _ALONG_AXES else value for name, value in overrides.items()}
     slices = [_without(shape, axis) for shape in shapes for _ in range(shape[axis])]
@@ -174,20 +174,20 @@ def fit_slice_network(
 
 
 def _without(value: Sequence[Any], axis: int) -> tuple[Any, ...]:
-    """Return the numbers of two axes, or those of each level."""
+    """Return the numbers of the other two axes, for each level if there are levels."""
     if value and isinstance(value[0], tuple):
         return tuple(_without(level, axis) for level in value)
     return (*value[:axis], *value[axis + 1 :])
 
 
 def _largest_patch(median: Shape, spacing_mm: Sequence[float]) -> Shape:
-    """Return the median shape, cut to a cube in space (a square in pictures) that no machine needs to exceed."""
+    """Return the median shape, cropped to a cube in space (a square for pictures) of sufficient size."""
     side_mm = _LONGEST_SIDE[len(median)] * math.prod(spacing_mm) ** (1 / len(median))
     return tuple(min(size, max(1, round(side_mm / step))) for size, step in zip(median, spacing_mm, strict=True))
 
 
 def _smaller(search: _Search, network: FittedNetwork, median: Shape) -> FittedNetwork | None:
-    """Shorten the axis that covers most of the cases; ``None`` when no axis can give way."""
+    """Shorten the axis that covers the largest share of the cases; ``None`` if no axis can be shortened."""
     patch, divisor = network.patch_shape, network.topology.divisor
     for axis in sorted(range(len(patch)), key=lambda axis: -patch[axis] / median[axis]):
         shorter = patch[axis] - divisor[axis]
@@ -195,7 +195,7 @@ def _smaller(search: _Search, network: FittedNetwork, median: Shape) -> FittedNe
             continue
         try:
             smaller = search.network((*patch[:axis], shorter, *patch[axis + 1 :]), network.batch_size)
-        except SettingsError:  # the levels that the user asked for need this axis
+        except SettingsError:  # the user's number of levels needs this axis
             continue
         if math.prod(smaller.patch_shape) < math.prod(patch):
             return smaller

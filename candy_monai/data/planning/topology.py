@@ -1,7 +1,7 @@
-"""The geometry of a U-shaped network over a patch: where it halves which axis, and what that costs in memory.
+"""The geometry of a U-shaped network for a patch: strides and kernels of its levels, and their memory.
 
 The pooling rule is that of nnU-Net (Isensee et al., Nature Methods 18, 2021): halve the axes that are still long, but a
-coarse axis only once the others caught up.
+coarse axis only once the spacing of the others is similar.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from candy_monai.aliases import Shape
 from candy_monai.errors import SettingsError
 
 _SHORTEST = 4
-"""No axis is halved to fewer voxels than this, unless a depth is asked for that needs it."""
+"""No axis is halved to fewer voxels than this, unless the requested depth requires it."""
 
 _SHORTEST_ON_REQUEST = 2
 _FEWEST_LEVELS = 3
-"""What MONAI's DynUNet needs; levels beyond what a small patch can be halved to keep its size."""
+"""The minimum for MONAI's DynUNet; levels for which the patch is too small do not halve it."""
 
 _EVEN = 2.0
-"""Axes count as evenly spaced below this ratio of spacings."""
+"""Axes count as equally spaced below this ratio of spacings."""
 
 _KEPT_BOTH_WAYS = 10
 _KEPT_AT_BOTTOM = 4
@@ -34,11 +34,11 @@ _BYTES_PER_VALUE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Topology:
-    """Kernels and strides, level by level from the finest.
+    """Kernels and strides of each level, from the finest.
 
     Attributes:
-        kernel_sizes: One kernel a level, an entry an axis.
-        strides: What each level halves on entry; the first level halves nothing.
+        kernel_sizes: One kernel per level, with an entry per axis.
+        strides: The stride of each level, applied on entry; the first level halves nothing.
     """
 
     kernel_sizes: tuple[Shape, ...]
@@ -46,7 +46,7 @@ class Topology:
 
     @property
     def divisor(self) -> Shape:
-        """What each axis of a patch must be a multiple of."""
+        """The divisor of each axis of a patch."""
         return tuple(math.prod(factors) for factors in zip(*self.strides, strict=True))
 
     def without_axis(self, axis: int) -> Topology:
@@ -58,7 +58,7 @@ class Topology:
         return Topology(kernel_sizes=kernels, strides=strides)
 
     def with_flat_axis(self, axis: int) -> Topology:
-        """Return the topology with one axis more, along which kernels and strides are 1."""
+        """Return the topology with an additional axis, along which kernels and strides are 1."""
         kernels, strides = (
             tuple((*level[:axis], 1, *level[axis:]) for level in levels) for levels in (self.kernel_sizes, self.strides)
         )
@@ -66,23 +66,23 @@ class Topology:
 
 
 def topology_of(patch_shape: Shape, spacing_mm: Sequence[float], *, max_levels: int) -> Topology:
-    """Return the deepest topology that a patch allows, up to a number of levels, but at least three.
+    """Return the deepest topology for a patch, up to a number of levels, but at least three.
 
     An axis of one voxel always has kernel 1 and stride 1. Any other axis has kernel 1 until its spacing is less than
     twice the finest one's, which grows as the fine axes are halved.
 
     Args:
-        patch_shape: Voxels along each axis; need not be a multiple of anything.
-        spacing_mm: Distance of voxels along each axis; all ones where there is no physical space.
-        max_levels: At least 1; fewer than three win over the three.
+        patch_shape: Voxels along each axis; any numbers.
+        spacing_mm: Voxel spacing along each axis; all ones without physical space.
+        max_levels: At least 1; if below three, it takes precedence.
     """
     return _descend(patch_shape, spacing_mm, max_levels, _SHORTEST)
 
 
 def topology_with(patch_shape: Shape, spacing_mm: Sequence[float], *, num_levels: int) -> Topology | None:
-    """Return a topology of exactly so many levels, or ``None`` when the patch is too small for it.
+    """Return a topology of exactly this many levels, or ``None`` if the patch is too small for it.
 
-    Where the usual depth is less than asked, axes may shrink to two voxels.
+    If the usual depth is less, axes may shrink to two voxels.
     """
     for shortest in range(_SHORTEST, _SHORTEST_ON_REQUEST - 1, -1):
         topology = _descend(patch_shape, spacing_mm, num_levels, shortest)
@@ -97,7 +97,7 @@ def rounded_up(shape: Shape, divisor: Shape) -> Shape:
 
 
 def filters_of(num_levels: int, *, base: int, limit: int) -> tuple[int, ...]:
-    """Return filters that double from level to level up to a limit."""
+    """Return filters that double at each level up to a limit."""
     return tuple(min(base * 2**level, limit) for level in range(num_levels))
 
 
@@ -111,18 +111,18 @@ def training_bytes(
     num_outputs: int,
     deep_supervision: bool = False,
 ) -> int:
-    """Compute the memory that the tensors of one training step take, in bytes.
+    """Compute the memory of the tensors in one training step, in bytes.
 
-    The model: float32 throughout. For the backward pass a level that is passed on the way down and up keeps 10 maps of
-    its own width: the results of convolution and activation in two blocks each way, and the two joined maps between.
-    The lowest level keeps 4. An output of a coarser level takes 2 maps a class of that level's size: its logits and
-    their gradients. On top comes the larger of two moments: in the loss, 5 maps a class of the finest output; or, when
-    the finest level is passed back, 4 maps of its width and the gradients of its output. A weight takes 20 bytes:
+    The model: float32 throughout. For the backward pass a level of both encoder and decoder keeps 10 feature maps of
+    its own width: the outputs of convolution and activation in two blocks each way, and the two concatenated maps. The
+    lowest level keeps 4. An output of a coarser level needs 2 maps per class of that level's size: its logits and their
+    gradients. In addition, the larger of two peaks counts: in the loss, 5 maps per class of the finest output; or, in
+    the backward pass of the finest level, 4 maps of its width and the gradients of its output. A weight takes 20 bytes:
     value, gradient, two moments of the optimizer, average.
 
-    ``benchmarks/training_memory.py`` compares it with the tensors that are alive in a step: they differ by less than
-    1.3 % in U-Nets of 3 to 6 levels and 1 to 118 classes. What libraries take for themselves comes on top: on a CPU
-    next to nothing, on a GPU the workspaces of cuDNN. Mixed precision needs less.
+    ``benchmarks/training_memory.py`` compares it with the live tensors of a step: they differ by less than 1.3 % in
+    U-Nets of 3 to 6 levels and 1 to 118 classes. Memory of libraries is not included: almost none on a CPU, the
+    workspaces of cuDNN on a GPU. Mixed precision needs less.
     """
     size, num_voxels = patch_shape, math.prod(patch_shape)
     num_coarse = max(1, len(filters) - 2) if deep_supervision else 0
@@ -144,10 +144,10 @@ def training_bytes(
 
 
 def check_levels(filters: Sequence[int], kernel_sizes: Sequence[Shape], strides: Sequence[Shape]) -> None:
-    """Refuse widths, kernels and strides that do not name the same number of levels.
+    """Refuse widths, kernels and strides with different numbers of levels.
 
     Raises:
-        SettingsError: With the numbers.
+        SettingsError: With these numbers.
     """
     counted = {"filters": len(filters), "kernel_sizes": len(kernel_sizes), "strides": len(strides)}
     if len(set(counted.values())) > 1:
@@ -156,7 +156,7 @@ def check_levels(filters: Sequence[int], kernel_sizes: Sequence[Shape], strides:
 
 
 def kernels_of(strides: Sequence[Shape], patch_shape: Shape, spacing_mm: Sequence[float]) -> tuple[Shape, ...]:
-    """Return each level's kernel: 3 along an axis from the level on where it is spaced like the finest axis, else 1."""
+    """Return each level's kernel: 3 along an axis from the level on at which its spacing is like the finest, else 1."""
     real = _real_axes(patch_shape)
     spacing = list(spacing_mm)
     even: set[int] = set()
@@ -189,7 +189,7 @@ def _halved(sizes: Sequence[int], spacing: Sequence[float], shortest: int) -> li
     finest = min(spacing[axis] for axis in long)
     chosen = [axis for axis in long if spacing[axis] < _EVEN * finest]
     if len(chosen) == 1 and sizes[chosen[0]] < 3 * shortest:
-        return []  # a last halving of a single short axis buys no context
+        return []  # halving a single short axis would add no context
     return chosen
 
 

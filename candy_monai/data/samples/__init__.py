@@ -1,4 +1,4 @@
-"""Samples: a store of preprocessed cases, and the patches and batches that are cut from it.
+"""Samples: a store of preprocessed cases, and patches and batches from it.
 
-A dataset and a plan enter; batches of tensors for a trainer leave.
+The inputs are a dataset and a plan; the outputs are batches of tensors for a trainer.
 """

@@ -1,6 +1,6 @@
-"""What a loader yields, whichever way it yields it: one batch as plain tensors with the ids of its cases.
+"""Convert the output of any loader to one type of batch: plain tensors with the ids of the cases.
 
-A batch mixes cases, so no single affine would be true of it.
+Since a batch contains several cases, it has no affine.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from candy_monai.errors import BadInputError
 
 
 class Batch(NamedTuple):
-    """One batch.
+    """A batch of cases or patches.
 
     Attributes:
-        images: ``(B, C, *spatial)``, float32; float64 and complex numbers stay what they are.
-        labels: ``(B, 1, *spatial)``, int64 where they are integers of any kind. Masks stay Boolean and floating numbers
-            float32 or float64, since to a trainer of the user's own they may be what is to be predicted.
-        case_ids: One id for each case, or empty where the loader does not tell.
+        images: ``(B, C, *spatial)``, float32; float64 and complex numbers are kept.
+        labels: ``(B, 1, *spatial)``, int64 for integers of any type. Masks stay Boolean and floating-point numbers
+            float32 or float64, since they may be the targets of a user's own trainer.
+        case_ids: One id for each case, or empty if the loader yields none.
     """
 
     images: Tensor
@@ -32,12 +32,12 @@ class Batch(NamedTuple):
 
 
 def unpack(batch: object) -> Batch:
-    """Return images, labels and case ids of whatever a loader yields, in the types of `Batch`, without metadata.
+    """Return images, labels and case ids from the output of any loader, in the types of `Batch`, without metadata.
 
     Args:
         batch: ``(images, labels)`` as a tuple or list, optionally with the case ids as a third entry, or a mapping with
-            ``"image"`` and ``"label"``, optionally ``"case_id"``. Ids are text; whatever else stands in their place,
-            such as weights, is passed over.
+            ``"image"`` and ``"label"``, optionally ``"case_id"``. Ids are text; anything else in their place, such as
+            weights, is ignored.
 
     Raises:
         BadInputError: If it is anything else.
@@ -68,16 +68,16 @@ def unpack(batch: object) -> Batch:
 
 
 def collate_cases(samples: Sequence[object]) -> dict[str, Tensor | list[str]]:
-    """Stack samples to a batch that keeps every case's id; for ``DataLoader(..., collate_fn=collate_cases)``.
+    """Stack samples into a batch that keeps every case's id; for ``DataLoader(..., collate_fn=collate_cases)``.
 
-    MONAI's own collate gives a batch the metadata of its first case, which is wrong for the others.
+    MONAI's own collate function gives a batch the metadata of its first case, which is wrong for the others.
 
     Args:
         samples: Pairs ``(image, label)``, or mappings with ``"image"`` and ``"label"``. The id is the mapping's
             ``"case_id"`` or in the image's metadata, where our datasets put it.
 
     Returns:
-        ``"image"`` and ``"label"`` as plain tensors; ``"case_id"``, a list of text, when every sample has one.
+        ``"image"`` and ``"label"`` as plain tensors; ``"case_id"``, a list of text, if every sample has one.
 
     Raises:
         BadInputError: If a sample is neither, or the shapes differ.
@@ -111,7 +111,7 @@ def _ids_in(entry: object) -> tuple[str, ...]:
 
 
 def _ids_in_metadata(images: Tensor) -> tuple[str, ...]:
-    """Return what MONAI's collate leaves of our datasets' ids; PyTorch's leaves the first one's alone."""
+    """Return the ids of our datasets that MONAI's collate function keeps; PyTorch's keeps only the first one."""
     found = _ids_in(images.meta.get("case_id")) if isinstance(images, MetaTensor) else ()
     return found if len(found) == len(images) else ()
 

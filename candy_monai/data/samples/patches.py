@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _IN_MEMORY_BYTES = 256 << 20
-_OPEN_CASES = 64  # a mapped case holds three file descriptors
+_OPEN_CASES = 64  # a memory-mapped case holds three file descriptors
 
 
 class Sample(TypedDict):
-    """One patch or one case: image ``(C, *spatial)`` float32, label ``(1, *spatial)`` int64, and the case's id."""
+    """A patch or a case: image ``(C, *spatial)`` float32, label ``(1, *spatial)`` int64, and the id of the case."""
 
     image: Tensor
     label: Tensor
@@ -44,24 +44,24 @@ class Sample(TypedDict):
 
 
 class PatchDataset(Dataset[Sample]):
-    """Random patches of a plan's shape, one for each index of 0 or more, without an upper limit.
+    """Random patches of a plan's shape, one for each index from 0, without an upper limit.
 
-    Indices go through the cases in passes, each in a new random order. The plan's ``foreground_share`` of the patches
-    is centred on a voxel of the case's foreground, of classes drawn with equal probability; the others lie anywhere.
-    The share holds over any stretch of indices, and over the patches of each case that has foreground. Volumes smaller
-    than the patch are centred and padded: images by 0, labels by the ignore label or else the background.
+    Indices visit the cases in passes, each in a new random order. The plan's ``foreground_share`` of the patches is
+    centred on a voxel of the case's foreground, of a uniformly drawn class; the others are anywhere. The share holds
+    for any range of indices, and for the patches of each case with foreground. Volumes smaller than the patch are
+    centred and padded: images by 0, labels by the ignore label or else the background.
 
     Args:
         store: The preprocessed cases.
-        case_ids: Those to use, for example a fold's.
-        plan: Gives the patch's shape, the foreground share and the default augmentation.
+        case_ids: The cases to use, for example those of a fold.
+        plan: Contains the patch shape, the foreground share and the default augmentation.
         seed: Seed of all random numbers.
-        augmentation: Transforms that cut a patch out of a case and change it, in MONAI's config language or built;
+        augmentation: Transforms that cut a patch from a case and augment it, in MONAI's config language or built;
             ``None`` for those of the plan, an empty list to cut only.
-        trust: Build any callable that the augmentation names, instead of known transforms only.
+        trust: Build any callable in the augmentation, instead of known transforms only.
 
     Raises:
-        BadInputError: If a case is not in the store, or there is none.
+        BadInputError: If a case is not in the store, or none is given.
         SettingsError: If the augmentation cannot be built.
     """
 
@@ -91,7 +91,7 @@ class PatchDataset(Dataset[Sample]):
         )
 
     def __len__(self) -> int:
-        """Return the number of cases: the indices of one pass."""
+        """Return the number of cases, which is the number of indices in a pass."""
         return len(self._case_ids)
 
     @override
@@ -100,7 +100,7 @@ class PatchDataset(Dataset[Sample]):
         case = self._cases[drawn.case_id]
         rng = np.random.default_rng([self._seed, index])
         center = self._center(case, drawn.on_foreground, rng)
-        # MONAI draws from a RandomState; PCG64 is seeded in a tenth of the time that its own Mersenne twister takes.
+        # MONAI draws from a RandomState; seeding PCG64 takes a tenth of the time of its own Mersenne twister.
         state = np.random.RandomState(np.random.PCG64(rng.integers(1 << 32, size=4)))
         for part in self._random:
             part.R = state
@@ -117,11 +117,11 @@ class PatchDataset(Dataset[Sample]):
         return {"image": image.float(), "label": label.long(), "case_id": drawn.case_id}
 
     def draw(self, index: int) -> PatchDraw:
-        """Return which case a sample comes from and how, without cutting it."""
+        """Return the case of a sample and whether it is on foreground, without cutting it."""
         return self._order.draw(index)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what workers get: all but the random states, which each sample sets."""
+        """Return the state for workers: without the random states, which each sample sets."""
         for part in self._random:
             part.__dict__.pop("R", None)
         return self.__dict__
@@ -140,7 +140,7 @@ class PatchDataset(Dataset[Sample]):
             )
 
     def _center(self, case: StoredCase, on_foreground: bool, rng: np.random.Generator) -> NDArray[np.int64] | None:
-        """Draw the voxel that a patch is centred on; None for anywhere."""
+        """Draw the voxel at the centre of a patch; None for a patch anywhere."""
         places = None
         if on_foreground:
             classes = [class_id for class_id in case.places if class_id != ANNOTATED]
@@ -156,7 +156,7 @@ class StoredCases(Dataset[Sample]):
     """Whole preprocessed cases, for validation.
 
     Raises:
-        BadInputError: If a case is not in the store, or there is none.
+        BadInputError: If a case is not in the store, or none is given.
     """
 
     def __init__(self, store: CaseStore, case_ids: Sequence[str]) -> None:
@@ -165,7 +165,7 @@ class StoredCases(Dataset[Sample]):
 
     @property
     def case_ids(self) -> tuple[str, ...]:
-        """The cases in order."""
+        """The ids of the cases in order."""
         return self._case_ids
 
     def __len__(self) -> int:
@@ -185,10 +185,10 @@ class StoredCases(Dataset[Sample]):
 class EpochSampler(PositionedSampler):
     """Sampler of consecutive indices: epoch ``e`` of ``n`` samples has ``e * n`` to ``e * n + n - 1``.
 
-    With a dataset whose samples depend on the index alone, no two epochs are alike and each can be repeated.
+    With a dataset whose samples depend only on the index, epochs differ and each can be repeated.
 
     Args:
-        num_samples: Samples in an epoch.
+        num_samples: Number of samples in an epoch.
     """
 
     @override
@@ -204,7 +204,7 @@ def _pipeline(chosen: Sequence[Entry] | Pipeline | None, plan: Plan, *, trust: b
 
 
 def _random_transforms(value: object) -> tuple[Randomizable, ...]:
-    """Return all random transforms in a pipeline, nested ones too. They share a state, which MONAI's would not."""
+    """Return all random transforms in a pipeline, including nested ones. They share one state, unlike MONAI's."""
     if isinstance(value, list | tuple):
         return tuple(part for entry in value for part in _random_transforms(entry))
     if isinstance(value, dict):
@@ -214,13 +214,13 @@ def _random_transforms(value: object) -> tuple[Randomizable, ...]:
 
 
 class _CaseCache:
-    """A cache of cases: all of a small store in memory, of others the recently used ones as memory maps."""
+    """A cache of cases: those of a small store in memory, else the recently used ones as memory maps."""
 
     def __init__(self, store: CaseStore, case_ids: Sequence[str]) -> None:
         if not case_ids:
             raise BadInputError("no case was named; give at least one")
         for case_id in case_ids:
-            store.classes_of(case_id)  # raises where it is unknown
+            store.classes_of(case_id)  # raises an error if it is unknown
         self._store = store
         self._mapped = store.num_bytes > _IN_MEMORY_BYTES
         self._opened: OrderedDict[str, StoredCase] = OrderedDict()
@@ -236,12 +236,12 @@ class _CaseCache:
         return case
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what workers get: all but the arrays, since each opens the files itself."""
+        """Return the state for workers: without the arrays, since each worker opens the files itself."""
         return self.__dict__ | {"_opened": OrderedDict()}
 
 
 class _TrackMetaFlag(threading.local):
-    """A replacement for MONAI's global flag of ``set_track_meta``, with a value for each thread that reads it."""
+    """A replacement for MONAI's global flag of ``set_track_meta``, with a value for each thread."""
 
     def __init__(self, otherwise: bool) -> None:
         self._otherwise = otherwise
@@ -257,10 +257,10 @@ _users = 0
 
 @contextmanager
 def untracked() -> Iterator[None]:
-    """Make MONAI's transforms return plain tensors within this block, in this thread alone.
+    """Make MONAI's transforms return plain tensors within this block, in this thread only.
 
-    MONAI's own switch, ``set_track_meta``, holds for the whole process: a transform in another thread would lose its
-    affine and what its inverse needs. A patch takes a third less time without metadata, which nobody reads.
+    MONAI's own switch, ``set_track_meta``, applies to the whole process: a transform in another thread would lose its
+    affine and the data for its inverse. A patch takes a third less time without metadata, which is not needed.
     """
     global _users
     with _lock:

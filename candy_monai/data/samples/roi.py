@@ -1,8 +1,8 @@
-"""Crops around the foreground of another dataset's cases: one in the middle of it, or random ones.
+"""Crops around the foreground of another dataset's cases: one at its centre, or random ones.
 
-For datasets of one's own; a planned run cuts its patches from a store (``samples.patches``), which reads
-no more of a case than the patch. Where a crop lies is decided on the item itself, so it is right whatever the wrapped
-dataset's transforms did; the inspection says how large crops should be and which cases have foreground.
+For the user's own datasets; a planned run cuts its patches from a store (``samples.patches``), which reads only the
+patch of a case. The position of a crop is determined from the item itself, so it is correct for any transforms of the
+wrapped dataset; the inspection determines the crop's size and which cases have foreground.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 
 def statistical_foreground_shape(inspection: Fingerprint, *, percentile: float = 0.95) -> Shape:
-    """Return a shape that holds the foreground of most cases, along each axis by itself.
+    """Return a shape that contains the foreground of most cases, computed separately for each axis.
 
     Args:
-        inspection: What ``inspect`` found; cases without foreground take no part.
+        inspection: The result of ``inspect``; cases without foreground are ignored.
         percentile: The share of cases whose foreground fits, 0 to 1.
 
     Raises:
-        BadInputError: If no case has foreground, or the percentile is no share.
+        BadInputError: If no case has foreground, or the percentile is out of range.
     """
     if not 0 <= percentile <= 1:
         raise BadInputError(f"percentile must be a share from 0 to 1, got {percentile}")
@@ -52,22 +52,22 @@ def statistical_foreground_shape(inspection: Fingerprint, *, percentile: float =
 
 
 class ROIDataset(DerivedDataset):
-    """One crop of a fixed shape from each case, around the middle of its foreground.
+    """One crop of a fixed shape from each case, around the centre of its foreground.
 
-    The crop stays within the case where the case is large enough; smaller cases are centred and padded, images by 0,
-    labels by the ignore label or else the background. Without foreground it is the case's own middle. Affines follow.
+    The crop stays within the case if the case is large enough; smaller cases are centred and padded, images by 0,
+    labels by the ignore label or else the background. Without foreground, it is the case's centre. Affines follow.
 
     Args:
         base: The dataset to crop from, whose transforms apply first.
-        inspection: What ``inspect`` found in it, or in a dataset that holds these cases and others; ``None`` inspects.
-        roi_shape: The crop's shape. ``None`` takes ``statistical_foreground_shape``.
+        inspection: The result of ``inspect`` for it, or for a dataset that includes its cases; ``None`` inspects it.
+        roi_shape: The crop's shape; ``None`` for ``statistical_foreground_shape``.
         percentile: For that shape.
-        min_factor: The shape is rounded up to multiples of this along each axis; 1 leaves it.
-        ignore_label: Voxels of this id are no foreground and fill up labels; ``None`` takes the inspection's.
-        transform: Applied to the crop's image and label in step.
+        min_factor: The shape is rounded up to multiples of this along each axis; 1 leaves it unchanged.
+        ignore_label: Voxels of this id are not foreground and pad labels; ``None`` for the inspection's.
+        transform: Applied to the crop's image and label together.
 
     Raises:
-        BadInputError: If the inspection lacks a case, or the shape does not suit the dataset.
+        BadInputError: If the inspection lacks a case, or the shape does not fit the dataset.
     """
 
     def __init__(
@@ -134,26 +134,26 @@ class ROIDataset(DerivedDataset):
 
 
 class RandomROIDataset(ROIDataset):
-    """Random crops of a fixed shape, an exact share of them centred on a voxel of an evenly chosen class.
+    """Random crops of a fixed shape, an exact share of them centred on a voxel of a uniformly chosen class.
 
-    A crop is a function of seed, epoch and index, for any sampler, batch size and number of workers. A trainer says
-    which epoch it is; in a loop of your own call ``set_epoch``, or every epoch has the same crops. Indices beyond the
-    length are crops, too, so an ``EpochSampler`` may name as many as one likes.
+    A crop is a function of seed, epoch and index, for any sampler, batch size and number of workers. A trainer sets the
+    epoch; in a loop of your own call ``set_epoch``, or every epoch has the same crops. Indices beyond the length are
+    valid, too, so an ``EpochSampler`` may have any number of samples.
 
-    Random transforms, those of the wrapped dataset included, are seeded for each crop when they have MONAI's
+    Random transforms, including those of the wrapped dataset, are seeded for each crop if they have MONAI's
     ``set_random_state``, as a `JointTransform` has.
 
     Args:
         base: The dataset to crop from, whose transforms apply first.
-        inspection: As for `ROIDataset`; where it holds ``class_places``, centres are among them.
+        inspection: As for `ROIDataset`; centres may be taken from its ``class_places``.
         roi_shape: As for `ROIDataset`.
         percentile: As for `ROIDataset`.
         min_factor: As for `ROIDataset`.
         ignore_label: As for `ROIDataset`; crops off the foreground are then centred on a voxel of another id.
-        transform: Applied to the crop's image and label in step.
+        transform: Applied to the crop's image and label together.
         foreground_share: The share of crops centred on foreground, 0 to 1.
         patches_per_case: Crops of each case in an epoch.
-        seed: Seeds everything.
+        seed: Seed of all random numbers.
 
     Raises:
         BadInputError: If the inspection lacks a case, or an option is out of range.
@@ -200,11 +200,11 @@ class RandomROIDataset(ROIDataset):
         return (self[index] for index in range(len(self)))
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the indices name crops of, from 0; workers that run already follow."""
+        """Set the epoch for the indices, from 0, also for running workers."""
         self._epoch.fill_(epoch)
 
     def draw(self, index: int) -> PatchDraw:
-        """Return which case a crop of this epoch comes from and how, without cutting it."""
+        """Return the case of a crop in this epoch and whether it is on foreground, without cutting it."""
         return self._order.draw(self._number(index))
 
     @override
@@ -252,7 +252,7 @@ class RandomROIDataset(ROIDataset):
             place = places[int(rng.integers(len(places)))]
             if all(p < size for p, size in zip(place, ids.shape, strict=True)) and ids[place] == chosen:
                 return np.array(place)
-        found = _any_voxel(ids == chosen, rng)  # a transform may have moved the class, or cut it away
+        found = _any_voxel(ids == chosen, rng)  # a transform may have moved the class, or removed it
         return _any_voxel(self._foreground(ids), rng) if found is None else found
 
     def _classes(self, case: CaseFingerprint) -> list[int]:

@@ -1,8 +1,8 @@
-"""Preprocessed cases on disk, laid out so that a patch is read without reading its case.
+"""A store of preprocessed cases on disk, from which a patch is read without reading the whole case.
 
-A store is a cache: it can be made again from dataset and plan, lives where the caller says, and is never inside the
-dataset's folder. A case is stored under its content and what preprocessing depends on, so that a case more, or another
-network, leaves the others as they are.
+A store is a cache: it can be rebuilt from dataset and plan, its location is chosen by the caller, and it is never
+inside the dataset's folder. A case is stored by its content and everything that its preprocessing depends on, so that a
+further case, or another network, does not affect the others.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ if TYPE_CHECKING:
 StoredPrecision = Literal["float32", "float16"]
 
 ANNOTATED = -1
-"""Stands for "any voxel that somebody annotated" among the classes of ``StoredCase.places``."""
+"""Represents "any annotated voxel" among the classes of ``StoredCase.places``."""
 
 _FORMAT = 3
 _PLACES_PER_CLASS = 10_000
 _LEAST_OF_HALF = 2.0**-4
-"""The least highest value of an image for float16, whose steps end at 2 ** -24: a millionth of it."""
+"""Least maximum of an image for float16, whose steps end at 2 ** -24: a millionth of it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StoredCase:
-    """A preprocessed case, mapped from disk: reading a part touches that part.
+    """A preprocessed case, memory-mapped: reading a part accesses only that part.
 
     Attributes:
-        case_id: The case.
-        image: ``(C, *spatial)``, float32 or float16; float32 in any store where values do not fit into float16.
+        case_id: The id of the case.
+        image: ``(C, *spatial)``, float32 or float16; always float32 if values do not fit into float16.
         label: ``(1, *spatial)``, uint8 or int16.
-        places: For each foreground id that occurs, sampled flat indices into ``*spatial``, at most 10 000. With an
+        places: For each foreground id in the label, sampled flat indices into ``*spatial``, at most 10 000. With an
             ignore label, ``ANNOTATED`` holds places anywhere outside of it.
     """
 
@@ -67,12 +67,12 @@ class StoredCase:
 
 
 class CaseStore:
-    """Preprocessed cases in a folder, as ``build`` leaves it.
+    """Preprocessed cases in a folder, as written by ``build``.
 
     Args:
         folder: The store's own folder.
-        digest: Which dataset's, or which state's: datasets of one name share the folder. ``None`` for the one that was
-            stored last.
+        digest: The digest of the dataset's content: datasets of one name share the folder. ``None`` for the one stored
+            last.
 
     Raises:
         BadInputError: If there is no complete store in the folder.
@@ -107,24 +107,24 @@ class CaseStore:
         own: OwnTransforms | None = None,
         processes: Processes | None = None,
     ) -> CaseStore:
-        """Preprocess a dataset, or finish what an interrupted call began, or find that nothing is left to do.
+        """Preprocess a dataset, or complete an interrupted call, or return the store if it is complete.
 
         Args:
             dataset: The cases.
-            plan: How to preprocess them.
-            folder: Where stores lie. This one gets a folder of its own inside, named by ``store_name``; a case of
-                another content is another file there.
-            num_workers: Threads; decoding and resampling release Python's lock, and threads cost no start-up. ``None``
-                takes one a processor. Fewer where the cases would not fit into memory.
-            precision: Type of the stored images; float16 halves them. An image whose values do not fit into it stays
-                float32.
-            digests: The dataset's digests, where they are known already.
+            plan: The plan for preprocessing.
+            folder: The parent folder of stores. This one gets its own folder inside, named by ``store_name``; changed
+                cases get new files there.
+            num_workers: Threads; decoding and resampling release Python's lock, and threads have no start-up cost.
+                ``None`` for one per processor. Fewer if the cases would not fit into memory.
+            precision: Type of the stored images; float16 halves their size. An image whose values do not fit into it
+                stays float32.
+            digests: The dataset's digests, if they are known already.
             own: The user's own transforms, whose preprocessing extends or replaces the plan's.
-            processes: Those that call this together and share the cases; None for this one alone.
+            processes: The processes that call this together and share the cases; None for this one alone.
 
         Raises:
-            DatasetError: With every case that could not be preprocessed.
-            RunFailedError: If the store cannot be written, as on a disk that is full.
+            DatasetError: With all cases that could not be preprocessed.
+            RunFailedError: If the store cannot be written, as on a full disk.
         """
         target = Path(folder) / store_name(plan, precision=precision, own=own)
         with _writing(target):
@@ -144,7 +144,7 @@ class CaseStore:
                 return f"{case.case_id}: {error}"
             try:
                 changed = case_stamp(case) != digests.stamps.get(case.case_id, "")
-            except OSError:  # a file is gone
+            except OSError:  # a file has been removed
                 changed = True
             if changed:
                 return (
@@ -176,21 +176,21 @@ class CaseStore:
 
     @property
     def case_ids(self) -> tuple[str, ...]:
-        """The stored cases, in the dataset's order."""
+        """The ids of the stored cases, in the dataset's order."""
         return tuple(self._classes)
 
     @property
     def precision(self) -> StoredPrecision:
-        """The type of the stored images that was asked for."""
+        """The requested type of the stored images."""
         return self._precision
 
     @property
     def num_bytes(self) -> int:
-        """What the stored images and labels take on disk."""
+        """Size of the stored images and labels on disk."""
         return sum(path.stat().st_size for case_id in self._classes for path in self._paths(case_id).arrays)
 
     def classes_of(self, case_id: str) -> tuple[int, ...]:
-        """Return the foreground ids that occur in a case.
+        """Return the foreground ids in a case.
 
         Raises:
             BadInputError: If there is no such case.
@@ -204,7 +204,7 @@ class CaseStore:
 
         Args:
             case_id: One of ``case_ids``.
-            mapped: Map the arrays from disk; otherwise read them whole.
+            mapped: Memory-map the arrays; otherwise read them completely.
 
         Raises:
             BadInputError: If there is no such case, or its files are damaged.
@@ -233,7 +233,7 @@ def store_bytes(
     precision: StoredPrecision = "float32",
     case_ids: Sequence[str] | None = None,
 ) -> int:
-    """Return what the stored images and labels of some or all cases will take on disk, from the fingerprint alone."""
+    """Compute the size on disk of the stored images and labels of some or all cases from the fingerprint."""
     size = np.dtype(precision).itemsize * len(plan.channel_names)
     highest = max((label_id for case in fingerprint.cases for label_id in case.class_voxels), default=0)
     size += _label_type(highest).itemsize
@@ -246,11 +246,11 @@ def store_bytes(
 
 
 def store_name(plan: Plan, *, precision: StoredPrecision = "float32", own: OwnTransforms | None = None) -> str:
-    """Return the name of a store's folder: the dataset's name and a key of what preprocessing depends on.
+    """Return the name of a store's folder: the dataset's name and a key for everything that preprocessing depends on.
 
-    Another patch or network, or other cases, share the store.
+    The store is the same for other patches, networks or cases.
     """
-    # What changes no case, in the plan's words or in those of a saved run, makes no other store.
+    # Settings that change no case, in a plan or in a saved run, do not require another store.
     same = list(zip(preprocessing(plan), preprocessing(as_applied(plan)), strict=True))
     steps = [
         next((applied for planned, applied in same if planned == step), step)
@@ -269,7 +269,7 @@ def unstored_cases(
     precision: StoredPrecision = "float32",
     own: OwnTransforms | None = None,
 ) -> tuple[str, ...]:
-    """Return the cases that `CaseStore.build` would still have to preprocess."""
+    """Return the cases that `CaseStore.build` would still preprocess."""
     target = Path(folder) / store_name(plan, precision=precision, own=own)
     return tuple(
         case_id for case_id, digest in digests.cases.items() if not _Paths(target, case_id, digest).is_complete()
@@ -277,7 +277,7 @@ def unstored_cases(
 
 
 class _Paths:
-    """The files of one case. The index is written last: a case without it does not exist."""
+    """The files of one case. The index is written last: a case without it is incomplete."""
 
     def __init__(self, folder: Path, case_id: str, digest: str) -> None:
         name = "case-" + quote(case_id, safe="")
@@ -286,12 +286,12 @@ class _Paths:
         self.arrays = tuple(folder / f"{name}-{digest}.{what}.npy" for what in ("image", "label", "places"))
 
     def foreground(self) -> list[int]:
-        """Read which foreground ids occur in a complete case."""
+        """Read the foreground ids of a complete case."""
         places = json.loads(self.index.read_text(encoding="utf-8"))["places"]
         return [class_id for class_id, _ in places if class_id != ANNOTATED]
 
     def is_complete(self) -> bool:
-        """Return whether every file is there with the size that the index recorded."""
+        """Return whether all files exist with the sizes recorded in the index."""
         try:
             sizes = json.loads(self.index.read_text(encoding="utf-8"))["sizes"]
             return bool(sizes == [path.stat().st_size for path in self.arrays])
@@ -305,7 +305,7 @@ def _index_name(digest: str) -> str:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Raise what fails in writing to the store as a run that failed."""
+    """Raise errors of writing to the store as a failed run."""
     try:
         yield
     except OSError as error:
@@ -335,14 +335,14 @@ def _write(case: PreprocessedCase, paths: _Paths, plan: Plan, precision: StoredP
 
 
 def _stored_image(image: NDArray[np.floating], precision: StoredPrecision) -> NDArray[np.floating]:
-    """Return an image in the type asked for, and in float32 where its values do not fit: none becomes infinite or 0."""
+    """Return an image in the requested type, or in float32 if its values do not fit: none becomes infinite or 0."""
     highest = float(np.abs(image).max(initial=0.0))
     fits = highest == 0.0 or _LEAST_OF_HALF <= highest <= np.finfo(np.float16).max
     return image.astype(precision if fits else np.float32)
 
 
 def sampled_places(label: NDArray[np.integer], ignore_label: int | None, seed: int) -> dict[int, NDArray[np.integer]]:
-    """Sample where each foreground id is, in one pass over the label whatever the number of classes."""
+    """Sample the places of each foreground id, in one pass over the label for any number of classes."""
     rng = np.random.default_rng(seed)
     flat = label.ravel()
     inside = np.flatnonzero(flat)

@@ -1,7 +1,8 @@
-"""From trained experiments to a MONAI Bundle that runs where candy_monai is not installed.
+"""Export trained experiments as a MONAI Bundle that runs where candy_monai is not installed.
 
-`bundle` writes it: `network` describes the network, `steps` the transforms, `configs` what is run, `metadata` and
-`readme` what programs and people read of it; `parity` runs it. `carried` holds modules that are copied into bundles.
+`bundle` writes it: `network` describes the network, `steps` the transforms, `configs` the workflows; `metadata` and
+`readme` write the descriptions for programs and people; `parity` runs it. `carried` holds modules that are copied into
+bundles.
 """
 
 from candy_monai.export.monai_bundle.bundle import export_monai_bundle

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from candy_monai.inference.inputs import Inputs
 
 _EQUAL = 0.999
-"""The share of the foreground voxels of each case that MONAI's inferer must label as the experiment's does."""
+"""Minimum fraction of the foreground voxels of each case that MONAI's inferer must label as the experiment's does."""
 
 _LOGGING = """\
 [loggers]
@@ -87,24 +87,24 @@ def export_monai_bundle(
 ) -> Path:
     """Write a MONAI Bundle, which runs where MONAI is installed and candy_monai is not.
 
-    Its configurations are made of the experiment's own pipelines. Where these need classes that MONAI lacks, their
+    Its configurations are derived from the experiment's own pipelines. If these need classes that MONAI lacks, their
     modules are copied to ``scripts/``. The bundle is run once on the images given, or on validation cases if the
-    experiment's dataset is at hand, and its ``docs/README.md`` says how its label maps compare with those of the
-    experiment. On these it is tried, too, whether MONAI's own inferer labels as the experiment does; else that is
+    experiment's dataset is available, and its ``docs/README.md`` states how its label maps compare with those of the
+    experiment. If MONAI's own inferer labels these images as the experiment's does, it is used; otherwise the latter is
     copied.
 
     Args:
         experiments: The experiment folder; several become one bundle that averages their probabilities. Or the folder
             of a trained nnU-Net, whose folds become one network.
-        out: The bundle's folder, made when missing, which must be empty or, to be replaced, a bundle. MONAI Label takes
-            a bundle for one of segmentation if the word is in the folder's name.
-        portable: Name MONAI's own classes alone: its nearest equivalents stand in for ours.
+        out: The bundle's folder, created if missing, which must be empty or, to be replaced, a bundle. MONAI Label
+            treats a bundle as one for segmentation if this word is in the folder's name.
+        portable: Use only MONAI's own classes: its nearest equivalents replace ours.
         checkpoint: ``best``, ``latest``, or the name of a weight file in the experiment.
-        images: What to compare on; None for cases that the experiment was validated on.
+        images: The images for the comparison; None for cases that the experiment was validated on.
         postprocessing: Steps on the label map, at ``pred``, after those of the experiment.
         thresholds: The probability that each region must exceed; empty for 0.5.
-        overwrite: Replace the bundle that is at ``out``.
-        on_progress: Told how the bundle compares.
+        overwrite: Replace the bundle at ``out``.
+        on_progress: Called with the result of the comparison.
 
     Returns:
         The bundle's folder.
@@ -112,7 +112,7 @@ def export_monai_bundle(
     Raises:
         BadInputError: If ``out`` is not empty; an experiment cannot be exported, with what to do instead; or the
             experiments do not fit together.
-        RunFailedError: If the bundle was written and does not run.
+        RunFailedError: If the written bundle does not run.
     """
     out = Path(out)
     _check_place(out, overwrite=overwrite)
@@ -242,21 +242,21 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _validation_files(origin: Origin) -> dict[str, Sequence[Path]]:
-    """Return the image files of the cases that a model was validated on, where its dataset is at hand."""
+    """Return the image files of the cases that a model was validated on, if its dataset is available."""
     if origin.dataset is None or not origin.dataset.is_dir():
         return {}
     try:
         found = {case.case_id: case.images for case in NNUNetDataset(origin.dataset).cases}
-    except (DatasetError, OSError):  # what it was trained on is there no more
+    except (DatasetError, OSError):  # the training data no longer exist
         return {}
     return {case_id: found[case_id] for case_id in origin.validation if case_id in found}
 
 
 def _given_files(images: Inputs, source: BundleSource) -> dict[str, Sequence[Path]]:
-    """Return the files of each of the images to compare on.
+    """Return the files of each of the images for the comparison.
 
     Raises:
-        BadInputError: If they are not in files of the bundle's own format.
+        BadInputError: If their file format is not that of the bundle.
     """
     predictor = source.predictor
     found: dict[str, Sequence[Path]] = {}

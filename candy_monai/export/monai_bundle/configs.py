@@ -1,4 +1,4 @@
-"""The configurations of a bundle: inference, training, evaluation, and training by several processes."""
+"""The configurations of a bundle: inference, training, evaluation, and training with several processes."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from candy_monai.export.monai_bundle.steps import (
 )
 
 _THREADS = 1
-"""That fill the cache. MONAI 1.6.1's NibabelReader keeps the names of the files that it reads: while another thread
-reads a label, an image of several files may lose channels without a word."""
+"""Number of threads that fill the cache. MONAI 1.6.1's NibabelReader stores the names of the files that it reads: while
+another thread reads a label, an image of several files may silently lose channels."""
 
 _WRITTEN_AS = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"}
 _MOST_IDS_OF_A_BYTE = 255
 CHECK_SPACING = "check_spacing"
 _WORKERS = 2
-"""Processes that prepare training patches; whole images go through none, since shared memory may be small."""
+"""Number of processes that prepare training patches; whole images use none, since shared memory may be small."""
 
 
 def inference_config(source: BundleSource) -> Config:
-    """Return ``inference.json``: the images of ``dataset_dir/imagesTs`` to label maps in ``output_dir``."""
+    """Return ``inference.json``: from the images of ``dataset_dir/imagesTs`` to label maps in ``output_dir``."""
     ending = f"0000{source.file_ending}"
     image = "f" if len(source.plan.channel_names) == 1 else source.image_files(f"f[:-{len(ending)}]")
     return {
@@ -63,8 +63,8 @@ def training_config(source: BundleSource, validation: Sequence[str]) -> Config:
     """Return ``train.json``: training on ``dataset_dir/imagesTr`` and ``labelsTr``.
 
     Args:
-        source: What it is made of.
-        validation: The cases that the experiment was validated on, and this training is wherever they are there.
+        source: The bundle's source.
+        validation: The validation cases of the experiment, which this training uses as well if they exist.
     """
     plan, ending, supervision = source.plan, source.file_ending, source.network.supervision
     main = [] if supervision is None else [monai("Lambdad", keys=PREDICTION, func="$lambda outputs: outputs[0]")]
@@ -83,7 +83,7 @@ def training_config(source: BundleSource, validation: Sequence[str]) -> Config:
         "cases": f"$[os.path.basename(f)[:-{len(ending)}] for f in @labels]",
         "validation_cases": list(validation),
         "held_out": "$[c for c in @cases if c in @validation_cases] or @cases[::5]",
-        # Which an evaluation does not ask for.
+        # Not used in an evaluation.
         "training_cases": f"$[c for c in @cases if c not in @held_out] or sys.exit({none_left})",
         "datalist": "$[{'image': " + images + ", 'label': " + label + ", 'case': c} for c in @cases]",
         "epochs": source.num_epochs(),
@@ -248,7 +248,7 @@ def multi_gpu_config() -> Config:
         "validate#sampler": {
             "_target_": "monai.data.DistributedSampler",
             "dataset": "@validate#dataset",
-            # MONAI refuses fewer cases than processes otherwise; cases that are scored twice count twice there.
+            # Otherwise MONAI refuses fewer cases than processes; cases that are scored twice count twice there.
             "even_divisible": "$len(@validate#dataset) < dist.get_world_size()",
             "shuffle": False,
         },
@@ -267,7 +267,7 @@ def multi_gpu_config() -> Config:
 
 def _common() -> Config:
     return {
-        "imports": ["$import glob", "$import os"],  # MONAI knows monai, torch and np without
+        "imports": ["$import glob", "$import os"],  # MONAI imports monai, torch and np itself
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/dataset'",
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
@@ -275,7 +275,7 @@ def _common() -> Config:
 
 
 def _spacing_check(source: BundleSource) -> Config:
-    """Return the entry that warns of a case which candy_monai would resample otherwise; empty where it does not."""
+    """Return the entry that warns about a case which candy_monai would resample differently; empty if there is none."""
     if (spacing := source.spacing) is None:
         return {}
     shape = f"[round(n * a / b) for n, a, b in zip(image.shape[1:], image.pixdim.tolist(), {spacing})]"
@@ -300,7 +300,7 @@ def _precision(source: BundleSource) -> Config:
 
 
 def _in_precision(source: BundleSource, network: str = "@network") -> list[str]:
-    """Return what lets the network compute as the experiment's does, which MONAI's engines do on GPUs alone."""
+    """Return the statements that set the experiment's precision, which MONAI's engines use only on GPUs."""
     if not _precision(source):
         return []
     enabled = ", enabled=@device.type == 'cuda'" if source.amp_dtype == "float16" else ""
@@ -312,7 +312,7 @@ def _in_precision(source: BundleSource, network: str = "@network") -> list[str]:
 
 
 def _amp(source: BundleSource) -> Config:
-    """Return what lets MONAI's trainer compute in the experiment's precision, which it does on GPUs alone."""
+    """Return the arguments that set the experiment's precision in MONAI's trainer, which uses it only on GPUs."""
     if source.amp_dtype is None:
         return {"amp": False}
     return {"amp": "$@device.type == 'cuda'", "amp_kwargs": {"dtype": f"$torch.{source.amp_dtype}"}}
@@ -333,9 +333,9 @@ def _average(source: BundleSource) -> Config:
 
 
 def _validated_network(source: BundleSource) -> Config:
-    """Return the network that is validated and saved: that of ``inference.json``, with the trained tensors themselves.
+    """Return the network that is validated and saved: that of ``inference.json``, sharing the trained tensors.
 
-    These are the average's, if there is one.
+    With a moving average, these are its tensors.
     """
     average, supervision = source.origin.average, source.network.supervision
     trained = "@network_def.to(@device)" if average is None else "@average.module"
@@ -350,7 +350,7 @@ def _validated_network(source: BundleSource) -> Config:
 
 
 def _hooks(source: BundleSource) -> list[str]:
-    """Return what PyTorch is to call in each step, since MONAI's trainer has no argument for it."""
+    """Return the hooks that PyTorch calls in each step, since MONAI's trainer has no argument for them."""
     clip = f"torch.nn.utils.clip_grad_norm_(@network.parameters(), {MAX_GRAD_NORM})"
     hooks = [f"$@optimizer.register_step_pre_hook(lambda *_: ({clip}, None)[1])"]  # the hook must return None
     if source.origin.average is not None:
@@ -397,11 +397,11 @@ def _mean_dice(source: BundleSource) -> Config:
 
 
 def _as_channels(source: BundleSource, *, with_masks: bool = False) -> list[Entry]:
-    """Return the steps from logits and label ids on the plan's grid to maps of 0 and 1, a channel each.
+    """Return the steps from logits and label ids on the plan's grid to maps of 0 and 1, one channel each.
 
     Args:
         source: The bundle's source.
-        with_masks: Whether the labels are masks already.
+        with_masks: Whether the labels are already masks.
     """
     ignored = without_ignored(source.plan, [PREDICTION, LABEL])
     if source.is_sigmoid:
@@ -419,7 +419,7 @@ def _as_channels(source: BundleSource, *, with_masks: bool = False) -> list[Entr
 
 
 def _saving(source: BundleSource) -> list[Entry]:
-    """Return the steps that write a label map, named after its case, as its image is written."""
+    """Return the steps that write a label map, named after its case, in the format of its image."""
     ending, plan = source.file_ending, source.plan
     highest = max([plan.num_classes, *(region.paints for region in plan.regions)])
     save = monai(
@@ -435,13 +435,13 @@ def _saving(source: BundleSource) -> list[Entry]:
             f"$lambda meta, _: {{'subject': os.path.basename(meta['filename_or_obj'])[:-{len('_0000' + ending)}]}}"
         ),
     )
-    # Not arguments of its own: options of the writer inside.
+    # These are not arguments of SaveImaged, but options of its writer.
     options = {"_target_": "monai.transforms.SaveImaged.set_options", "self": save}
     if ending in (*PICTURES, *TIFFS):  # MONAI's writer of pictures swaps rows and columns by default
         return [options | {"write_kwargs": {"reverse_indexing": False}}]
     if plan.slice_axis is not None and plan.median_shape[plan.slice_axis] == 1:
-        # Images of one slice have an axis of length 1 at the end, which MONAI would leave out with that of the channel.
-        # So it is told that this axis is the channel's.
+        # Images of one slice end with an axis of length 1, which MONAI would remove together with that of the channel.
+        # So this axis is declared as the channel's.
         kept = {"squeeze_end_dims": False, "channel_dim": -1, "spatial_ndim": 2}
         return [monai("SqueezeDimd", keys=PREDICTION, dim=0), options | {"data_kwargs": kept}]
     return [save]

@@ -1,4 +1,4 @@
-"""``metadata.json`` of a bundle, by MONAI's schema of 2024-07-25."""
+"""The ``metadata.json`` of a bundle, according to MONAI's schema of 2024-07-25."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VERSION = "0.1.0"
 
 _MODALITIES = {"ct": "CT", "mri": "MR", "mr": "MR", "us": "US", "pet": "PT"}
 _STANDARDIZED = [-5, 5]
-"""Where most of intensities with mean 0 and deviation 1 lie; they have no bounds."""
+"""The range of most intensities with mean 0 and standard deviation 1, which have no bounds."""
 
 
 def bundle_metadata(source: BundleSource, *, uses_scripts: bool) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def bundle_metadata(source: BundleSource, *, uses_scripts: bool) -> dict[str, An
 
 
 def classes_by_id(source: BundleSource) -> dict[int, str]:
-    """Return the names of the ids that a label map may hold, the background first."""
+    """Return the names of the ids in a label map, the background first."""
     plan = source.plan
     if plan.regions:
         return {0: "background", **{region.paints: region.name for region in plan.regions}}
@@ -88,13 +88,13 @@ def _prediction(source: BundleSource) -> dict[str, Any]:
         "dtype": "float32",
         "value_range": [0, 1],
         "is_patch_data": True,
-        # By the ids of label maps, which MONAI Label takes them for.
+        # By the ids of label maps, as MONAI Label interprets them.
         "channel_def": {str(label_id): name for label_id, name in classes_by_id(source).items()},
     }
 
 
 def _required(source: BundleSource, *, uses_scripts: bool) -> list[str]:
-    """Return the packages that the bundle needs beside MONAI, PyTorch and NumPy."""
+    """Return the packages that the bundle needs besides MONAI, PyTorch and NumPy."""
     ending = source.file_ending
     reading = "pillow" if ending in (*PICTURES, *TIFFS) else "nibabel" if ending.startswith(".nii") else "itk"
     named = str(source.network.entry)

@@ -1,4 +1,4 @@
-"""A trained network as an entry of MONAI's configuration language, with weights that fit what is built of it."""
+"""A trained network as an entry of MONAI's configuration language, with weights for the network built from it."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from candy_monai.nn.slicewise import Slicewise
 from candy_monai.registry import find_bundle, name_in_scripts
 
 _SINGLE_OUTPUT: dict[str, object] = {"deep_supervision": False, "dsdepth": 1}
-"""The arguments of MONAI's networks that add outputs for training alone, and what leaves them out."""
+"""The arguments of MONAI's networks that add outputs for training only, with the values that disable them."""
 
 _TOLERANCE = 1e-4
 _MOST_VOXELS = 1 << 20
-"""Of an image that a network is tried with."""
+"""Maximum size of an image with which a network is tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeepSupervision:
-    """A network with the outputs for training alone.
+    """A network with outputs for training only.
 
     Attributes:
         entry: ``{"_target_": ..., arguments}``.
-        num_outputs: How many outputs it returns in training, the main one first.
+        num_outputs: Number of outputs in training, the main one first.
         is_stacked: Whether they are one tensor ``(B, outputs, K, *spatial)`` instead of a list.
     """
 
@@ -51,10 +51,10 @@ class BundleNetwork:
 
     Attributes:
         entry: ``{"_target_": ..., arguments}``.
-        weights: The state_dict of what is built of it.
-        spatial_shape: The sizes that it takes, as in ``metadata.json``: ``16*n``, or a number for a fixed size.
-        supervision: The same network as it was trained, if that was with deep supervision; else None.
-        scripts: By name the text of the module that has the network's class, which MONAI does not have.
+        weights: The state_dict of the network built from it.
+        spatial_shape: The valid input sizes, as in ``metadata.json``: ``16*n``, or a number for a fixed size.
+        supervision: The same network as it was trained, if with deep supervision; else None.
+        scripts: By name, the text of the module with the network's class, if MONAI does not have it.
     """
 
     entry: dict[str, Any]
@@ -65,16 +65,16 @@ class BundleNetwork:
 
     @property
     def num_members(self) -> int:
-        """How many networks it averages; 1 for a single one."""
+        """Number of networks that it averages; 1 for a single one."""
         return len(self.entry.get("networks", [self.entry]))
 
 
 def describe_network(predictor: Predictor) -> BundleNetwork:
-    """Describe an experiment's network by its class, MONAI's or a bundle's, without outputs for training alone.
+    """Describe an experiment's network by its class, MONAI's or a bundle's, without outputs for training only.
 
     Raises:
-        ExperimentError: If a MONAI Bundle cannot have its class, or what is built of its description computes something
-            else.
+        ExperimentError: If a MONAI Bundle cannot use its class, or the network built from the description computes
+            something else.
     """
     trained = plain_network(predictor.model)
     trained = trained.network if isinstance(trained, Slicewise) else trained
@@ -107,7 +107,7 @@ def describe_network(predictor: Predictor) -> BundleNetwork:
 
 
 def _carried(network: BundleNetwork, kind: type[nn.Module]) -> BundleNetwork:
-    """Return a network that is named as in the ``scripts`` of a bundle, with the module that has its class."""
+    """Return a network with its name in the ``scripts`` of a bundle, and the module of its class."""
     name = {TARGET: name_in_scripts(kind)}
     supervision = network.supervision
     return replace(
@@ -119,7 +119,7 @@ def _carried(network: BundleNetwork, kind: type[nn.Module]) -> BundleNetwork:
 
 
 def _deep_supervision(entry: dict[str, Any], sizes: Sequence[str | int], predictor: Predictor) -> DeepSupervision:
-    """Return what a network with outputs for training alone returns in training."""
+    """Return the outputs in training of a network that has outputs for training only."""
     network: nn.Module = ConfigParser({"network_def": entry}).get_parsed_content("network_def")
     images = torch.zeros(2, predictor.num_channels, *(int(str(size).partition("*")[0]) for size in sizes))
     with torch.no_grad():
@@ -129,7 +129,7 @@ def _deep_supervision(entry: dict[str, Any], sizes: Sequence[str | int], predict
 
 
 def _arguments_of(kind: type[nn.Module], predictor: Predictor) -> dict[str, Any]:
-    """Return what the constructor of the network's class is called with as the experiment's bundle builds it."""
+    """Return the arguments with which the experiment's bundle calls the constructor of the network's class."""
     bundle = predictor.description.bundle
     if bundle is None:
         raise ExperimentError(
@@ -142,7 +142,7 @@ def _arguments_of(kind: type[nn.Module], predictor: Predictor) -> dict[str, Any]
 
 
 def checked_sizes(built: nn.Module, trained: nn.Module, predictor: NetworkPredictor, where: str) -> list[str | int]:
-    """Check that two networks compute the same, and return the sizes that they take.
+    """Check that two networks are equivalent, and return the input sizes that they accept.
 
     Raises:
         ExperimentError: If they differ, or return more than one tensor.
@@ -151,7 +151,7 @@ def checked_sizes(built: nn.Module, trained: nn.Module, predictor: NetworkPredic
     assert plan is not None
     axes = [axis for axis in range(plan.num_dims) if axis != plan.slice_axis]
     patch = [plan.patch_shape[axis] for axis in axes]
-    # Twice the divisor, so that more than one voxel is left at the bottom, which normalisation needs.
+    # Twice the divisor, so that more than one voxel is left at the lowest level, as normalisation requires.
     smallest = [2 * plan.divisor[axis] if plan.divisor[axis] > 1 else 1 for axis in axes]
     twice = [2 * size for size in smallest]
     sizes: list[str | int] = [f"{size}*n" for size in smallest]
@@ -192,11 +192,11 @@ def ensemble_of(members: Sequence[BundleNetwork], *, sigmoid: bool, of_logits: b
 
     Args:
         members: The networks.
-        sigmoid: Whether each channel is a question of its own.
+        sigmoid: Whether each channel is decided separately.
         of_logits: Whether logits are averaged, as nnU-Net does, instead of probabilities.
 
     Raises:
-        BadInputError: If they take images of other sizes.
+        BadInputError: If their input sizes differ.
     """
     if any(member.spatial_shape != members[0].spatial_shape for member in members):
         shapes = "; ".join(str(member.spatial_shape) for member in members)

@@ -1,8 +1,8 @@
-"""The networks of a trained nnU-Net for a bundle: as MONAI's DynUNet where that computes the same, else as they are.
+"""The networks of a trained nnU-Net for a bundle: as MONAI's DynUNet if that is equivalent, else as they are.
 
-nnU-Net's plain network with two convolutions a stage is a `DynUNet` but for three things. It has a bias before each
-normalisation, which subtracts it again. Its decoder has at each level the kernel of that level, and DynUNet's the
-kernel of the one below, into which the smaller one is written, with zeros around it. And it names its layers otherwise.
+nnU-Net's plain network with two convolutions per stage is a `DynUNet` with three differences. It has a bias before each
+normalisation, which subtracts it again. At each level its decoder uses the kernel of that level, and DynUNet's that of
+the level below, into which the smaller kernel is written, surrounded by zeros. And the names of its layers differ.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from candy_monai.nn.slicewise import Slicewise
 
 
 def describe_nnunet(predictor: NNUNetPredictor) -> BundleNetwork:
-    """Describe the network of a trained nnU-Net, of several folds their mean.
+    """Describe the network of a trained nnU-Net, for several folds their mean.
 
     Raises:
-        ExperimentError: If what is described computes something else.
+        ExperimentError: If the described network computes something else.
     """
     network = plain_network(predictor.model)
     network = network.network if isinstance(network, Slicewise) else network
@@ -42,10 +42,10 @@ def describe_nnunet(predictor: NNUNetPredictor) -> BundleNetwork:
 
 
 def _entry(predictor: NNUNetPredictor) -> dict[str, Any]:
-    """Return the network as its own class and the arguments that it is built with.
+    """Return the network as its own class and arguments.
 
     Raises:
-        ExperimentError: If an argument is no plain data.
+        ExperimentError: If an argument is not plain data.
     """
     unet = import_module("dynamic_network_architectures.architectures.unet")
     with noted_arguments(*(getattr(unet, name) for name in ARCHITECTURES)) as noted:
@@ -73,7 +73,7 @@ def _described(trained: nn.Module, where: Path, predictor: NNUNetPredictor, entr
 def _as_dynunet(
     trained: nn.Module, predictor: NNUNetPredictor, given: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Return the entry and the weights of the DynUNet that computes the same; None where none does."""
+    """Return the entry and the weights of the equivalent DynUNet; None if there is none."""
     plan, kernels, strides = predictor.plan, given["kernel_sizes"], given["strides"]
     num_dims = len(kernels[0])
     norm, activation = (dict(given.get(f"{name}_kwargs") or {}) for name in ("norm_op", "nonlin"))
@@ -119,7 +119,7 @@ def _as_dynunet(
 
 
 def _pairs(trained: Any, network: Any) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Yield each layer of nnU-Net's network with that of DynUNet that takes its weights."""
+    """Yield each layer of nnU-Net's network with the layer of DynUNet that takes its weights."""
     down = [network.input_block, *network.downsamples, network.bottleneck]
     for stage, block in zip(trained.encoder.stages, down, strict=True):
         yield from _of_block(stage[-1], block)
@@ -138,7 +138,7 @@ def _of_block(stage: Any, block: Any) -> Iterator[tuple[nn.Module, nn.Module]]:
 
 
 def _put(theirs: Tensor, ours: nn.Parameter) -> None:
-    """Write a tensor into one of the same shape, or into the middle of a larger kernel, whose rest becomes 0."""
+    """Write a tensor into one of the same shape, or into the centre of a larger kernel, whose rest becomes 0."""
     margins = [(ours.shape[axis] - theirs.shape[axis]) // 2 for axis in range(2, theirs.ndim)]
     ours.copy_(F.pad(theirs, [margin for each in reversed(margins) for margin in (each, each)]))
 

@@ -1,4 +1,4 @@
-"""What a bundle is told of the training behind a model, whether candy_monai or nnU-Net did it."""
+"""The origin of a model for a bundle: its training, by candy_monai or nnU-Net."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ _WINDOW_ARGUMENTS = {"_target_", "roi_size", "sw_batch_size", "overlap", "mode",
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where a model comes from.
+    """The origin of a model.
 
     Attributes:
-        name: Of the experiment, or of nnU-Net's configuration.
+        name: The name of the experiment, or of nnU-Net's configuration.
         trainer: The trainer's class.
-        inferer: What whole images were validated with: ``plan``, or windows in MONAI's configuration language.
-        file_ending: Of the dataset's images; None if unknown.
-        amp: The precision that it predicts in, as a setting of `Trainer.train`.
-        average: The kind of the moving average of the weights that it was trained with; None without one.
-        optimizer: The ``kind`` of its optimizer and what that was built with; empty if unknown.
-        schedule: The kind of its learning rate's schedule, apart from a warm-up; None if unknown.
-        training: The cases that it was trained on.
-        validation: Those that it was validated on.
+        inferer: The inferer of validation: ``plan``, or windows in MONAI's configuration language.
+        file_ending: The suffix of the dataset's images; None if unknown.
+        amp: The precision of prediction, as a setting of `Trainer.train`.
+        average: The kind of the moving average of the weights in training; None without one.
+        optimizer: The ``kind`` and the arguments of its optimizer; empty if unknown.
+        schedule: The kind of its learning-rate schedule, apart from a warm-up; None if unknown.
+        training: The training cases.
+        validation: The validation cases.
         dataset: The dataset's folder; None if unknown.
-        scores: Files with the scores of validation, of each network by its name.
+        scores: Files with the validation scores, by the name of the network.
         of_nnunet: Whether nnU-Net trained it.
     """
 
@@ -61,10 +61,10 @@ class Origin:
 
 
 def origin_of(predictor: NetworkPredictor) -> Origin:
-    """Return where a model comes from.
+    """Return the origin of a model.
 
     Raises:
-        ExperimentError: If no bundle can be made of it, with what to do instead.
+        ExperimentError: If it cannot be exported as a bundle, with what to do instead.
     """
     if isinstance(predictor, NNUNetPredictor):
         found = _of_nnunet(predictor)
@@ -130,7 +130,7 @@ def _of_nnunet(predictor: NNUNetPredictor) -> Origin:
         trainer=predictor.trainer,
         inferer={"roi_size": list(predictor.plan.patch_shape)},
         file_ending=described.file_ending,
-        training=("",) * (described.num_training or 0),  # whose names the folder does not say
+        training=("",) * (described.num_training or 0),  # the folder does not contain their names
         validation=validated,
         scores=scores,
         of_nnunet=True,
@@ -138,7 +138,7 @@ def _of_nnunet(predictor: NNUNetPredictor) -> Origin:
 
 
 def _cases_in(file: Path) -> tuple[str, ...]:
-    """Return the cases that a file of nnU-Net's scores names; none where it cannot be read, since it is not needed."""
+    """Return the cases in a file of nnU-Net's scores; empty if it cannot be read, since it is not required."""
     try:
         return tuple(case.case_id for case in read_summary(file).cases)
     except BadInputError:

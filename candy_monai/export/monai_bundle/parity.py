@@ -1,6 +1,6 @@
-"""How much of the foreground a bundle labels as the experiment's own prediction does, on real cases.
+"""Measure how much of the foreground a bundle labels in the same way as the experiment, on real cases.
 
-The bundle is run as its user will run it: by MONAI's command line, in a process of its own.
+The bundle is run as by its users: with MONAI's command line, in a separate process.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Parity:
     """The comparison of a bundle with its experiment.
 
     Attributes:
-        shares: For each case, the share of voxels with the same id among those that either labelled; None where
-            neither labelled any.
-        reason: Why nothing was compared; empty where it was.
+        shares: For each case, the fraction of voxels with equal ids among those that either labelled; None if neither
+            labelled any.
+        reason: Why nothing was compared; empty if something was.
     """
 
     shares: Mapping[str, float | None]
@@ -46,12 +46,12 @@ class Parity:
 
     @property
     def least(self) -> float | None:
-        """The least of the cases with foreground; None without any."""
+        """The minimum over cases with foreground; None without any."""
         return min((share for share in self.shares.values() if share is not None), default=None)
 
     @property
     def summary(self) -> str:
-        """The result in a line."""
+        """The result in one line."""
         if self.mean is None or self.least is None:
             return f"Label maps were not compared: {self.reason or 'neither labelled anything'}"
         count = sum(share is not None for share in self.shares.values())
@@ -63,8 +63,8 @@ def measure_parity(bundle: Path, predictor: CasePredictor, cases: Mapping[str, S
 
     Args:
         bundle: The bundle's folder.
-        predictor: The experiment's predictor, or the experiments'.
-        cases: The image files of each case; the first `NUM_CASES` are taken.
+        predictor: The predictor of the experiment or experiments.
+        cases: The image files of each case; the first `NUM_CASES` are used.
 
     Raises:
         RunFailedError: If the bundle does not run.
@@ -91,14 +91,14 @@ def measure_parity(bundle: Path, predictor: CasePredictor, cases: Mapping[str, S
 
 
 def run_inference(bundle: Path, dataset: Path, output: Path) -> None:
-    """Run ``configs/inference.json`` by MONAI's command line, in the bundle's folder.
+    """Run ``configs/inference.json`` with MONAI's command line, in the bundle's folder.
 
     Raises:
-        RunFailedError: If it ends with an error, with its last lines.
+        RunFailedError: If it ends with an error; the message contains its last lines.
     """
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json"]
     options = ["--dataset_dir", str(dataset), "--output_dir", str(output)]
-    # On the device that the experiment predicts on, and without leaving compiled modules in the bundle.
+    # On the device of the experiment's prediction, and without leaving compiled modules in the bundle.
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONDONTWRITEBYTECODE": "1"}
     ran = subprocess.run([*command, *options], cwd=bundle, env=environment, capture_output=True, text=True, check=False)
     if ran.returncode:
@@ -107,10 +107,10 @@ def run_inference(bundle: Path, dataset: Path, output: Path) -> None:
 
 
 def equal_foreground(one: Path, other: Path) -> float | None:
-    """Return the share of equal ids among the voxels that either label map has; None where both are empty.
+    """Return the fraction of equal ids among the voxels that either label map has; None if both are empty.
 
     Raises:
-        RunFailedError: If they have other shapes.
+        RunFailedError: If their shapes differ.
     """
     first, second = (load_image(path, is_label=True).as_tensor() for path in (one, other))
     if first.shape != second.shape:

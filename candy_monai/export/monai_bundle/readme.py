@@ -1,4 +1,4 @@
-"""``docs/README.md`` of a bundle: what it does, how well, and how to run it."""
+"""The ``docs/README.md`` of a bundle: its purpose, its scores, and how to run it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from candy_monai.export.monai_bundle.source import BundleSource
 
 _PICTURES = {"actual (preview).png": "prediction.png", "expected (preview).png": "reference.png"}
 _ELSE = {"progress.png": "progress.png"}
-"""What is shown of a run that saved no previews."""
+"""The pictures for a run that saved no previews."""
 
 _COMMANDS = """\
 python -m monai.bundle run --config_file configs/inference.json --dataset_dir DATASET --output_dir PREDICTIONS
@@ -136,7 +136,7 @@ def _scores(files: Mapping[str, Path], experiments: Sequence[Path], classes: dic
 
 
 def _class_of(number: str, classes: dict[int, str]) -> str:
-    """Return the name of a class; of a region of nnU-Net's, which is a list of ids, that list."""
+    """Return the name of a class; for a region of nnU-Net, which is a list of ids, the list."""
     return classes.get(int(number), number) if number.isdecimal() else number
 
 
@@ -174,7 +174,7 @@ def _pictures(experiment: Path, folder: Path) -> list[str]:
 
 
 def _how_trained(source: BundleSource) -> list[str]:
-    """Return what is saved, where that is not simply the network that is trained."""
+    """Return sentences about what is saved, if it differs from the network that is trained."""
     said = []
     if source.network.supervision is not None:
         said.append("Outputs at lower resolutions are supervised and left out of the weights that are saved.")
@@ -184,7 +184,7 @@ def _how_trained(source: BundleSource) -> list[str]:
 
 
 def _others(source: BundleSource) -> list[str]:
-    """Return how ``train.json`` differs from the experiment's training."""
+    """Return the differences of ``train.json`` from the experiment's training."""
     origin, kind = source.origin, source.origin.optimizer.get("kind", "AdamW")
     supervision = source.network.supervision
     differs = {

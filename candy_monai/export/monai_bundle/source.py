@@ -1,4 +1,4 @@
-"""What the configurations of a bundle are made of: an experiment's steps, loss and inferer in MONAI's terms."""
+"""The content of a bundle's configurations: an experiment's steps, loss and inferer in MONAI's terms."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ _AMP_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
 _BATCH_OF_WINDOWS = 4
 _OPTIMIZER_OPTIONS = {"AdamW": {"betas", "eps"}, "SGD": {"momentum"}}
 MAX_GRAD_NORM = 12.0
-"""What gradients are clipped to by our trainers, unless they are told otherwise, and by nnU-Net's."""
+"""The norm to which gradients are clipped by trainers of this package, by default, and by nnU-Net's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BundleSource:
-    """What configurations are made of.
+    """The source of a bundle's configurations.
 
     Attributes:
-        predictor: The trained model's predictor; of an ensemble the first one's.
-        origin: Where it comes from.
+        predictor: The trained model's predictor; for an ensemble the first one's.
+        origin: The origin of the model.
         network: The network.
-        portable: Whether only MONAI's own classes are named.
-        by_monai: Whether an inferer of MONAI's runs whole images, and its ``Spacingd`` stands in for a resampling that
-            none of the experiment's cases needs.
+        portable: Whether only MONAI's own classes are used.
+        by_monai: Whether an inferer of MONAI runs whole images, and its ``Spacingd`` replaces a resampling that none of
+            the experiment's cases needs.
         chosen_steps: Steps on the label map after the experiment's postprocessing.
         thresholds: The probability that each region must exceed; empty for 0.5.
     """
@@ -54,32 +54,32 @@ class BundleSource:
 
     @property
     def may_run_by_monai(self) -> bool:
-        """Whether inference needs no class but MONAI's once an inferer of MONAI's runs whole images."""
+        """Whether inference needs only MONAI's classes if an inferer of MONAI runs whole images."""
         trial = replace(self, by_monai=True)
         steps = [*trial.preprocessing(), *trial.postprocessing("")]
         return self.plan.slice_axis is None and not scripts_in([*steps, self.network.entry], self.network.scripts)
 
     @property
     def names_monai_alone(self) -> bool:
-        """Whether inference names MONAI's own classes alone."""
+        """Whether inference uses only MONAI's own classes."""
         return self.portable or self.by_monai
 
     @property
     def spacing(self) -> list[float] | None:
-        """The spacing that MONAI's ``Spacingd`` would resample others to though no case of the experiment needed it."""
+        """The spacing to which MONAI's ``Spacingd`` would resample, although no case of the experiment needed it."""
         plan = self.plan
         is_unneeded = self.names_monai_alone and plan.resampling == "none" and plan.pixdim is not None
         return list(plan.pixdim) if is_unneeded and plan.pixdim is not None else None
 
     @property
     def amp_dtype(self) -> str | None:
-        """The type of torch's that the experiment predicts in; None for float32."""
+        """The type of torch in which the experiment predicts; None for float32."""
         return _AMP_TYPES.get(str(self.origin.amp))
 
     @property
     def plan(self) -> Plan:
         """The experiment's plan."""
-        assert self.predictor.plan is not None  # others are refused
+        assert self.predictor.plan is not None  # models without a plan are refused
         return self.predictor.plan
 
     @property
@@ -89,29 +89,29 @@ class BundleSource:
 
     @property
     def regions(self) -> list[list[int]]:
-        """The ids of each overlapping region; empty where classes exclude each other."""
+        """The ids of each overlapping region; empty if classes are mutually exclusive."""
         return [list(region.ids) for region in self.plan.regions]
 
     @property
     def is_sigmoid(self) -> bool:
-        """Whether each channel of the network's output is a question of its own."""
+        """Whether each channel of the network's output is decided separately."""
         return bool(self.plan.regions) or self.plan.num_classes == 1
 
     def preprocessing(self) -> list[Entry]:
-        """Return the steps from files to what the network reads."""
+        """Return the steps from files to the network's input."""
         entries = self.predictor.preprocessor.pipelines["preprocessing"]
         if self.plan.resampling == "none":
             entries = [self._resampling_of_others(entry) for entry in entries]
         steps = for_bundle(entries, self.plan, portable=self.portable)
         if self.pads_whole_images:
-            # As the experiment's own inferers pad: volumes at the end, slices on both sides.
+            # Padded as by the experiment's own inferers: volumes at the end, slices on both sides.
             method = "end" if self.plan.slice_axis is None else "symmetric"
             divisor = {"k": list(self.plan.divisor), "method": method}
             steps.append(monai("DivisiblePadd", keys=[IMAGE, LABEL], **divisor, allow_missing_keys=True))
         return steps
 
     def _resampling_of_others(self, entry: Entry) -> Entry:
-        """Return what brings a case of another spacing to the plan's, as prediction builds it in place of an entry."""
+        """Return an entry; the plan's ``Spacingd`` is replaced by the resampling that prediction uses instead."""
         if entry not in preprocessing(self.plan) or entry["_target_"] != "monai.transforms.Spacingd":
             return entry
         ours = resampling(replace(self.plan, resampling="extent"))
@@ -119,7 +119,7 @@ class BundleSource:
 
     @property
     def pads_whole_images(self) -> bool:
-        """Whether MONAI's inferer runs every image at once, since the experiment's runs one of the usual size so."""
+        """Whether MONAI's inferer runs every image at once, as the experiment's does for images of the usual size."""
         plan = self.plan
         if not self.names_monai_alone or self.origin.inferer != PLAN:
             return False
@@ -140,7 +140,7 @@ class BundleSource:
         return [step | undo if step["_target_"].endswith(".Invertd") else step for step in steps]
 
     def augmentation(self) -> list[Entry]:
-        """Return the random steps of training, which cut a patch and change it."""
+        """Return the random steps of training, which cut a patch and augment it."""
         plan = self.plan
         steps = for_bundle(self.predictor.preprocessor.pipelines["augmentation"], plan, portable=self.portable)
         if not self.portable and any(step.get("center_key") for step in steps):
@@ -161,10 +161,10 @@ class BundleSource:
         return bool(self.regions) and self.plan.ignore_label is None
 
     def loss(self) -> Entry:
-        """Return the criterion, for deep supervision that of all outputs.
+        """Return the criterion, with deep supervision that of all outputs.
 
         Raises:
-            ExperimentError: If MONAI has none, and only MONAI's are wanted.
+            ExperimentError: If MONAI has none, and only MONAI's classes are allowed.
         """
         if self.network.supervision is None:
             return self._loss_of_one()
@@ -187,9 +187,9 @@ class BundleSource:
                 f"{self.predictor.folder}: learned overlapping regions beside an ignore label, for which MONAI has no "
                 "loss: export without --portable"
             )
-        if plan.ignore_label is not None:  # MONAI's sums of losses leave nothing out
+        if plan.ignore_label is not None:  # MONAI's combined losses have no ignore index
             return {"_target_": "monai.losses.DiceLoss", **kind, "ignore_index": plan.ignore_label}
-        if self.regions:  # MONAI's DiceCELoss takes masks of several channels for exclusive classes
+        if self.regions:  # MONAI's DiceCELoss treats masks of several channels as exclusive classes
             return {"_target_": "monai.losses.DiceFocalLoss", **kind, "gamma": 0.0}
         return {"_target_": "monai.losses.DiceCELoss", **kind}
 
@@ -203,7 +203,7 @@ class BundleSource:
         return all(value == built[name][0] for name in names & built.keys() for value in built[name])
 
     def optimizer(self) -> Entry:
-        """Return the optimizer; AdamW with its defaults where the experiment's cannot be kept."""
+        """Return the optimizer; AdamW with its defaults if the experiment's cannot be used."""
         built, plan = self.origin.optimizer if self.keeps_optimizer else {}, self.plan
         kind = str(built.get("kind", "AdamW"))
         options = {name: built[name][0] for name in sorted(_OPTIMIZER_OPTIONS[kind] & built.keys())}
@@ -213,12 +213,12 @@ class BundleSource:
         return {"_target_": f"torch.optim.{kind}", **common, **options}
 
     def schedule(self, *, num_steps: str) -> Entry:
-        """Return the schedule of the learning rate, which steps once a batch.
+        """Return the learning-rate schedule, which steps once per batch.
 
         Args:
             num_steps: A reference to the number of steps.
         """
-        if self.origin.schedule == CosineLR.__name__:  # which our trainers have with a warm-up
+        if self.origin.schedule == CosineLR.__name__:  # used by trainers of this package with a warm-up
             return {
                 "_target_": "monai.optimizers.WarmupCosineSchedule",
                 "optimizer": "@optimizer",
@@ -233,7 +233,7 @@ class BundleSource:
         }
 
     def inferer(self) -> Entry:
-        """Return what runs whole images."""
+        """Return the inferer for whole images."""
         plan: Plan = self.plan
         described: Any = self.origin.inferer
         common: Config = {"sw_batch_size": _BATCH_OF_WINDOWS, "overlap": 0.5, "mode": "gaussian"}
@@ -278,13 +278,13 @@ class BundleSource:
         }
 
     def num_epochs(self) -> int:
-        """Return as many passes over the cases as the experiment took steps."""
+        """Return the number of epochs that amounts to as many steps as the experiment took."""
         plan = self.plan
         steps_a_pass = max(1, len(self.origin.training) // plan.batch_size)
         return max(1, math.ceil(plan.num_epochs * plan.iterations_per_epoch / steps_a_pass))
 
     def image_files(self, stem: str) -> str:
-        """Return an expression for the files of a case, of which a channel may have one each.
+        """Return an expression for the files of a case, which may have one per channel.
 
         Args:
             stem: An expression for folder, case and underscore.

@@ -1,4 +1,4 @@
-"""The experiment's transforms as a bundle names them: MONAI's, those in its ``scripts/``, or MONAI's nearest ones."""
+"""The experiment's transforms in a bundle: MONAI's, those in its ``scripts/``, or MONAI's nearest equivalents."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from candy_monai.registry import SCRIPTS
 
 _OURS = "candy_monai.transforms"
 _CARRIED = ("candy_monai.export.monai_bundle.carried", _OURS, "candy_monai.nn")
-"""The packages whose modules bundles carry, which import nothing else of ours."""
+"""The packages whose modules bundles carry; these import nothing else of this library."""
 
 _INSTEAD = {"monai.transforms.KeepLargestConnectedComponentd": f"{_OURS}.KeepLargestComponentd"}
-"""What prediction builds in place of MONAI's, since it needs no further package."""
+"""The transforms that prediction uses in place of MONAI's, since they need no further package."""
 
 _SCHEMES_WITHOUT_STEP = ("nonorm",)
 
 
 def monai(name: str, /, **arguments: object) -> Entry:
-    """Return an entry of MONAI's transform of this name."""
+    """Return an entry for MONAI's transform of this name."""
     return {"_target_": f"monai.transforms.{name}", **arguments}
 
 
 def for_bundle(entries: Iterable[Mapping[str, Any]], plan: Plan, *, portable: bool) -> list[Entry]:
-    """Return a pipeline's entries as a bundle has them.
+    """Return a pipeline's entries for a bundle.
 
     Args:
-        entries: What ``experiment.json`` says.
+        entries: The entries in ``experiment.json``.
         plan: The plan.
-        portable: Whether MONAI's nearest equivalents stand in for our transforms; else these are in ``scripts/``.
+        portable: Whether MONAI's nearest equivalents replace our transforms, which otherwise are in ``scripts/``.
 
     Raises:
         ExperimentError: If MONAI has no equivalent, or a step is neither MONAI's nor ours.
@@ -61,7 +61,7 @@ def for_bundle(entries: Iterable[Mapping[str, Any]], plan: Plan, *, portable: bo
 
 
 def for_image_alone(entries: Iterable[Entry]) -> list[Entry]:
-    """Return the steps of a preprocessing for the image alone, without the label that a case to be predicted lacks."""
+    """Return the steps of a preprocessing for the image only, since cases to predict have no label."""
     steps = []
     for entry in entries:
         keys = entry["keys"] if isinstance(entry["keys"], list) else [entry["keys"]]
@@ -79,7 +79,7 @@ def for_image_alone(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def scripts_in(configs: object, networks: Mapping[str, str]) -> dict[str, str]:
-    """Return the text of each module of ``scripts`` that configurations name, and of those that these import.
+    """Return the text of each module of ``scripts`` that configurations name, and of the modules imported by these.
 
     Args:
         configs: The configurations.
@@ -95,14 +95,14 @@ def scripts_in(configs: object, networks: Mapping[str, str]) -> dict[str, str]:
 
 
 def script(module: str) -> str:
-    """Return the text of a module of this library's for ``scripts``."""
+    """Return the text of a module of this library for ``scripts``."""
     sources = (files(package).joinpath(f"{module}.py") for package in _CARRIED)
     source = next(source for source in sources if source.is_file())
     return source.read_text(encoding="utf-8").replace(f"from {_OURS}.", f"from {SCRIPTS}.")
 
 
 def region_masks(key: str, regions: Sequence[Sequence[int]]) -> list[Entry]:
-    """Return the steps that make a mask of each region, in channels, of the ids at a key."""
+    """Return the steps that convert the ids at a key to a mask of each region, in channels."""
     names = [f"{key}_{index}" for index in range(len(regions))]
     return [
         monai("CopyItemsd", keys=key, times=len(names), names=names),
@@ -114,7 +114,7 @@ def region_masks(key: str, regions: Sequence[Sequence[int]]) -> list[Entry]:
 
 
 def without_ignored(plan: Plan, keys: Sequence[str]) -> list[Entry]:
-    """Return the steps that make voxels background, in maps at ``keys``, where the label is the ignore label."""
+    """Return the steps that set voxels with the ignore label to background in the maps at ``keys``."""
     if plan.ignore_label is None:
         return []
     valid = "valid"
@@ -144,7 +144,7 @@ def _without_our_reader(step: Entry) -> Entry:
 
 
 def _equivalents(step: Entry, plan: Plan) -> list[Entry]:
-    """Return MONAI's transforms that come nearest to one of ours."""
+    """Return MONAI's nearest equivalents of one of our transforms."""
     name = step["_target_"].rpartition(".")[2]
     made = globals().get(f"_like_{name}")
     if made is None:
@@ -156,7 +156,7 @@ def _equivalents(step: Entry, plan: Plan) -> list[Entry]:
 
 
 def like_resampling(step: Entry) -> Entry:
-    """Return MONAI's ``Spacingd`` that comes nearest to our ``ResampleToSpacingd``."""
+    """Return MONAI's ``Spacingd`` that is nearest to our ``ResampleToSpacingd``."""
     step = {name: value for name, value in step.items() if name != "_target_"}
     modes = {"cubic": 3, "linear": "bilinear", "majority": "nearest", "nearest": "nearest"}
     mode = step.pop("mode", "cubic")
@@ -204,7 +204,7 @@ def _like_scheme(channel: Mapping[str, Any], key: str) -> list[Entry]:
 
 
 def _like_PaintLabelsd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
-    """Return the steps to label ids; what follows in the list undoes preprocessing of ids, and stays."""
+    """Return the steps to label ids; the following steps, which invert preprocessing for ids, are kept."""
     key, paints = step["keys"], step.get("paints") or []
     if step.get("thresholds"):
         raise ExperimentError("thresholds of regions have no equivalent in MONAI: export without --portable")
@@ -214,7 +214,7 @@ def _like_PaintLabelsd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
     masks = [*probable, monai("AsDiscreted", keys=key, threshold=0.5)]
     if not paints:
         return masks
-    # The number of the last region that holds a voxel, from 1, and then the id that this region paints.
+    # The number of the last region that contains a voxel, from 1; it is then mapped to the id that this region paints.
     count = "torch.arange(1, len(x) + 1, device=x.device).view(-1, *[1] * (x.ndim - 1))"
     return [
         *masks,
@@ -232,7 +232,7 @@ def _like_KeepLargestComponentd(step: Entry, plan: Plan) -> list[Entry]:  # noqa
 
 
 def _like_RemoveSmallComponentsd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
-    """Return MONAI's removal of small objects, which takes masks, or all classes of a map together."""
+    """Return MONAI's removal of small objects, which supports masks, or all classes of a map together."""
     chosen, each = step.pop("applied_labels", None), step.pop("independent", True)
     foreground = set(range(1, plan.num_classes)) if not plan.regions else {region.paints for region in plan.regions}
     if (each and len(foreground) > 1) or (chosen is not None and not foreground <= set(chosen)):

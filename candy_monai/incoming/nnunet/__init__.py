@@ -1,8 +1,8 @@
-"""Trained models of nnU-Net v2: their folder, plans and network, and the predictor that reproduces nnU-Net's own.
+"""Trained models of nnU-Net v2: their folder, plans and network, and a predictor that reproduces nnU-Net's results.
 
-A folder ``TRAINER__PLANS__CONFIGURATION`` enters; a `Plan` that preprocesses as nnU-Net does, a network with its
-weights along the axes of this library, and a predictor leave. Neither nnU-Net nor anything that the folder names is
-imported; of ``dynamic-network-architectures`` only the classes that are listed here.
+From a folder ``TRAINER__PLANS__CONFIGURATION``, this package builds a `Plan` that preprocesses as nnU-Net does, a
+network with its weights along this library's axes, and a predictor. Neither nnU-Net nor anything that the folder names
+is imported; of ``dynamic-network-architectures`` only the classes listed here.
 """
 
 from candy_monai.incoming.nnunet.folder import NNUNetFolder, find_nnunet_folder, is_nnunet_folder

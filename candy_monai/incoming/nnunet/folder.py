@@ -1,4 +1,4 @@
-"""The folder of a trained nnU-Net: where its files are, and their content, read without executing anything."""
+"""The folder of a trained nnU-Net: the places of its files, and their content, read without executing code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from candy_monai.text import read_json
 
 PLANS, DATASET = "plans.json", "dataset.json"
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
-"""The configurations of nnU-Net's own planners that one network predicts with; any other of the same kind does, too."""
+"""Configurations of nnU-Net's planners that use a single network; others of the same kind are supported as well."""
 
 _CHECKPOINTS = {
     "best": ("checkpoint_final.pth", "checkpoint_best.pth"),
@@ -32,7 +32,7 @@ _WRAPPERS = ("module.", "_orig_mod.")
 
 @dataclass(frozen=True, kw_only=True)
 class NNUNetFolder:
-    """The folder of one trained configuration, and those of its folds that are meant.
+    """The folder of one trained configuration, and those of its selected folds.
 
     Attributes:
         path: The folder ``TRAINER__PLANS__CONFIGURATION``.
@@ -46,8 +46,8 @@ class NNUNetFolder:
         """Return the weight file of each fold that has one.
 
         Args:
-            name: ``best`` for what nnU-Net itself predicts with, ``checkpoint_final.pth``, or ``checkpoint_best.pth``
-                where no fold has come to its end; ``latest`` for ``checkpoint_latest.pth``; or the name of a file.
+            name: ``best`` for ``checkpoint_final.pth``, which nnU-Net itself predicts with, or ``checkpoint_best.pth``
+                if no fold has finished; ``latest`` for ``checkpoint_latest.pth``; or the name of a file.
 
         Raises:
             ExperimentError: If no fold has such a file.
@@ -62,7 +62,7 @@ class NNUNetFolder:
         raise ExperimentError(f"{self.path}: no fold has {expected} ({found} in {_names(self.folds)})")
 
     def json(self, name: str) -> dict[str, Any]:
-        """Read one of the folder's JSON files, which must hold an object.
+        """Read one of the folder's JSON files, which must contain an object.
 
         Raises:
             ExperimentError: If it is missing or damaged.
@@ -79,14 +79,14 @@ class NNUNetFolder:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NNUNetCheckpoint:
-    """What predicting needs of one of nnU-Net's checkpoints.
+    """The parts of one of nnU-Net's checkpoints that prediction needs.
 
     Attributes:
         path: The file.
         weights: The network's state_dict.
         trainer: The name of the trainer's class.
         configuration: The name of the configuration in the plans.
-        mirror_axes: The axes that training mirrored, in the network's own axes.
+        mirror_axes: The axes that training mirrored, in the order of the network.
     """
 
     path: Path
@@ -97,20 +97,20 @@ class NNUNetCheckpoint:
 
 
 def is_nnunet_folder(path: PathLike) -> bool:
-    """Return whether a folder is nnU-Net's: a trained configuration, a fold, those of a dataset; or one of v1."""
+    """Return whether a folder is one of nnU-Net: a configuration, a fold or a dataset with trained models; also v1."""
     path = Path(path)
     return bool(_models_at(path)) or any((place / _V1).is_file() for place in (path, path.parent))
 
 
 def find_nnunet_folder(path: PathLike) -> NNUNetFolder:
-    """Return the trained configuration that a folder holds, with its folds.
+    """Return the trained configuration in a folder, with its folds.
 
     Args:
-        path: The folder of a configuration; of one of its folds, which is meant alone then; or of a dataset, if only
-            one configuration is in it.
+        path: The folder of a configuration; of one of its folds, which alone is then used; or of a dataset, if it
+            contains only one configuration.
 
     Raises:
-        ExperimentError: If it is none of these, holds several configurations, or was written by nnU-Net v1.
+        ExperimentError: If it is none of these, contains several configurations, or was written by nnU-Net v1.
     """
     path = Path(path)
     models = _models_at(path)
@@ -143,7 +143,7 @@ def find_nnunet_folder(path: PathLike) -> NNUNetFolder:
 
 
 def resolved_configuration(plans: Mapping[str, Any], name: str, where: PathLike) -> dict[str, Any]:
-    """Return a configuration of the plans, with what it inherits from others.
+    """Return a configuration of the plans, with the entries that it inherits from others.
 
     Raises:
         ExperimentError: If there is no such configuration, or it inherits from itself.
@@ -172,11 +172,11 @@ def resolved_configuration(plans: Mapping[str, Any], name: str, where: PathLike)
 def read_checkpoint(path: Path) -> NNUNetCheckpoint:
     """Read one of nnU-Net's checkpoints onto the CPU; nothing in it is executed.
 
-    Tensors stay in the file until they are used. Beside tensors and plain values nnU-Net's files hold NumPy's numbers;
-    the constructors of these are the only ones that are allowed.
+    Tensors stay in the file until they are used. Besides tensors and plain values, nnU-Net's files contain NumPy's
+    numbers; only their constructors are allowed.
 
     Raises:
-        ExperimentError: If the file is missing or damaged, holds anything else, or is no checkpoint of nnU-Net's.
+        ExperimentError: If the file is missing or damaged, contains anything else, or is not a checkpoint of nnU-Net.
     """
     if not path.is_file():
         raise ExperimentError(f"{path}: no such checkpoint")
@@ -227,7 +227,7 @@ def read_checkpoint(path: Path) -> NNUNetCheckpoint:
 
 
 def _models_at(path: Path) -> list[Path]:
-    """Return the folders of trained configurations that a path names."""
+    """Return the folders of trained configurations that a path refers to."""
     if (path / PLANS).is_file() and any(path.glob("fold_*")):
         return [path]
     if path.name.startswith("fold_") and (path.parent / PLANS).is_file():
@@ -240,7 +240,7 @@ def _names(paths: Sequence[Path]) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Return what is wrong: of PyTorch's refusals the one line that names what was asked for."""
+    """Return what is wrong; for a refusal by PyTorch, only the name that was requested."""
     asked = re.search(r"GLOBAL (\S+)", str(error))
     return f"it asks for {asked[1]}" if asked else reason_in_short(error)
 

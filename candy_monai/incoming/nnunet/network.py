@@ -1,4 +1,4 @@
-"""The network of a trained nnU-Net, of the classes and layers that are listed here, along the axes of this library."""
+"""Build the network of a trained nnU-Net from the classes and layers listed here, along the axes of this library."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from candy_monai.incoming.nnunet.folder import NNUNetCheckpoint
 from candy_monai.optional import require
 
 ARCHITECTURES = ("PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet")
-"""The classes of ``dynamic_network_architectures.architectures.unet`` that may be named."""
+"""The permitted classes of ``dynamic_network_architectures.architectures.unet``."""
 
 _PACKAGE = "dynamic_network_architectures"
 NNUNET_NETWORKS = f"{_PACKAGE}."
-"""What the full names of these classes begin with."""
+"""The beginning of the full names of these classes."""
 
 _LAYERS = (
     *("Conv2d", "Conv3d", "InstanceNorm2d", "InstanceNorm3d", "BatchNorm2d", "BatchNorm3d"),
@@ -29,13 +29,13 @@ _BLOCKS = ("BasicBlockD", "BottleneckD")
 _ALONG_AXES = ("kernel_sizes", "strides")
 _COUNTS = ("n_stages", "n_conv_per_stage", "n_blocks_per_stage", "n_conv_per_stage_decoder")
 _MOST_LAYERS = 64
-"""In a stage; nnU-Net's largest presets have 6 blocks in one, and it plans no more than 10 stages."""
+"""Maximum in a stage; nnU-Net's largest presets have 6 blocks in one, and it plans at most 10 stages."""
 
 _OLD = {"PlainConvUNet": "n_conv_per_stage", "ResidualEncoderUNet": "n_blocks_per_stage"}
 
 
 def described_architecture(configuration: Mapping[str, Any], num_dims: int, where: PathLike) -> dict[str, Any]:
-    """Return the entry ``architecture`` of a configuration; plans of versions before 2.3 have it in other words.
+    """Return the entry ``architecture`` of a configuration, converted from the format of versions before 2.3 if needed.
 
     Raises:
         ExperimentError: If there is none.
@@ -78,7 +78,7 @@ def stages_of(architecture: Mapping[str, Any], num_dims: int, where: PathLike) -
     """Return kernel sizes and strides of each stage, in the network's own axes.
 
     Raises:
-        ExperimentError: If they, or the numbers of layers, are not what a U-Net has.
+        ExperimentError: If they, or the numbers of layers, are not those of a U-Net.
     """
     arguments = architecture.get("arch_kwargs")
     if not isinstance(arguments, dict):
@@ -119,14 +119,14 @@ def build_network(
 
     Args:
         architecture: The plans' entry of this name.
-        num_inputs: Channels of the image.
-        num_outputs: Channels of the output.
-        order: For each axis of the built network the one of the plans that it is.
+        num_inputs: Number of channels of the image.
+        num_outputs: Number of channels of the output.
+        order: For each axis of the built network, the axis in the plans.
         where: The file, for messages.
 
     Raises:
         MissingExtraError: If ``dynamic-network-architectures`` is not installed.
-        ExperimentError: If it is of a class or of layers that are not listed here, or the arguments do not fit.
+        ExperimentError: If its class or its layers are not listed here, or the arguments do not fit.
     """
     name = str(architecture.get("network_class_name"))
     kind = name.rpartition(".")[2]
@@ -146,7 +146,7 @@ def build_network(
     try:
         with torch.device("meta"):
             network = getattr(unet, kind)(input_channels=num_inputs, num_classes=num_outputs, **arguments)
-    except Exception as error:  # each class has its own for arguments that do not fit
+    except Exception as error:  # each class raises its own for unsuitable arguments
         reason = reason_in_short(error)
         raise ExperimentError(f"{where}: {kind} cannot be built of architecture.arch_kwargs ({reason})") from error
     assert isinstance(network, nn.Module)
@@ -154,10 +154,10 @@ def build_network(
 
 
 def load_weights_into(network: nn.Module, checkpoint: NNUNetCheckpoint, order: Sequence[int]) -> nn.Module:
-    """Load a checkpoint's weights, with the axes of all kernels in another order, into a network on the meta device.
+    """Load a checkpoint's weights, with the axes of all kernels reordered, into a network on the meta device.
 
     Raises:
-        ExperimentError: If they do not fit, with the first name that does not.
+        ExperimentError: If they do not fit; the message gives the first name that does not.
     """
     weights = {name: _in_order(value, order) for name, value in checkpoint.weights.items()}
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
@@ -175,7 +175,7 @@ def load_weights_into(network: nn.Module, checkpoint: NNUNetCheckpoint, order: S
 
 
 class MeanOfFolds(nn.Module):
-    """The networks of several folds, of which it returns the mean of the logits of images ``(B, C, *spatial)``."""
+    """The networks of several folds; it returns the mean of their logits for images ``(B, C, *spatial)``."""
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ class MeanOfFolds(nn.Module):
 
     @override
     def forward(self, x: Tensor, *, fold: int | None = None) -> Tensor:
-        """Return the mean of the logits for windows ``(B, C, *spatial)``, or those of the fold of this number."""
+        """Return the mean of the logits for windows ``(B, C, *spatial)``, or those of the fold with this number."""
         first, *others = self.networks if fold is None else [self.networks[fold]]
         total: Tensor = first(x)
         for network in others:
@@ -192,7 +192,7 @@ class MeanOfFolds(nn.Module):
 
 
 def _in_order(value: Tensor, order: Sequence[int]) -> Tensor:
-    """Return a kernel ``(K, C, *spatial)`` with its axes in another order, and any other tensor as it is."""
+    """Return a kernel ``(K, C, *spatial)`` with its axes reordered, and any other tensor unchanged."""
     return value.permute(0, 1, *(axis + 2 for axis in order)) if value.ndim == len(order) + 2 else value
 
 

@@ -1,7 +1,7 @@
-"""The plans of a trained nnU-Net as a `Plan`, which preprocesses and exports as nnU-Net does.
+"""Convert the plans of a trained nnU-Net to a `Plan`, which preprocesses and exports as nnU-Net does.
 
-nnU-Net reads a volume with its axes reversed and may transpose them again, and its network sees them so. Here axes stay
-as they are in the file, and patch, spacing, kernels and mirrored axes are brought into their order instead.
+nnU-Net reads a volume with its axes reversed and may transpose them again for the network. Here axes are kept as in the
+file, and patch, spacing, kernels and mirrored axes are reordered instead.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _READERS: dict[str, tuple[tuple[int, ...], tuple[str, ...] | None]] = {
     "Tiff3DIO": ((0, 1, 2), None),
     "NaturalImage2DIO": ((-1, 0, 1), None),
 }
-"""By the name of nnU-Net's reader: for each axis of its arrays the axis of ours, -1 for none; and the orientation."""
+"""By the name of nnU-Net's reader: the axis of ours for each axis of its arrays, -1 for none; and the orientation."""
 
 _SCHEMES = {
     "ZScoreNormalization": "zscore",
@@ -50,12 +50,12 @@ _LARGEST_PATCH = 1 << 14  # along an axis
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedPlans:
-    """What nnU-Net's plans say of one configuration.
+    """One configuration of nnU-Net's plans.
 
     Attributes:
         plan: The same as a plan of this library.
-        own: What its preprocessing does otherwise than the plan's.
-        order: For each axis of the network, as it is built here, the axis that it is in the plans.
+        own: The differences of its preprocessing from that of the plan.
+        order: For each axis of the network, as it is built here, the axis in the plans.
         architecture: The plans' entry of this name.
         where: The file, for messages.
     """
@@ -75,8 +75,8 @@ def open_plans(folder: NNUNetFolder, checkpoint: NNUNetCheckpoint) -> OpenedPlan
         checkpoint: One of its checkpoints, which names the configuration and the mirrored axes.
 
     Raises:
-        ExperimentError: If a file is missing or damaged, or asks for something that is not reproduced here: a cascade,
-            another resampling, reader, normalisation, preprocessor or label manager than nnU-Net's own.
+        ExperimentError: If a file is missing or damaged, or requires something that is not reproduced here: a cascade,
+            or a resampling, reader, normalisation, preprocessor or label manager other than nnU-Net's own.
     """
     where, plans, dataset = folder.path / PLANS, folder.json(PLANS), _described_dataset(folder)
     name = checkpoint.configuration
@@ -96,7 +96,7 @@ def open_plans(folder: NNUNetFolder, checkpoint: NNUNetCheckpoint) -> OpenedPlan
     axes, orientation, is_picture = _axes(plans, where)
     patch = _numbers(configuration, "patch_size", where, count=(2, 3), whole=True)
     num_dims = len(patch)
-    # Of a 2-D network the first axis is that across the slices, and is none of the network's.
+    # For a 2-D network the first axis is that across the slices, and is not an axis of the network.
     slice_axis = axes[0] if num_dims == 2 and not is_picture else None
     own_axes = axes if num_dims == 3 else axes[1:]
     if is_picture and num_dims == 3:
@@ -106,7 +106,7 @@ def open_plans(folder: NNUNetFolder, checkpoint: NNUNetCheckpoint) -> OpenedPlan
     stages = stages_of(architecture, num_dims, where)
 
     def along_axes(sizes: Sequence[Any], across: Any = 1) -> tuple[Any, ...]:
-        """Return what the plans have along the network's axes along ours, and ``across`` across slices."""
+        """Return sizes along the network's axes in the order of ours, with ``across`` across slices."""
         ordered = [sizes[axis] for axis in order]
         if slice_axis is not None:
             ordered.insert(slice_axis, across)
@@ -119,7 +119,7 @@ def open_plans(folder: NNUNetFolder, checkpoint: NNUNetCheckpoint) -> OpenedPlan
     class_names = tuple(region.name for region in regions) or dataset.class_names
     median = configuration.get("median_image_size_in_voxels")
     if not (isinstance(median, list) and len(median) == num_dims and all(map(_is_positive, median))):
-        median = patch  # nothing that predicts goes by it
+        median = patch  # not used in prediction
     shape = plans.get("original_median_shape_after_transp")
     num_slices = shape[0] if isinstance(shape, list) and len(shape) == 3 and _is_positive(shape[0]) else 2
     try:
@@ -163,7 +163,7 @@ def _described_dataset(folder: NNUNetFolder) -> DatasetDescription:
 
 
 def _axes(plans: Mapping[str, Any], where: Path) -> tuple[tuple[int, ...], tuple[str, ...] | None, bool]:
-    """Return for each of nnU-Net's transposed axes the one of ours; the orientation; and whether these are pictures."""
+    """Return our axis for each of nnU-Net's transposed axes; the orientation; and whether images are pictures."""
     reader = str(plans.get("image_reader_writer"))
     if reader not in _READERS:
         raise ExperimentError(
@@ -262,9 +262,9 @@ def _mirrored(checkpoint: NNUNetCheckpoint, own_axes: Sequence[int]) -> tuple[in
 
 
 def _without_filled_holes(plan: Plan) -> OwnTransforms:
-    """Return a preprocessing that takes the zeros within a picture for background, as nnU-Net does.
+    """Return a preprocessing that treats zeros within a picture as background, as nnU-Net does.
 
-    It fills holes of volumes alone: those of its pictures, which are volumes of one slice, are open to both sides.
+    nnU-Net fills holes only in volumes: those of its pictures, which are volumes of one slice, are open on both sides.
     """
     steps = preprocessing(plan)
     for step in steps:
@@ -278,7 +278,7 @@ def _without_filled_holes(plan: Plan) -> OwnTransforms:
 def _numbers(
     source: Mapping[str, Any], key: str, where: Path, *, count: tuple[int, ...] = (1,), whole: bool = False
 ) -> list[Any]:
-    """Return positive numbers of an entry, so many as expected."""
+    """Return the positive numbers of an entry, as many as expected."""
     value = source.get(key)
     found = value if isinstance(value, list) else [value]
     fits = len(found) in count and all(_is_positive(each) for each in found)

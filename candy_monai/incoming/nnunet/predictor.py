@@ -40,30 +40,30 @@ _KEPT_IN = torch.float16
 
 
 class NNUNetPredictor(NetworkPredictor):
-    """Predicts with a trained nnU-Net v2, by its preprocessing, windows and export.
+    """Predicts with a trained nnU-Net v2, with its preprocessing, windows and export.
 
-    The folds of a folder are averaged as nnU-Net averages them, by the mean of their logits.
+    The folds of a folder are averaged as by nnU-Net, by the mean of their logits.
 
     Args:
-        folder: The folder ``TRAINER__PLANS__CONFIGURATION``; that of one of its folds; or that of the dataset, if only
-            one configuration is in it.
-        checkpoint: ``best`` for ``checkpoint_final.pth``, which nnU-Net predicts with, or ``checkpoint_best.pth`` where
-            no fold has come to its end; ``latest`` for ``checkpoint_latest.pth``; or the name of a file.
-        device: Where to predict.
-        mirror: Average over the mirror images along the axes that training mirrored, as nnU-Net does unless it is told
+        folder: The folder ``TRAINER__PLANS__CONFIGURATION``; that of one of its folds; or that of the dataset, if it
+            contains only one configuration.
+        checkpoint: ``best`` for ``checkpoint_final.pth``, which nnU-Net predicts with, or ``checkpoint_best.pth`` if no
+            fold has finished; ``latest`` for ``checkpoint_latest.pth``; or the name of a file.
+        device: The device for prediction.
+        mirror: Average over the mirror images along the axes that training mirrored, as nnU-Net does without
             ``--disable_tta``; or along the axes given, which are those of the image.
         largest_component: As for `Predictor`, like the rest.
         memory: As for `Predictor`.
         channels: As for `Predictor`.
-        trust: Of no effect: nothing in the folder is executed.
+        trust: Has no effect: nothing in the folder is executed.
 
     Attributes:
-        checkpoints: The weight files, one a fold.
+        checkpoints: The weight files, one per fold.
         trainer: The name of nnU-Net's trainer.
         configuration: The name of the configuration.
 
     Raises:
-        ExperimentError: If the folder is no trained nnU-Net v2, or asks for something that is not reproduced here.
+        ExperimentError: If the folder is not a trained nnU-Net v2, or requires something that is not reproduced here.
         MissingExtraError: If ``dynamic-network-architectures`` is not installed.
     """
 
@@ -102,7 +102,7 @@ class NNUNetPredictor(NetworkPredictor):
         )
         networks = [_network(opened, each) for each in checkpoints]
         network = networks[0] if len(networks) == 1 else MeanOfFolds(networks)
-        # The precision of the weights everywhere; on a GPU nnU-Net itself runs in float16.
+        # Always the precision of the weights; on a GPU nnU-Net itself runs in float16.
         self._run_with(network if plan.slice_axis is None else Slicewise(network, plan.slice_axis))
 
     @cached_property
@@ -122,16 +122,16 @@ class NNUNetPredictor(NetworkPredictor):
 
     @property
     def summary(self) -> str:
-        """What is predicted with, in a line: configuration, trainer, checkpoint and folds."""
+        """A description of the model in one line: configuration, trainer, checkpoint and folds."""
         folds = ", ".join(path.parent.name for path in self.checkpoints)
         return f"nnU-Net's {self.configuration} by {self.trainer}, {self.checkpoints[0].name} of {folds}"
 
 
 def mean_of_rounded_folds(network: ScoreFunction, num_folds: int, window: Shape) -> ScoreFunction:
-    """Return what runs windows with each fold, rounded on its own.
+    """Return a function that runs windows with each fold and rounds each result separately.
 
-    nnU-Net sums each fold's weighted logits in half precision. Towards the corners of a window weights are so small
-    that this leaves steps of up to 1 between logits, and the mean of rounded folds is not the rounded mean.
+    nnU-Net sums each fold's weighted logits in half precision. Near the corners of a window the weights are so small
+    that this leaves steps of up to 1 between logits, and the mean of rounded folds differs from the rounded mean.
     """
 
     def mean_of_rounded(windows: Tensor) -> Tensor:
@@ -151,10 +151,10 @@ def load_nnunet_network(folder: PathLike, *, checkpoint: str = "best") -> tuple[
 
     Args:
         folder: As for `NNUNetPredictor`.
-        checkpoint: As for `NNUNetPredictor`; of several folds the first one's weights are taken.
+        checkpoint: As for `NNUNetPredictor`; of several folds the first one's weights are used.
 
     Returns:
-        The network, which is 2-D where the plan has a ``slice_axis``, and the plan that it was trained by.
+        The network, which is 2-D if the plan has a ``slice_axis``, and the plan that it was trained with.
 
     Raises:
         ExperimentError: As for `NNUNetPredictor`.
@@ -164,20 +164,20 @@ def load_nnunet_network(folder: PathLike, *, checkpoint: str = "best") -> tuple[
 
 
 class NNUNetPreprocessor(Preprocessor):
-    """Preprocesses by a plan, and rounds logits that were resampled to the grid of the file as nnU-Net does."""
+    """Preprocesses according to a plan, and rounds logits resampled to the grid of the file as nnU-Net does."""
 
     _logits_rounded_to = _KEPT_IN
 
 
 class NNUNetInferer(WindowInferer):
-    """Runs images in the windows of nnU-Net: spread evenly over the image, blended by its Gaussian weights.
+    """Runs images in nnU-Net's windows: spaced evenly over the image, blended with its Gaussian weights.
 
-    nnU-Net keeps logits in half precision, which decides where two classes are nearly even; so they are rounded to it.
+    nnU-Net stores logits in half precision, which decides where two classes are nearly equal; so they are rounded.
 
     Args:
         roi_size: The window.
-        sw_batch_size: Windows in one call of the network.
-        rounds_sums: Whether sums of logits are rounded after each window, too, as of one fold they are.
+        sw_batch_size: Number of windows in one call of the network.
+        rounds_sums: Whether sums of logits are also rounded after each window, as for a single fold.
     """
 
     def __init__(self, roi_size: Sequence[int], sw_batch_size: int | None = None, *, rounds_sums: bool = True) -> None:
@@ -207,7 +207,7 @@ class NNUNetGrid(WindowGrid):
 
     @cached_property
     def slices(self) -> tuple[Slices, ...]:
-        """Where each window of one image lies in the padded image: as few as overlap by half, at even distances."""
+        """The place of each window in the padded image: as few as overlap by half, at even distances."""
         starts = []
         for extent, side in zip(self.padded_size, self.window, strict=True):
             last, count = extent - side, math.ceil((extent - side) / (side * _STEP)) + 1
@@ -225,7 +225,7 @@ class NNUNetGrid(WindowGrid):
 
 @lru_cache(maxsize=4)
 def _gaussian(window: Shape, device: torch.device) -> Tensor:
-    """Return nnU-Net's weights, which are those that half precision holds."""
+    """Return nnU-Net's weights, rounded to half precision."""
     along = []
     for side in window:
         impulse = np.zeros(side)

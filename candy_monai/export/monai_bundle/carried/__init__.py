@@ -1,4 +1,4 @@
-"""Modules that a bundle carries in ``scripts/``, beside those of ``candy_monai.transforms``.
+"""Modules that a bundle carries in ``scripts/``, in addition to those of ``candy_monai.transforms``.
 
 They import only PyTorch and MONAI. Nothing here imports them: they are copied.
 """

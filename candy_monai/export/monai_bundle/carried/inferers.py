@@ -1,4 +1,4 @@
-"""Run images as the trained experiment was validated: small ones at once, large ones in windows."""
+"""Run images as in the validation of the trained experiment: small ones at once, large ones in windows."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 WHOLE_IMAGE_LIMIT = 2.0
-"""An image of up to so many windows' voxels is run at once."""
+"""An image with up to this many times the voxels of a window is run at once."""
 
 
 def autocast(device: torch.device, amp_dtype: str | None) -> torch.autocast:
-    """Return the context in which the network runs; half precision with 5 bits of exponent is for GPUs alone."""
+    """Return the context in which the network runs; float16, with 5 bits of exponent, is used only on GPUs."""
     enabled = amp_dtype is not None and not (device.type == "cpu" and amp_dtype == "float16")
     dtype = getattr(torch, amp_dtype) if amp_dtype is not None and enabled else None
     return torch.autocast(device.type, dtype=dtype, enabled=enabled)
 
 
 def rounded_up(size: Sequence[int], divisor: Sequence[int]) -> tuple[int, ...]:
-    """Return the smallest multiples of ``divisor`` that hold ``size``."""
+    """Return the smallest multiples of ``divisor`` that are not smaller than ``size``."""
     return tuple(-(-int(extent) // by) * by for extent, by in zip(size, divisor, strict=True))
 
 
@@ -33,11 +33,11 @@ class WholeOrWindowsInferer(SlidingWindowInferer):
     """Runs images of up to twice the window's voxels at once, others in blended windows.
 
     Args:
-        roi_size: The window, one number a spatial axis.
-        divisor: What each axis of the network's input must be a multiple of. An image that is run at once is padded
-            with zeros at its end. None to run every image in windows.
-        amp_dtype: The type that the network computes in: ``bfloat16``, ``float16`` on a GPU; None for float32.
-        kwargs: All others are those of ``SlidingWindowInferer``.
+        roi_size: The window, one number per spatial axis.
+        divisor: The number that each axis of the network's input must be a multiple of. An image that is run at once is
+            padded with zeros at its end. None to run every image in windows.
+        amp_dtype: The type for computations of the network: ``bfloat16``, ``float16`` on a GPU; None for float32.
+        kwargs: Further arguments of ``SlidingWindowInferer``.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class WholeOrWindowsInferer(SlidingWindowInferer):
         self.amp_dtype = amp_dtype
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Return the scores of images ``(B, C, *spatial)``; those of an ensemble's members are averaged when whole."""
+        """Return the scores of images ``(B, C, *spatial)``; those of an ensemble are averaged for whole images."""
         if (members := getattr(network, "networks", None)) is not None:
             return network.mean([self(inputs, member, *args, **kwargs) for member in members])  # type: ignore[attr-defined]
 
@@ -74,14 +74,14 @@ class WholeOrWindowsInferer(SlidingWindowInferer):
 
 
 class SlicesInferer(SliceInferer):
-    """Runs the slices of volumes by a 2-D network: padded with zeros and whole, or large ones in blended windows.
+    """Runs the slices of volumes with a 2-D network: padded with zeros and whole, or large ones in blended windows.
 
     Args:
         roi_size: The window in a slice, two numbers.
         spatial_dim: The axis across the slices.
-        divisor: What both axes of a slice must be a multiple of.
-        amp_dtype: The type that the network computes in: ``bfloat16``, ``float16`` on a GPU; None for float32.
-        kwargs: All others are those of ``SlidingWindowInferer``.
+        divisor: The numbers that the axes of a slice must be a multiple of.
+        amp_dtype: The type for computations of the network: ``bfloat16``, ``float16`` on a GPU; None for float32.
+        kwargs: Further arguments of ``SlidingWindowInferer``.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class SlicesInferer(SliceInferer):
         self.amp_dtype = amp_dtype
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Return the scores of volumes ``(B, C, *spatial)``; those of an ensemble's members are averaged when whole."""
+        """Return the scores of volumes ``(B, C, *spatial)``; those of an ensemble are averaged for whole volumes."""
         if (members := getattr(network, "networks", None)) is not None:
             return network.mean([self(inputs, member, *args, **kwargs) for member in members])  # type: ignore[attr-defined]
 

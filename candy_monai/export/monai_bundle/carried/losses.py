@@ -1,4 +1,4 @@
-"""Dice with cross-entropy where some voxels are labelled as to be ignored."""
+"""Dice with cross-entropy for data in which some voxels are to be ignored."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.nn import functional as F
 
 
 class DiceEntropyLoss(nn.Module):
-    """Soft Dice plus cross-entropy, to which voxels with the ignore label contribute nothing.
+    """Soft Dice plus cross-entropy, to which voxels with the ignore label do not contribute.
 
     Args:
-        num_classes: Channels of the logits; 1 for one foreground logit.
-        ignore_label: The id of voxels that are left out.
-        regions: For overlapping regions, the ids of each; None where classes exclude each other.
-        include_background: Whether class 0 of exclusive classes counts in the Dice.
+        num_classes: Number of channels of the logits; 1 for a single foreground logit.
+        ignore_label: The id of voxels that are ignored.
+        regions: For overlapping regions, the ids of each; None if classes are mutually exclusive.
+        include_background: Whether class 0 of exclusive classes is included in the Dice.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class DiceEntropyLoss(nn.Module):
         self.dice = DiceLoss(include_background=include_background or self.regions is not None)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of logits ``(B, C, *spatial)`` with ids ``(B, 1, *spatial)``."""
+        """Return the loss of logits ``(B, C, *spatial)`` for ids ``(B, 1, *spatial)``."""
         logits = logits.float()
         valid = labels != self.ignore_label
         ids = torch.where(valid, labels, 0).long()
@@ -46,7 +46,7 @@ class DiceEntropyLoss(nn.Module):
             entropy = (entropy * valid.squeeze(1)).sum() / count
             probabilities = logits.softmax(1)
         else:
-            # Without tensors of ids, for whose copies a GPU would be waited for.
+            # Without tensors of ids, whose copies would wait for a GPU.
             masks = [torch.stack([ids == label_id for label_id in region]).any(0) for region in self.regions]
             target = torch.cat(masks, dim=1).float() * valid
             entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")

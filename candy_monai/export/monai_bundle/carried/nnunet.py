@@ -23,14 +23,14 @@ _GREATEST_WEIGHT = 10.0
 
 
 class NNUNetInferer(Inferer):
-    """Runs images in nnU-Net's windows: spread evenly over the image, blended by its Gaussian weights.
+    """Runs images in nnU-Net's windows: spaced evenly over the image, blended with its Gaussian weights.
 
-    nnU-Net keeps logits in half precision, which decides where two classes are nearly even; so they are rounded to it.
+    nnU-Net stores logits in half precision, which decides where two classes are nearly equal; so they are rounded.
 
     Args:
-        roi_size: The window, one number an axis of the network.
+        roi_size: The window, one number per axis of the network.
         spatial_dim: For a 2-D network and volumes, the axis across the slices.
-        rounds_sums: Whether sums of logits are rounded after each window, too, as of a single network.
+        rounds_sums: Whether sums of logits are also rounded after each window, as for a single network.
     """
 
     def __init__(self, roi_size: Sequence[int], spatial_dim: int | None = None, rounds_sums: bool = True) -> None:
@@ -81,7 +81,7 @@ class NNUNetInferer(Inferer):
 
 
 def _weighted(window: Tensor, network: Callable[..., Any], weights: Tensor) -> Tensor:
-    """Return the logits of one window times its weights; of several networks the mean of what each has, rounded."""
+    """Return the weighted logits of one window; for several networks the mean of the rounded ones of each."""
     members = getattr(network, "networks", None)
     if members is None:
         scores: Tensor = network(window)[0].float()
@@ -91,7 +91,7 @@ def _weighted(window: Tensor, network: Callable[..., Any], weights: Tensor) -> T
 
 @functools.lru_cache(maxsize=4)
 def gaussian(window: tuple[int, ...]) -> Tensor:
-    """Return nnU-Net's weights of a window, which are those that half precision holds."""
+    """Return nnU-Net's weights of a window, rounded to half precision."""
     along = []
     for side in window:
         impulse = np.zeros(side)

@@ -12,13 +12,13 @@ from monai.transforms import MapTransform, Randomizable
 
 
 class RandCenterd(Randomizable, MapTransform):
-    """Choose a voxel of the foreground for a share of the patches, and none, which means anywhere, for the others.
+    """Choose a foreground voxel for a fraction of the patches, and None, which means anywhere, for the others.
 
     Args:
         keys: The label map, ``(1, *spatial)`` ids.
-        center_key: Where the voxel is put, ``(num_dims)`` indices or None, for ``RandWarpd(center_key=...)``.
-        foreground_share: The share of patches that are centred on a labelled voxel.
-        ignore_label: An id that is no foreground.
+        center_key: The key of the voxel, ``(num_dims)`` indices or None, for ``RandWarpd(center_key=...)``.
+        foreground_share: The fraction of patches that are centred on a labelled voxel.
+        ignore_label: An id that is not foreground.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class RandCenterd(Randomizable, MapTransform):
         self.ignore_label = ignore_label
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the items with the voxel at ``center_key``."""
+        """Return the items with the voxel under ``center_key``."""
         d = dict(data)
         label = d[self.first_key(d)]
         ids = (label.as_tensor() if isinstance(label, MetaTensor) else label)[0]
