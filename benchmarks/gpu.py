@@ -34,6 +34,7 @@ from monai.inferers import sliding_window_inference
 from monai.networks.nets import BasicUNet
 from torch import Tensor, nn
 
+from candy_monai.attachment import map_tensors
 from candy_monai.data.planning.plan import Plan
 from candy_monai.data.samples.batches import Batch, unpack
 from candy_monai.demo.phantom import write_phantom_dataset
@@ -200,7 +201,8 @@ def bare_step(
         optimizer.zero_grad()
         with torch.autocast(device.type, kind) if kind is not None else contextlib.nullcontext():
             outputs = network(batch.images)
-        scaler.scale(split_loss(criterion(outputs.float(), batch.labels))[0]).backward()
+        outputs = map_tensors(Tensor.float, outputs)
+        scaler.scale(split_loss(criterion(outputs, batch.labels))[0]).backward()
         scaler.step(optimizer)
         scaler.update()
 
