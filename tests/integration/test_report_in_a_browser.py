@@ -179,6 +179,7 @@ def test_many_classes_are_folded_and_the_worst_five_named(browser, many_classes)
     assert "117 classes" in browser.run(f"return document.querySelector('{classes}').textContent")
 
 
+@pytest.mark.alone
 def test_a_thousand_epochs_and_fifty_cases_are_small_and_painted_at_once(browser, many_classes):
     assert many_classes.stat().st_size < 5_000_000
     painted = []
