@@ -122,7 +122,7 @@ def _requeued(args: argparse.Namespace) -> AbstractContextManager[None]:
 
 
 def _share_processors() -> None:
-    """Let waiting OpenMP threads sleep early, unless the user has set this; read when PyTorch is imported.
+    """Write the variable by which waiting OpenMP threads sleep early, unless the user has set one, for PyTorch to read.
 
     By default GNU's OpenMP lets them spin for milliseconds. If other programs run, a thread often waits for one that
     has lost its processor, and a training step takes several times as long as necessary.

@@ -89,12 +89,13 @@ def as_train(args: argparse.Namespace, *, but: Mapping[str, bool] = MappingProxy
         args: The parsed command, whose options `train` has as well.
         but: Options that it has not, each with whether a value follows it.
     """
-    given = iter(args.words)
+    place = args.words.index(args.command)  # only options without a value stand before it
+    given = iter([*args.words[:place], "train", *args.words[place + 1 :]])
     words = []
     for word in given:
         name, equals, _ = word.partition("=")
         if name not in but:
-            words.append("train" if word == args.command else word)
+            words.append(word)
         elif not equals and but[name]:
             next(given, None)
     return [PROGRAM, *words]

@@ -10,7 +10,7 @@ from typing import Any, TextIO, cast
 
 @contextmanager
 def output_that_may_be_closed() -> Iterator[None]:
-    """Let a command run to its end when its output is closed."""
+    """Yield to a command, which runs to its end even if its standard output is closed meanwhile."""
     if sys.stdout is None:  # closed before the program began
         yield
         return

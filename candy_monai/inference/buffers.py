@@ -73,13 +73,12 @@ class Tile:
 
 def noticing_nan(tiles: Iterable[Tile], case_id: str) -> Iterator[Tile]:
     """Yield the tiles, and warn after the last one if scores contain NaN; only then is the device synchronised."""
-    found: list[Tensor] = []
+    holds_nan = torch.tensor(False)
     for tile in tiles:
         if tile.sums.numel():
-            holds_nan = tile.sums.aminmax().min.isnan()
-            found = [holds_nan | found[0] if found else holds_nan]
+            holds_nan = holds_nan | tile.sums.aminmax().min.isnan()
         yield tile
-    if any(map(bool, found)):
+    if holds_nan:
         warnings.warn(
             f"{case_id}: the network's output holds NaN, so that its label map says nothing there; are the weights "
             "sound, and does it do better without half precision?",

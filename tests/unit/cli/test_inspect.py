@@ -116,7 +116,7 @@ def test_out_inside_the_dataset_is_refused(dataset, capsys):
 
 
 def test_the_next_command_trains_with_the_options_that_training_has_as_well():
-    words = ["--debug", "inspect", "D", "--explain", "--set", "a=1", "--out", "o", "--out=p", "--bundle", "unet"]
+    words = ["--debug", "inspect", "inspect", "--explain", "--set", "a=1", "--out", "o", "--out=p", "--bundle", "unet"]
     args = argparse.Namespace(words=words, command="inspect")
     trained = as_train(args, but={"--explain": False, "--out": True})
-    assert trained == ["candy-monai", "--debug", "train", "D", "--set", "a=1", "--bundle", "unet"]
+    assert trained == ["candy-monai", "--debug", "train", "inspect", "--set", "a=1", "--bundle", "unet"]

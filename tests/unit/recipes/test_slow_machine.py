@@ -30,7 +30,7 @@ sys.exit(code)
 """
 
 OPENING_S = 3 * 4.0  # opening the predictor, three times as slow
-SLOWER_S = 2.0  # measured where the machine was half as fast to begin with; 0 on others
+SLOWER_S = 2.0  # 1.6 were measured on a machine that was half as fast as usual to begin with
 
 
 @pytest.mark.slow
