@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from candy_monai.aliases import PathLike
-from candy_monai.columns import EPOCH, EPOCH_DURATION, LEARNING_RATE, SCORE
+from candy_monai.columns import EPOCH, EPOCH_DURATION, LEARNING_RATE, SCORE, better_of
 from candy_monai.errors import BadInputError, did_you_mean
 from candy_monai.forecasting.curve import ScoreRange, is_within
 from candy_monai.text import decode_text
@@ -21,7 +21,6 @@ from candy_monai.text import decode_text
 _NNUNET_SCORE = "Pseudo dice"
 _NNUNET_EPOCHS = 1000
 """nnU-Net's default number of epochs."""
-_LOWER_IS_BETTER = re.compile(r"loss|error|distance|hausdorff|hd95", re.IGNORECASE)
 _LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?: (.*)")
 _LARGEST_EPOCH = 1_000_000
 
@@ -75,7 +74,7 @@ def read_scores(path: PathLike, *, column: str | None = None) -> ScoreHistory:
         raise BadInputError(f"{path}: no such file or folder")
     is_csv = files[0].suffix.lower() == ".csv"
     history = _read_csv(files[0], column) if is_csv else _read_nnunet(files, column)
-    if not _LOWER_IS_BETTER.search(history.name):
+    if better_of(history.name) != "lower":
         return history
     return replace(history, scores=tuple(-score for score in history.scores), name=f"-{history.name}")
 

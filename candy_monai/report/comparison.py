@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from candy_monai.aliases import PathLike
-from candy_monai.columns import EPOCH_DURATION
+from candy_monai.columns import EPOCH_DURATION, better_of
+from candy_monai.data.values import join_names
 from candy_monai.errors import BadInputError
 from candy_monai.experiment.description import as_json
 from candy_monai.experiment.score_prediction import duration_as_text
 from candy_monai.experiment.summary import Summary
 from candy_monai.metrics.interval import half_width, mean_of_known
-from candy_monai.report.curves import Figure, better_of, figures, hex_color
+from candy_monai.report.curves import Figure, Series, figures, hex_color
 from candy_monai.report.document import (
     REPORT,
     VERSION,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from candy_monai.columns import EPOCH_DURATION, LEARNING_RATE, LOSS, SCORE, VALIDATION, class_at_end
+from candy_monai.columns import EPOCH_DURATION, LEARNING_RATE, LOSS, SCORE, VALIDATION, better_of, class_at_end
 from candy_monai.plotting.canvas.colors import class_color
 
 MOST_POINTS = 600
@@ -21,8 +21,6 @@ MOST_CLASSES = 8
 WORST = 5
 """Number of summarised classes that are drawn and named, those with the worst final values."""
 
-_LOWER = re.compile("loss|error|hausdorff|distance|hd95|hd100|assd|masd|falsepositives|perplexity")
-_HIGHER = re.compile("score|dice|iou|jaccard|accuracy|precision|recall|sensitivity|specificity|auc|f1")
 _CLASS = re.compile(r"(.+) (\d+)")
 _TITLES = {SCORE: "Validation score", LOSS: "Loss", LEARNING_RATE: "Learning rate", EPOCH_DURATION: "Seconds an epoch"}
 
@@ -34,7 +32,8 @@ class Series:
     """One curve.
 
     Attributes:
-        name: The name in the legend. color: ``training``, ``validation``, ``plain``, or a colour as ``#rrggbb``.
+        name: The name in the legend.
+        color: ``training``, ``validation``, ``plain``, or a colour as ``#rrggbb``.
         x: Epochs, counted from 1.
         y: The values.
     """
@@ -95,13 +94,6 @@ def figures(metrics: Mapping[str, Sequence[float]], class_names: Mapping[int, st
         groups.setdefault(_group(name, class_names), []).append(name)
     drawn = [_figure(key, names, metrics, class_names) for key, names in groups.items()]
     return sorted((figure for figure in drawn if figure.series), key=_place)
-
-
-def better_of(name: str) -> str | None:
-    """Return whether higher or lower values of a metric are better, guessed from its name."""
-    if _LOWER.search(name.lower()):
-        return "lower"
-    return "higher" if _HIGHER.search(name.lower()) else None
 
 
 def class_of_metric(name: str, class_names: Mapping[int, str]) -> tuple[str, int] | None:

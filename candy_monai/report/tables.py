@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from candy_monai.columns import better_of
 from candy_monai.errors import BadInputError
 from candy_monai.experiment.summary import Summary
 from candy_monai.metrics.interval import mean_of_known
-from candy_monai.report.curves import better_of
 
 MOST_CLASS_COLUMNS = 12
 """Maximum number of classes with a column in a table of cases; with more, it names the worst class of each case."""

@@ -96,9 +96,10 @@ def test_a_csv_may_begin_with_a_byte_order_mark(tmp_path, encoding):
     assert read_scores(tmp_path / "a.csv").scores == (0.1, 0.2)
 
 
-def test_a_loss_in_a_csv_is_negated_and_named_so(tmp_path):
-    history = read_scores(write(tmp_path / "a.csv", "epoch,val_loss\n1,0.5\n2,0.25\n"), column="val_loss")
-    assert (history.scores, history.name) == ((-0.5, -0.25), "-val_loss")
+@pytest.mark.parametrize("column", ["val_loss", "val assd", "perplexity"])
+def test_a_metric_that_is_better_when_lower_is_negated_and_named_so(tmp_path, column):
+    history = read_scores(write(tmp_path / "a.csv", f"epoch,{column}\n1,0.5\n2,0.25\n"), column=column)
+    assert (history.scores, history.name) == ((-0.5, -0.25), f"-{column}")
 
 
 @pytest.mark.parametrize(
