@@ -23,6 +23,7 @@ from candy_monai.evaluation.results import EvalResult
 from candy_monai.evaluation.statistics import Method, check_method, statistics_of
 from candy_monai.evaluation.summaries import SUMMARY, Scores, read_scores, scores_of, summary_in
 from candy_monai.experiment.folder import VALIDATION_SCORES
+from candy_monai.experiment.runs import distinct_names
 from candy_monai.metrics.interval import CONFIDENCE
 
 Compared: TypeAlias = PathLike | EvalResult
@@ -145,19 +146,12 @@ def _named(evaluations: Sequence[Compared] | Mapping[str, Compared]) -> tuple[tu
     if len(set(files)) < len(files):
         twice = next(file for file in files if files.count(file) > 1)
         raise BadInputError(f"{twice} is given twice; an evaluation cannot be compared with itself")
-    return tuple(evaluations) if isinstance(evaluations, Mapping) else _names_of(files), scores
-
-
-def _names_of(files: Sequence[Path]) -> tuple[str, ...]:
-    """Return the shortest ends of paths that distinguish them; for ``summary.json`` that of its folder, if possible."""
+    if isinstance(evaluations, Mapping):
+        return tuple(evaluations), scores
     folders = [file.parent if file.name in (SUMMARY, VALIDATION_SCORES) else file for file in files]
-    paths = folders if len(set(folders)) == len(folders) else files
-    shown = [path.with_suffix("") if path.suffix == ".json" else path for path in paths]
-    for length in range(1, max(len(path.parts) for path in shown) + 1):
-        names = tuple("/".join(path.parts[-length:]) for path in shown)
-        if len(set(names)) == len(names):
-            return names
-    return tuple(map(str, paths))
+    named = folders if len(set(folders)) == len(folders) else files
+    stems = [path.with_suffix("") if path.suffix == ".json" else path for path in named]
+    return tuple(distinct_names(stems if len(set(stems)) == len(stems) else named)), scores
 
 
 def _shared_cases(names: Sequence[str], scores: Sequence[Scores], *, common: bool) -> tuple[list[str], tuple[str, ...]]:

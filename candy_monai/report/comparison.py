@@ -16,6 +16,7 @@ from candy_monai.columns import EPOCH_DURATION, better_of
 from candy_monai.data.values import join_names
 from candy_monai.errors import BadInputError
 from candy_monai.experiment.description import as_json
+from candy_monai.experiment.runs import distinct_names
 from candy_monai.experiment.score_prediction import duration_as_text
 from candy_monai.experiment.summary import Summary
 from candy_monai.metrics.interval import half_width, mean_of_known
@@ -42,6 +43,7 @@ MOST_VIEW_BYTES = 6_000_000
 _SAME = 1e-6
 """Scores that differ by less than this are treated as equal."""
 _MOST_CLASSES = 4  # with curves of their own
+_LONGEST_LIST = 12
 _ABOUT_THE_RUN = ("format", "id", "settings", "environment", "plan", "dataset", "pipelines", "budget")
 
 
@@ -102,7 +104,7 @@ def compared_runs(folders: Sequence[PathLike], *, names: Sequence[str] | None = 
         raise BadInputError(f"{', '.join(twice)}: given more than once; a run is compared with others")
     facts = [RunFacts.of(path) for path in paths]
     runs = []
-    for one, name in zip(facts, names or _names(paths), strict=True):
+    for one, name in zip(facts, names or distinct_names([path.resolve() for path in paths]), strict=True):
         kept, views = read_kept(one.folder / REPORT)
         progress, (final, damaged) = progress_of_folder(one.folder, one.description), read_final(one.folder)
         run = ComparedRun(name=name, facts=one, progress=progress, kept=kept, views=views, final=final, damaged=damaged)
@@ -148,7 +150,10 @@ def content_of_runs(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
 
 
 def differences_of(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
-    """Return the differences between runs: groups with rows of a name and a text for each run."""
+    """Return the differences between runs: groups with rows of a name and a text for each run.
+
+    Of long lists, such as the cases, only the entries that not all runs have are shown.
+    """
     groups = []
     for title in ("settings", "plan", "dataset", "network and trainer", "environment"):
         flat = [_flattened(_part(run, title)) for run in runs]
@@ -156,28 +161,28 @@ def differences_of(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
         for name in dict.fromkeys(name for one in flat for name in one):
             values = [one.get(name) for one in flat]
             if any(value != values[0] for value in values[1:]):
-                rows.append([name, *("–" if value is None else shown(value) for value in values)])
+                rows.append([name, *_shown_apart(values)])
         groups.append({"title": title, "rows": rows})
     return groups
 
 
 def overlaid(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
     """Return figures of the metrics that at least two runs have, a curve for each run."""
-    by_curve: dict[tuple[str, str], dict[int, Any]] = {}
-    about: dict[tuple[str, str], Figure] = {}
+    by_curve: dict[tuple[str, str], dict[int, Series]] = {}
+    about: dict[str, Figure] = {}
     for index, run in enumerate(runs):
         for figure in figures(run.progress.metrics, run.facts.class_names):
             if figure.key.startswith("classes:") and len(figure.series) > _MOST_CLASSES:
                 continue
+            about.setdefault(figure.key, figure)
             for series in figure.series:
-                where = figure.key, "" if len(figure.series) == 1 else series.name
-                by_curve.setdefault(where, {})[index] = series
-                about.setdefault(where, figure)
+                by_curve.setdefault((figure.key, series.name), {})[index] = series
+    num_curves = Counter(key for key, _ in by_curve)
     drawn: list[dict[str, Any]] = []
-    for (key, side), curves in by_curve.items():
+    for (key, name), curves in by_curve.items():
         if len(curves) < 2:
             continue
-        figure = about[key, side]
+        figure, side = about[key], name if num_curves[key] > 1 else ""
         lines = [
             {"name": runs[i].name, "color": hex_color(i + 1), "x": curve.x, "y": curve.y, "run": i}
             for i, curve in curves.items()
@@ -379,20 +384,19 @@ def _flattened(content: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in content.items():
         path = f"{where}.{name}" if where else str(name)
-        if isinstance(value, Mapping):
-            found |= _flattened(value, path)
-        elif isinstance(value, list | tuple) and len(value) > 12:
-            found[path] = f"{len(value)}: {', '.join(map(str, value[:6]))}, ..."
-        else:
-            found[path] = as_json(value)
+        found |= _flattened(value, path) if isinstance(value, Mapping) else {path: as_json(value)}
     return found
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
-    """Return for each folder the shortest end of its path that is unique."""
-    parts = [path.resolve().parts for path in paths]
-    for count in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(one[-count:]) for one in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [str(path) for path in paths]
+def _shown_apart(values: Sequence[Any]) -> list[str]:
+    """Return different values as texts; if some are long lists, only what not all of them hold."""
+    if all(not isinstance(value, list) or len(value) <= _LONGEST_LIST for value in values):
+        return ["–" if value is None else shown(value) for value in values]
+    lists = [list(map(shown, value)) if isinstance(value, list) else [] for value in values]
+    everywhere = set.intersection(*map(set, lists))
+    texts = []
+    for value, entries in zip(values, lists, strict=True):
+        own = [entry for entry in entries if entry not in everywhere]
+        apart = f"not in all: {join_names(own, limit=6)}" if own else "all of them in every run"
+        texts.append(("–" if value is None else shown(value)) if not entries else f"{len(entries)} entries, {apart}")
+    return texts

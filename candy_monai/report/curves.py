@@ -23,6 +23,12 @@ WORST = 5
 
 _CLASS = re.compile(r"(.+) (\d+)")
 _TITLES = {SCORE: "Validation score", LOSS: "Loss", LEARNING_RATE: "Learning rate", EPOCH_DURATION: "Seconds an epoch"}
+_LOOKS = {
+    SCORE: ("score", "validation"),
+    LEARNING_RATE: (_TITLES[LEARNING_RATE], "plain"),
+    EPOCH_DURATION: (_TITLES[EPOCH_DURATION], "plain"),
+}
+"""Name and colour of curves that are neither of training nor of validation alone."""
 
 Numbers = NDArray[np.float64]
 
@@ -160,12 +166,9 @@ def _figure(
 ) -> Figure:
     columns = {name: np.asarray(metrics[name], dtype=np.float64) for name in names}
     if not key.startswith("classes:"):
-        title = _TITLES.get(key, key)
-        pair = len(names) > 1 or key in (LOSS, SCORE)
-        series = [
-            _series(_side(name) if pair else title, _color(name, pair), values) for name, values in columns.items()
-        ]
-        return Figure(key=key, title=title, better=better_of(key), series=[curve for curve in series if curve.x])
+        series = [_series(*_look(name), values) for name, values in columns.items()]
+        curves = [curve for curve in series if curve.x]
+        return Figure(key=key, title=_TITLES.get(key, key), better=better_of(key), series=curves)
     base = key.removeprefix("classes:")
     better = better_of(base)
     title = f"{_plain(base)} by class"
@@ -222,13 +225,7 @@ def _series(name: str, color: str, values: Numbers) -> Series:
     return Series(name=name, color=color, x=[int(place) + 1 for place in places], y=rounded(values[places]))
 
 
-def _side(name: str) -> str:
-    if name == SCORE:
-        return "score"
-    return "validation" if name.startswith(VALIDATION) else "training"
-
-
-def _color(name: str, pair: bool) -> str:
-    if not pair:
-        return "plain"
-    return "validation" if name.startswith(VALIDATION) else "training"
+def _look(name: str) -> tuple[str, str]:
+    """Return the name and the colour of a metric's curve."""
+    side = "validation" if name.startswith(VALIDATION) else "training"
+    return _LOOKS.get(name, (side, side))
