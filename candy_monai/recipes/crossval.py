@@ -38,7 +38,15 @@ from candy_monai.recipes.launching import (
     share_of_cores,
 )
 from candy_monai.recipes.options import OF_A_MACHINE, TrainOptions
-from candy_monai.recipes.prepare import adapted, checked_dataset, chosen_folds, memory_for, plan_for, store_of
+from candy_monai.recipes.prepare import (
+    adapted,
+    checked_dataset,
+    chosen_folds,
+    given_plan,
+    memory_for,
+    plan_for,
+    store_of,
+)
 from candy_monai.recipes.train import Parts
 from candy_monai.recipes.trained_on import change_in_words
 from candy_monai.report.evaluation import write_cross_validation
@@ -182,8 +190,10 @@ def _begun_alike(options: TrainOptions, runs: Sequence[SeparateRun]) -> None:
     file = Path(options.out) / OPTIONS
     chosen = {name: value for name, value in json.loads(options.to_json()).items() if name not in _MAY_CHANGE}
     chosen = {name: value for name, value in chosen.items() if value not in (None, {}, [])}
+    chosen["plan"] = given_plan(options)
     begun = any(run.experiment is not None for run in runs)
-    if begun and file.is_file() and (changed := differences(read_json(file), chosen)):
+    # Earlier versions did not write the plan.
+    if begun and file.is_file() and (changed := differences({"plan": chosen["plan"], **read_json(file)}, chosen)):
         lines = "".join(f"\n  - {line}" for line in changed)
         raise BadInputError(
             f"{options.out}: its folds were begun with other options (then -> now):{lines}\n"

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 OF_A_MACHINE = ("out", "store", "device", "jobs", "frontends", "plan", "splits", "note")
-"""Options that may differ between runs that are compared with each other."""
+"""Options that may differ between runs that are compared with each other; of a plan, only its path may differ."""
 
 
 def parsed_pairs(items: Iterable[str], *, flag: str = "--set", example: str = "batch_size=4") -> dict[str, str]:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -279,6 +279,15 @@ def plan_for(
         configuration=configuration,
         cpu_s=_cpu_s(options),
     )
+
+
+def given_plan(options: TrainOptions) -> dict[str, Any] | None:
+    """Return the entries of the plan that is used instead of a new one; None if there is none.
+
+    Raises:
+        BadInputError: If it cannot be read.
+    """
+    return None if options.plan is None else read_plan(options.plan).to_dict()
 
 
 def adapted(plan: Plan, trainer: type[SegmentationTrainer]) -> Plan:

@@ -9,6 +9,8 @@ import pytest
 
 from candy_monai.cli.crossval import as_text
 from candy_monai.cli.main import main
+from candy_monai.data.inspection.inspect import inspect
+from candy_monai.data.planning.rules import plan as planned
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, RunFailedError, SettingsError
 from candy_monai.experiment.description import FORMAT
@@ -174,6 +176,23 @@ def test_folds_that_were_begun_with_other_options_are_not_mixed_with_new_ones(
     assert len(begun) == 4
     failing.clear()
     cross_validate(phantom, out=tmp_path / "other", on_progress=_quiet, **{"num_epochs": 1} | change)
+
+
+def test_folds_of_another_plan_are_not_mixed_though_its_path_may_change(phantom, tmp_path, pretended):
+    failing, begun = pretended
+    failing.add(1)
+    for name, batch_size in (("one", 1), ("moved", 1), ("other", 2)):
+        plan = planned(inspect(phantom), overrides={"batch_size": str(batch_size)})
+        (tmp_path / f"{name}.json").write_text(json.dumps(plan.to_dict()))
+    options = {"out": tmp_path / "out", "num_epochs": 1, "on_progress": _quiet}
+    with pytest.raises(RunFailedError):
+        cross_validate(phantom, plan=tmp_path / "one.json", **options)
+    for other, said in (({"plan": tmp_path / "other.json"}, r"plan\.batch_size: 1 -> 2"), ({}, r"plan: \{.* -> None")):
+        with pytest.raises(BadInputError, match=rf"begun with other options[\s\S]*{said}"):
+            cross_validate(phantom, **other, **options)
+    assert len(begun) == 4
+    failing.clear()
+    cross_validate(phantom, plan=tmp_path / "moved.json", **options)
 
 
 def test_options_may_change_while_no_fold_has_begun(phantom, tmp_path, pretended):
