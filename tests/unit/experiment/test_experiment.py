@@ -63,6 +63,17 @@ def test_the_best_checkpoint_holds_the_weights_that_were_scored(tmp_path):
     assert records["checkpoint_latest.pth"].score is None
 
 
+def test_scores_of_the_best_weights_stay_until_these_are_replaced(tmp_path):
+    experiment = _experiment(tmp_path)
+    _run_epoch(experiment, 0.3)
+    scores = experiment.folder / "validation.json"
+    scores.write_text("{}")
+    _run_epoch(experiment, 0.2)
+    assert scores.is_file()
+    _run_epoch(experiment, 0.4)
+    assert not scores.exists()
+
+
 def test_the_files_left_by_a_whole_run_are_those_of_the_design(tmp_path):
     experiment = _experiment(tmp_path)
     for score in (0.1, 0.3, 0.2, 0.4):
