@@ -311,7 +311,7 @@ class PlannedRun:
             forget_earlier_runs(trainer)
         trainer.options = SegmentationOptions(**{name: getattr(self.own, name) for name in PIPELINES})
         for name, value in (self.options.trainer_args or {}).items():
-            setattr(trainer, name, value)
+            setattr(trainer, name, tuple(value) if isinstance(value, list) else value)
         return trainer
 
     def _findings(self) -> str:

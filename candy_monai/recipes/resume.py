@@ -120,7 +120,7 @@ def _trainer_args(trainer: type[SegmentationTrainer], saved: SavedRun) -> dict[s
         check_trainer_args(trainer, found := dict(attributes))  # type: ignore[call-overload]  # what else raises
     except (TypeError, ValueError) as error:
         raise ExperimentError(f"{saved.folder / DESCRIPTION}: {TRAINER_ARGS}: {error}") from error
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+    return found
 
 
 def _prepared_again(

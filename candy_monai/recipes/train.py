@@ -153,7 +153,7 @@ def check_trainer_args(trainer: type[SegmentationTrainer], attributes: Mapping[s
                 hint = f" The plan decides it: --set {_OF_THE_PLAN[name]}=..."
             raise SettingsError(f"--trainer-args: {trainer.__name__} has no attribute {name!r} that can be set.{hint}")
         default = known[name]
-        kinds = (int, float) if isinstance(default, float) else (type(default),)
+        kinds = {float: (int, float), tuple: (tuple, list)}.get(type(default), (type(default),))  # JSON has lists
         if value is not None and default is not None:
             is_one = isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool)
             if not is_one:
