@@ -58,7 +58,8 @@ def resume_training(
         The experiment folder.
 
     Raises:
-        BadInputError: If the run has no plan, or its dataset or its store is not found.
+        BadInputError: If the run has no plan, its dataset or its store is not found, or a finished run had a budget and
+            is given more epochs.
         ExperimentError: If the folder is no experiment, is being trained elsewhere, or differs.
         RunFailedError: If it failed after it was resumed, for example because the disk was full.
     """
@@ -83,6 +84,11 @@ def resume_training(
     if saved.is_finished and options.num_epochs is None and validated:
         on_progress(f"{folder}: finished already, nothing is left to train")
         return folder
+    if saved.is_finished and options.num_epochs is not None and saved.settings.time_limit_s is not None:
+        raise SettingsError(
+            f"{folder}: was trained within a budget, which a resumed run keeps, so that there is no time for more "
+            f"epochs; start a new run from its weights: candy-monai train {trained.folder} --init-from {folder}"
+        )
     seed = saved.settings.seed
     if seed is None:
         raise ExperimentError(f"{folder / STATE}: does not hold the seed that a run draws; take it from a copy")

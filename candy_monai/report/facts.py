@@ -219,7 +219,8 @@ def commands_of(
         "" if description.bundle is not None else " --trainer FILE.py:" + shlex.quote(description.trainer or "Trainer")
     )
     found = []
-    if not can_go_on:
+    is_timed = description.setting("time_limit_s") is not None  # more epochs leave such a run no more time
+    if not can_go_on or (is_complete and is_timed):
         pass
     elif description.dataset is not None and description.host is None:
         more = f" --epochs {2 * _epochs(description)} --schedule restart" if is_complete else ""
