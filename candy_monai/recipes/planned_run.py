@@ -256,8 +256,8 @@ class PlannedRun:
         while (number := self._affordable(count - len(done), case_s)) > 0:
             started = time.monotonic()
             chosen = evenly_spaced(prepared.validation, len(done) + number)
-            added = [case for case in prepared.dataset.cases if case.case_id in set(chosen) - set(done)]
-            results.append(judged.score(added))
+            added = set(chosen) - set(done)
+            results.append(judged.score(case for case in prepared.dataset.cases if case.case_id in added))
             done, case_s = chosen, (time.monotonic() - started) / len(added)
         cases = sorted(itertools.chain.from_iterable(results), key=lambda case: order[case.case_id])
         return dataclasses.replace(results[0], cases=tuple(cases))
