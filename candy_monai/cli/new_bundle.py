@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from candy_monai.cli.errors import PROGRAM, done
+from candy_monai.cli.errors import DONE, PROGRAM, done
 from candy_monai.cli.options import new_command
 from candy_monai.cli.starting_files import camel_case, check_module_name, render, write_new
 from candy_monai.errors import BadInputError
@@ -51,4 +51,4 @@ def run(args: argparse.Namespace) -> int:
     write_new(folder / f"test_{name}.py", render("bundle_test.py", **names))
     done("Bundle", folder, then=["pip", "install", "-e", str(folder)])
     print(f"Then: {PROGRAM} train DATASET --bundle {name}")
-    return 0
+    return DONE

@@ -150,6 +150,8 @@ def results_table(summary: dict[str, Any]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    from candy_monai.metrics.interval import number_as_text
+
     trials = sorted(
         summary["trials"],
         key=lambda trial: (trial["dice"] is None, -(trial["dice"] or trial["best_validation_score"] or 0.0)),
@@ -166,18 +168,14 @@ def results_table(summary: dict[str, Any]) -> Table:
         of_planned = f" of {trial['epochs_planned']}" if trial["epochs_planned"] else ""
         cells = [
             str(trial["trial"]),
-            _score(trial["dice"]),
-            _score(trial["best_validation_score"]),
+            number_as_text(trial["dice"]),
+            number_as_text(trial["best_validation_score"]),
             f"{trial['epochs']}{of_planned}",
             {"complete": "done", "fail": "failed"}.get(trial["state"], trial["state"]),
             *(_value(trial["settings"].get(name)) for name in names),
         ]
         table.add_row(*map(Text, cells))  # Text: brackets in a value are no markup
     return table
-
-
-def _score(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def _value(value: object) -> str:
