@@ -76,6 +76,7 @@ def compare_evaluations(
     classes = _shared_classes(names, scores)
     _check_references(names, scores, case_ids)
     chosen = _shared_metrics(names, scores, metrics)
+    definitions = _agreed(names, scores, chosen)
     units = [[case_id] for case_id in case_ids]
     if groups is not None:
         group_of = resolve_groups(groups, case_ids)
@@ -123,11 +124,7 @@ def compare_evaluations(
         left_out=left_out,
         method=method,
         confidence=confidence,
-        definitions={
-            **{name: CLASS_METRICS[name].definition for name in chosen},
-            **_agreed(scores, chosen),
-            **_DEFINITIONS,
-        },
+        definitions={name: CLASS_METRICS[name].definition for name in chosen} | definitions | _DEFINITIONS,
     )
 
 
@@ -218,11 +215,10 @@ def _shared_metrics(names: Sequence[str], scores: Sequence[Scores], metrics: Seq
                 raise BadInputError(f"of {name} neither higher nor lower is better; there are {', '.join(ranked)}")
     if not chosen:
         raise BadInputError(f"there is no metric that all evaluations have: {has}")
-    _agreed(scores, chosen, names=names)
     return chosen
 
 
-def _agreed(scores: Sequence[Scores], metrics: Sequence[str], *, names: Sequence[str] | None = None) -> dict[str, str]:
+def _agreed(names: Sequence[str], scores: Sequence[Scores], metrics: Sequence[str]) -> dict[str, str]:
     """Return the definitions of the metrics in the evaluations; raise if one has several definitions."""
     kinds = {CLASS_METRICS[name].kind for name in metrics}
     keys = [*metrics, "ignored"]
@@ -230,8 +226,7 @@ def _agreed(scores: Sequence[Scores], metrics: Sequence[str], *, names: Sequence
     keys += ["lesions"] if "lesions" in kinds else []
     found: dict[str, str] = {}
     origin: dict[str, str] = {}
-    for place, each in enumerate(scores):
-        name = str(place + 1) if names is None else names[place]
+    for name, each in zip(names, scores, strict=True):
         if not each.definitions:
             continue  # from nnU-Net, or an earlier version
         for key in keys:

@@ -111,7 +111,7 @@ def select(
         postprocessing=tuple(cleaner.steps),
         reasons=tuple(reasons),
         candidates=tuple(scores.values()),
-        trials=tuple({name: _plain(value) for name, value in trial.to_dict().items()} for trial in cleaner.trials),
+        trials=tuple(trial.to_dict() for trial in cleaner.trials),
         scores=_described(best, candidates[best], cleaner.result, found),
     )
     chosen.save()
@@ -170,7 +170,3 @@ def _why_steps(trials: list[Trial]) -> list[str]:
 def _member(run: Path, folder: Path) -> Member:
     digest = digest_of_file(weight_file(run, BEST))
     return Member(experiment=run.relative_to(folder).as_posix(), weights_sha256=digest)
-
-
-def _plain(value: object) -> object:
-    return as_json_number(value) if isinstance(value, float) else value
