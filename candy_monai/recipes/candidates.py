@@ -256,8 +256,7 @@ def without_margin(plan: Plan) -> Plan:
 def lighter(plan: Plan, *, fixed: Sequence[str] = ()) -> Plan | None:
     """Return the plan with cheaper steps: fewer patches, else smaller ones, else a narrower network; or None.
 
-    The depth of the network is kept, and the
-    lowest level still has four voxels along each axis of a patch.
+    The depth of the network is kept, and the lowest level still has four voxels along each axis of a patch.
     """
     fixed = (*fixed, *plan.chosen)
     if "batch_size" not in fixed and plan.batch_size > _SMALLEST_BATCH:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from candy_monai.aliases import PathLike
 from candy_monai.errors import BadInputError, RunFailedError, SettingsError, did_you_mean
@@ -33,7 +33,6 @@ from candy_monai.recipes.train import Parts
 from candy_monai.text import read_json
 
 LauncherName = Literal["slurm", "local"]
-LAUNCHERS: tuple[LauncherName, ...] = get_args(LauncherName)
 
 JOB = "job.json"
 """The file in a run's folder with the last job that was submitted for it."""

@@ -98,8 +98,8 @@ def prepare_dataset(
 
     Raises:
         DatasetError: If anything about the dataset would stop or impair training; every problem is listed.
-        SettingsError: If an option is unknown or does not fit. BadInputError: If a side of the fold has no case, the
-        preprocessed cases would not fit on the disk, or there is
+        SettingsError: If an option is unknown or does not fit.
+        BadInputError: If a side of the fold has no case, the preprocessed cases would not fit on the disk, or there is
             no plan to keep.
     """
     given = None if options.plan is None else read_plan(options.plan)  # what is wrong with it is better said at once
