@@ -123,7 +123,8 @@ def _trainer_args(trainer: type[SegmentationTrainer], saved: SavedRun) -> dict[s
     if attributes is None:
         return None
     try:
-        check_trainer_args(trainer, found := dict(attributes))  # type: ignore[call-overload]  # what else raises
+        found: dict[str, Any] = dict(attributes)  # type: ignore[call-overload]  # what else raises
+        check_trainer_args(trainer, found)
     except (TypeError, ValueError) as error:
         raise ExperimentError(f"{saved.folder / DESCRIPTION}: {TRAINER_ARGS}: {error}") from error
     return found
