@@ -97,7 +97,8 @@ def as_text(summary: dict[str, Any]) -> str:
     if "configurations" in summary:
         of_each = summary["configurations"]
         note = (
-            "Dice: mean over all cases, each scored by the fold that left it out; spread: deviation of the folds' means"
+            "Dice: mean over all cases, each scored by the fold that left it out; spread: standard deviation of the "
+            "folds' means"
         )
         return "\n".join([*aligned_rows(_table(of_each)), note])
     means = {**summary, "fold": "mean"}
@@ -107,7 +108,7 @@ def as_text(summary: dict[str, Any]) -> str:
         rows.append([str(fold["fold"]), *map(_number, scores)])
     cases, within = summary["cases"], interval_as_text(summary["cases"]["interval_95"])
     over_cases = f"over {cases['num_cases']} cases: Dice {_number(cases['foreground_mean'])} (95 % interval {within})"
-    return "\n".join([*aligned_rows(rows), f"{over_cases}; spread over folds {_number(summary['std'])}"])
+    return "\n".join([*aligned_rows(rows), f"{over_cases}; standard deviation over folds {_number(summary['std'])}"])
 
 
 def _table(of_each: dict[str, Any]) -> list[list[str]]:

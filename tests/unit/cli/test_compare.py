@@ -50,7 +50,7 @@ def test_json_prints_nothing_else_and_patients_count_once(summaries, capsys):
         (["--names", "x,x"], "--names: expected 2 different names"),
         (["--metrics", "hd95"], "hd95 was not measured by all"),
         (["--groups", "q(.)"], "groups: no group for"),
-        (["--plot", "plot.pdf"], "--plot: plot.pdf is no .png"),
+        (["--plot", "plot.pdf"], "--plot: expected a file name that ends in .png, got plot.pdf"),
     ],
 )
 def test_what_does_not_fit_exits_with_2(summaries, capsys, arguments, message):
