@@ -24,7 +24,7 @@ WORST = 5
 _LOWER = re.compile("loss|error|hausdorff|distance|hd95|hd100|assd|masd|falsepositives|perplexity")
 _HIGHER = re.compile("score|dice|iou|jaccard|accuracy|precision|recall|sensitivity|specificity|auc|f1")
 _CLASS = re.compile(r"(.+) (\d+)")
-_TITLES = {SCORE: "Validation score", LOSS: "Loss", LEARNING_RATE: "Learning rate", EPOCH_DURATION: "Seconds an epoch"}
+_TITLES = {SCORE: "Validation score", LOSS: "Loss", LEARNING_RATE: "Learning rate", EPOCH_DURATION: "Seconds per epoch"}
 
 Numbers = NDArray[np.float64]
 
