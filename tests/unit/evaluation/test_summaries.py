@@ -69,7 +69,7 @@ def test_an_experiment_and_a_cross_validation_are_read_by_their_folders(tmp_path
         ("{}", "no summary of an evaluation.*metric_per_case"),
         ('{"metric_per_case": []}', "has no cases"),
         ('{"metric_per_case": [{"metrics": {}}]}', "no summary of an evaluation"),
-        ('{"metric_per_case": [{"case": "a", "metrics": {}}, {"case": "a", "metrics": {}}]}', "case a is there twice"),
+        ('{"metric_per_case": [{"case": "a", "metrics": {}}, {"case": "a", "metrics": {}}]}', "case a is listed twice"),
         ('{"metric_per_case": [{"case": "a", "metrics": {"1": {"Dice": "much"}}}]}', "no summary of an evaluation"),
     ],
 )
