@@ -169,7 +169,7 @@ def test_folds_that_were_begun_with_other_options_are_not_mixed_with_new_ones(
     failing.add(1)
     with pytest.raises(RunFailedError):
         cross_validate(phantom, out=tmp_path, num_epochs=1, on_progress=_quiet)
-    with pytest.raises(BadInputError, match=rf"begun with other options[\s\S]*{said}[\s\S]*another folder \(--out\)"):
+    with pytest.raises(BadInputError, match=rf"started with other options[\s\S]*{said}[\s\S]*another folder \(--out\)"):
         cross_validate(phantom, out=tmp_path, on_progress=_quiet, **{"num_epochs": 1} | change)
     assert len(begun) == 4
     failing.clear()
@@ -199,7 +199,7 @@ def test_finished_folds_of_another_state_of_the_dataset_are_told(phantom, tmp_pa
         described.write_text(json.dumps({"format": FORMAT, "dataset": {"digest": "0" * 16}}))
     said = []
     cross_validate(phantom, out=tmp_path, num_epochs=1, on_progress=said.append)
-    (told,) = [text for text in said if "is not what the models were trained on" in text]
+    (told,) = [text for text in said if "has changed since the models were trained" in text]
     assert told.startswith(f"Warning: {phantom}: ")
 
 
