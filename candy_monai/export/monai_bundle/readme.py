@@ -199,7 +199,7 @@ def _compared(parity: Parity, source: BundleSource, *, scripts: Sequence[str]) -
     if source.portable:
         what = ["MONAI's own classes stand in for those of candy_monai that the experiment was trained with."]
     elif scripts:
-        what = [f"`scripts/` holds what MONAI does not provide: {', '.join(scripts)}. It does not import candy_monai."]
+        what = [f"`scripts/` holds what MONAI does not provide: {', '.join(scripts)}. It does not need candy_monai."]
     if source.by_monai:
         what.append("Inference uses only MONAI's own classes.")
     if source.spacing is not None:

@@ -65,4 +65,4 @@ def test_other_cases_exit_with_2_unless_the_common_ones_are_asked_for(summaries,
     assert compare(*summaries) == 2
     assert "lacks 1 case: p0_0" in capsys.readouterr().err
     assert compare(*summaries, "--common") == 0
-    assert "left out, not in all: p0_0" in capsys.readouterr().out
+    assert "left out, not in all evaluations: p0_0" in capsys.readouterr().out

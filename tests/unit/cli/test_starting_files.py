@@ -17,7 +17,7 @@ def test_a_class_name_is_taken(name):
         ("3DTrainer", "Did you mean 'DTrainer'"),
         ("trainer", "Did you mean 'Trainer'"),
         ("None", "None"),
-        ("", "expected that of a class"),
+        ("", "expected a class name"),
         ("../Trainer", "Did you mean 'Trainer'"),
         ("SegmentationTrainer", "imports something of this name"),
         ("BasicUNet", "imports something of this name"),

@@ -155,7 +155,7 @@ def test_a_full_disk_is_an_error_that_says_what_to_do_and_the_state_before_is_wh
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("candy_monai.experiment.checkpoints.torch.save", full)
-    with pytest.raises(RunFailedError, match="disk is full.*make room"):
+    with pytest.raises(RunFailedError, match="disk is full.*free some space"):
         _run_epoch(experiment, 0.3)
     experiment.close()
     reopened, weights = _reopened(experiment.folder)

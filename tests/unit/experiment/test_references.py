@@ -151,4 +151,4 @@ def test_the_log_says_how_many_there_are_and_which(own, tmp_path):
     assert text == f"{expected}, with the settings of this run"
     others = [dataclasses.replace(reference, same_settings=False) for reference in references]
     assert references_as_text(others, tmp_path) == expected
-    assert "knows an earlier run of" in references_as_text(references[:1], tmp_path)
+    assert "uses an earlier run on" in references_as_text(references[:1], tmp_path)

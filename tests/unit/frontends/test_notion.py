@@ -215,7 +215,7 @@ def test_an_integration_that_may_not_make_columns_goes_on_with_those_that_there_
     notion.faults = [None, None, (403, "restricted_resource", {})]  # database, columns, and the change of the columns
     _create(frontend)
     assert notion.page() == {"Name": RUN}
-    assert "cannot be made" in said[0]
+    assert "cannot be created" in said[0]
     assert "capabilities" in said[0]
 
 

@@ -118,7 +118,7 @@ def test_pictures_have_one_configuration(tmp_path, pretended):
 @pytest.mark.parametrize(
     ("configurations", "keywords", "said"),
     [
-        (["2d", "4d"], {}, "unknown configuration '4d': expected of 2d, 3d, or all"),
+        (["2d", "4d"], {}, "unknown configuration '4d': expected 2d, 3d, or all"),
         ([], {}, "no configuration"),
         (["2d"], {"configuration": "3d"}, "--configurations or --configuration 3d, not both"),
         ("all", {"plan": "plan.json"}, "--configurations or --plan, not both"),
@@ -148,7 +148,7 @@ def test_folds_that_were_begun_on_other_cases_are_refused_before_any_is_trained(
     for number in range(4):
         described = next(tmp_path.glob(f"crossval-phantom/fold_{number}/*/*/experiment.json"))
         described.write_text(json.dumps({"format": FORMAT, "dataset": {"validation": [f"phantom_{number:03}"]}}))
-    said = r"leaves out phantom_000, but Fold 0 .* leaves out phantom_.*another folder \(--out\)"
+    said = r"was validated on phantom_000, but Fold 0 .* validated on phantom_.*another folder \(--out\)"
     with pytest.raises(BadInputError, match=said):
         cross_validate(phantom, out=tmp_path, num_folds=2, num_epochs=1, on_progress=_quiet)
     assert len(begun) == 4

@@ -93,7 +93,7 @@ def test_times_are_read_as_sbatch_reads_them_and_as_a_budget(slurm, run, text, m
     [
         ("slurm", {}, "give the time limit of a job, --launcher-args time=12:00:00"),
         ("slurm", {"time": "0"}, "expected a time above 0"),
-        ("slurm", {"time": "soon"}, "'got 'soon'"),
+        ("slurm", {"time": "soon"}, "got 'soon'"),
         ("slurm", {"time": "1h", "nodes": "two"}, "nodes=two: expected a whole number"),
         ("slurm", {"time": "1h", "ntasks": "4"}, "ntasks: is set by candy-monai.*nodes and ntasks-per-node"),
         ("local", {"partition": "gpu"}, "partition: local jobs accept only time, gpus_per_node"),

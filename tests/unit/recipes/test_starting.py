@@ -96,7 +96,7 @@ def test_another_architecture_is_refused_with_the_bundle_to_choose(phantom, expe
     described = json.loads((experiment / "experiment.json").read_text()) | {"bundle": "cmunext"}
     (tmp_path / "experiment.json").write_text(json.dumps(described))
     (tmp_path / "checkpoint_best.pth").write_bytes((experiment / "checkpoint_best.pth").read_bytes())
-    with pytest.raises(BadInputError, match="say --bundle cmunext"):
+    with pytest.raises(BadInputError, match="give --bundle cmunext"):
         _trained(phantom, out, init_from=tmp_path)
 
 
@@ -111,7 +111,7 @@ def test_a_network_for_slices_is_taken_over_for_slices(phantom, out):
     folder, _ = _trained(phantom, out, init_from=flat)
     assert json.loads((folder / "experiment.json").read_text())["network"]["slice_axis"] is not None
     assert "randomly initialised" not in (folder / "logs.txt").read_text()
-    with pytest.raises(SettingsError, match="say --configuration 2d"):
+    with pytest.raises(SettingsError, match="give --configuration 2d"):
         _trained(phantom, out, init_from=flat, configuration="3d")
 
 

@@ -259,7 +259,7 @@ def test_several_experiments_become_one_network_that_averages_them(tmp_path, mon
 def test_experiments_that_prepare_images_otherwise_are_no_ensemble(tmp_path):
     other = dataclasses.replace(PLANS["volumes"], spacing_mm=(2.0, 2.0, 2.0))
     experiments = [train_experiment(tmp_path / "a", PLANS["volumes"]), train_experiment(tmp_path / "b", other)]
-    with pytest.raises(BadInputError, match="its preprocessing is another"):
+    with pytest.raises(BadInputError, match="its preprocessing differs from that of"):
         export_monai_bundle(experiments, tmp_path / "bundle")
     with pytest.raises(BadInputError, match="no network that averages"):
         export_monai_bundle([experiments[0]] * 2, tmp_path / "bundle", portable=True)
