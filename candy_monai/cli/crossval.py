@@ -97,7 +97,8 @@ def as_text(summary: dict[str, Any]) -> str:
     if "configurations" in summary:
         of_each = summary["configurations"]
         note = (
-            "Dice: mean over all cases, each scored by the fold that left it out; spread: deviation of the folds' means"
+            "Dice: mean over all cases, each scored by the fold that left it out; spread: standard deviation of the "
+            "folds' means"
         )
         return "\n".join([*aligned_rows(_table(of_each)), note])
     means = {**summary, "fold": "mean"}
@@ -108,7 +109,9 @@ def as_text(summary: dict[str, Any]) -> str:
     cases, within = summary["cases"], interval_as_text(summary["cases"]["interval_95"])
     dice = number_as_text(cases["foreground_mean"])
     over_cases = f"over {cases['num_cases']} cases: Dice {dice} (95 % interval {within})"
-    return "\n".join([*aligned_rows(rows), f"{over_cases}; spread over folds {number_as_text(summary['std'])}"])
+    return "\n".join(
+        [*aligned_rows(rows), f"{over_cases}; standard deviation over folds {number_as_text(summary['std'])}"]
+    )
 
 
 def _table(of_each: dict[str, Any]) -> list[list[str]]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from candy_monai.forecasting.reading import ScoreHistory
 
 PICTURE = "forecast.png"
-_WHAT_DECIDES = "as far as they foretell one another, and look like this run so far"
+_WHAT_DECIDES = "it grows with how well they predict one another, and how similar they are to this run so far"
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         _show(history, result, facts)
         if references and facts["ended"] is None:
             print(references_as_text(references, folder_of_experiments(_folder_of(args.source))))
-            print(f"They have a share of {result.by_references:.0%} in it: {_WHAT_DECIDES}")
+            print(f"Their weight in the forecast is {result.by_references:.0%}; {_WHAT_DECIDES}")
         print(f"Picture: {picture}")
     return DONE
 
@@ -133,8 +133,8 @@ def _length(source: Path, history: ScoreHistory) -> _Length:
         )
         return _Length(max(expected, done + 1))
     if done >= history.horizon:
-        return _Length(history.horizon, "all are done")
-    return _Length(done, "it stopped early" if limit_s is None else "its time was up")
+        return _Length(history.horizon, "all planned epochs")
+    return _Length(done, "early stopping" if limit_s is None else "time limit reached")
 
 
 def _folder_of(source: Path) -> Path:
@@ -221,10 +221,10 @@ def _show(history: ScoreHistory, result: Forecast, facts: dict[str, object]) -> 
         f"{low:.4f} to {high:.4f} in 80 % of the runs that get better"
     )
     print(
-        f"Stopping now would cost {number_as_text(result.score - best)}; "
-        f"the chance that a better score comes is {chance_as_text(chance)}"
+        f"Stopping now would cost {number_as_text(result.score - best)}; the chance of a better score is "
+        f"{chance_as_text(chance)}"
     )
     if facts["seconds_left"] is not None:
         until, end = (float(str(facts[name])) for name in ("seconds_left", "seconds_to_the_end"))
-        ends = f"the run ends at epoch {planned}, in {duration_as_text(end)}"
-        print(f"Time until then: {duration_as_text(until)}; {ends}")
+        time = f"Time until then: {duration_as_text(until)}; the" if until else "The"
+        print(f"{time} run ends at epoch {planned}, in {duration_as_text(end)}")

@@ -44,7 +44,9 @@ def run(args: argparse.Namespace) -> int:
     check_module_name(name, bundles=bundle_names())
     folder: Path = args.out or Path(name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadInputError(f"{folder} exists and is not an empty folder: name another with --out, or remove it")
+        raise BadInputError(
+            f"{folder} already exists and is not an empty folder: give another one with --out, or remove it"
+        )
     names = {"name": name, "class_name": camel_case(name), "distribution": name.replace("_", "-")}
     write_new(folder / "pyproject.toml", render("bundle.toml", **names))
     write_new(folder / f"{name}.py", render("bundle.py", **names))

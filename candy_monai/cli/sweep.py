@@ -82,7 +82,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "in the sweep's folder)",
     )
     parser.add_argument(
-        "--name", metavar="NAME", help="of the study and its folder within --out (default: sweep-DATASET)"
+        "--name", metavar="NAME", help="name of the study and of its folder within --out (default: sweep-DATASET)"
     )
     parser.add_argument(
         "--pruner",

@@ -165,7 +165,7 @@ def _shared_cases(names: Sequence[str], scores: Sequence[Scores], *, common: boo
             if (missing := sorted(anywhere - set(each.cases)))
         )
         raise BadInputError(
-            f"the evaluations are not of the same cases:\n  - {lacking}\n  - --common (common=True) compares the "
+            f"the evaluations have different cases:\n  - {lacking}\n  - --common (common=True) compares the "
             f"{len(everywhere)} that all have"
         )
     return sorted(everywhere), left_out
@@ -176,15 +176,15 @@ def _shared_classes(names: Sequence[str], scores: Sequence[Scores]) -> tuple[str
     for name, each in zip(names[1:], scores[1:], strict=True):
         if each.classes != first.classes:
             raise BadInputError(
-                f"the evaluations are of other classes: {names[0]} has {', '.join(first.classes) or 'none'}, "
-                f"{name} has {', '.join(each.classes) or 'none'}; evaluate both with candy-monai evaluate, which names "
+                f"the evaluations have different classes: {names[0]} has {', '.join(first.classes) or 'none'}, {name} "
+                f"has {', '.join(each.classes) or 'none'}; evaluate both with candy-monai evaluate, which names "
                 "classes and regions alike"
             )
         for index in first.class_names.keys() & each.class_names.keys():
             if first.class_names[index] != each.class_names[index]:
                 raise BadInputError(
-                    f"class {index} is {first.class_names[index]!r} for {names[0]} and {each.class_names[index]!r} for "
-                    f"{name}; the evaluations are of other classes"
+                    f"class {index} is {first.class_names[index]!r} for {names[0]} and {each.class_names[index]!r} "
+                    f"for {name}; the evaluations have different classes"
                 )
     return first.classes
 
@@ -212,7 +212,10 @@ def _shared_metrics(names: Sequence[str], scores: Sequence[Scores], metrics: Seq
             if name not in shared:
                 raise BadInputError(f"{name} was not measured by all: {has}")
             if CLASS_METRICS[name].better is None:
-                raise BadInputError(f"of {name} neither higher nor lower is better; there are {', '.join(ranked)}")
+                raise BadInputError(
+                    f"{name} cannot be ranked, since neither higher nor lower is better; choose from "
+                    f"{', '.join(ranked)}"
+                )
     if not chosen:
         raise BadInputError(f"there is no metric that all evaluations have: {has}")
     return chosen

@@ -281,7 +281,7 @@ def _definitions(measure: Measure, class_names: Mapping[int, str]) -> dict[str, 
 
 def _as_id(value: object, option: str) -> int:
     if (found := label_id_of(value)) is None:
-        raise BadInputError(f"{option}: {value!r} is no label id, expected a whole number from 0")
+        raise BadInputError(f"{option}: {value!r} is not a label id, expected a whole number of at least 0")
     return found
 
 

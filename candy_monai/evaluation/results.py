@@ -234,7 +234,7 @@ class EvalResult(Sequence[EvalCase]):
         if self.left_out:
             lines.append(f"left out, without a partner: {join_names(self.left_out)}")
         if self.passed_over:
-            lines.append(f"passed over, no prediction of a case: {join_names(self.passed_over)}")
+            lines.append(f"ignored, not predictions of a case: {join_names(self.passed_over)}")
         return lines
 
     def min_n(self, metric: str, n: int) -> tuple[EvalCase, ...]:

@@ -167,7 +167,7 @@ def _by_epoch(path: Path, values: Iterable[tuple[float, float]], first: int) -> 
         if not math.isfinite(epoch):
             continue
         if not 0 <= epoch <= _LARGEST_EPOCH or epoch % 1:
-            raise BadInputError(f"{path}: {epoch:g} is no number of an epoch")
+            raise BadInputError(f"{path}: {epoch:g} is not an epoch number")
         if math.isfinite(value) or int(epoch) not in known:
             known[int(epoch)] = value
     return tuple(known.get(epoch, math.nan) for epoch in range(first, max(known) + 1))
@@ -179,7 +179,7 @@ def _number(path: Path, name: str, cell: str | None) -> float:
     try:
         return float(cell)
     except ValueError:
-        raise BadInputError(f"{path}: the column {name!r} holds {cell!r}, which is no number") from None
+        raise BadInputError(f"{path}: the column {name!r} holds {cell!r}, which is not a number") from None
 
 
 def _nnunet_number(text: str) -> float:

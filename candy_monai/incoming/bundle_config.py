@@ -132,7 +132,7 @@ class BundleConfig:
         if value[:1] == "%":
             name = value[1:].lstrip("#")
             if re.fullmatch(r"\w+(?:(?:#|::)\w+)*", name) is None:
-                raise self._refused(where, f"{value!r} stands for a part of another file, which is not read")
+                raise self._refused(where, f"{value!r} refers to another file, which is not read")
             return part(self._at(name, where=where), name)
         return value
 
@@ -198,7 +198,7 @@ class BundleConfig:
                 parser["_of_candy_monai"] = expression
                 parser.parse()
                 return parser.get_parsed_content("_of_candy_monai")
-        raise self._refused(where, f"{expression!r} is Python to be run")
+        raise self._refused(where, f"{expression!r} is a Python expression")
 
     def _refused(self, where: str, what: str) -> BadInputError:
         return BadInputError(
@@ -241,7 +241,7 @@ def _evaluated(node: ast.AST, reference: Callable[[str], Any], *, depth: int) ->
 def _read(path: Path) -> dict[str, Any]:
     """Return the content of a JSON or YAML file, an object."""
     if path.stat().st_size > _MOST_BYTES:
-        raise BadInputError(f"{path}: is larger than a configuration is ({path.stat().st_size:,} bytes)")
+        raise BadInputError(f"{path}: is too large for a configuration ({path.stat().st_size:,} bytes)")
     found = read_json_or_yaml(path)
     if not isinstance(found, dict):
         raise BadInputError(f"{path}: found {type(found).__name__}, expected an object with entries by name")

@@ -233,7 +233,7 @@ def _network(config: BundleConfig, entry: Any, where: str) -> nn.Module:
         )
     if entry.get("_mode_", "default") != "default":
         raise BadInputError(
-            f"{config.file}: {where}#_mode_ is {entry['_mode_']!r}, expected none, which builds a network"
+            f"{config.file}: {where}#_mode_ is {entry['_mode_']!r}, expected no _mode_, so that the network is built"
         )
     arguments = {
         key: _argument(config, value, f"{where}#{key}")
@@ -345,7 +345,9 @@ def _argument(config: BundleConfig, value: Any, where: str) -> Any:
             raise BadInputError(f"{config.file}: {where} holds {len(value)} values, expected {_LONGEST_LIST} at most")
         return [_argument(config, part, f"{where}#{index}") for index, part in enumerate(value)]
     if isinstance(value, int | float) and abs(value) > _LARGEST_NUMBER:
-        raise BadInputError(f"{config.file}: {where} is {value!r}, which no network needs; it was not built")
+        raise BadInputError(
+            f"{config.file}: {where} is {value!r}, which is too large for an argument of a network; it was not built"
+        )
     return value
 
 
@@ -405,7 +407,7 @@ def _our_inferer(target: str, arguments: dict[str, Any]) -> tuple[Inferer, int |
     windows = WholeOrWindowsInferer(arguments.pop("roi_size"), divisor=divisor)
     for name, value in arguments.items():
         if not hasattr(windows, name):
-            raise SettingsError(f"{name} is no argument of it")
+            raise SettingsError(f"{name} is not an argument of it")
         setattr(windows, name, value)
     return windows, None, amp
 

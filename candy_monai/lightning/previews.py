@@ -188,7 +188,9 @@ def _member(batch: Any, key: str | int, what: str) -> Tensor:
         found = None
     if not isinstance(found, Tensor):
         known = f"keys {', '.join(map(repr, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
-        raise SettingsError(f"SegmentationPreviews: a validation batch has no {what} at {key!r} ({known}): say {what}=")
+        raise SettingsError(
+            f"SegmentationPreviews: a validation batch has no {what} at {key!r} ({known}): give its key with {what}="
+        )
     return found
 
 

@@ -70,8 +70,8 @@ def resume_training(
     trained, plan = saved.description.dataset, saved.description.plan
     if saved.description.host is not None:
         raise BadInputError(
-            f"{folder}: was trained by the {saved.description.trainer} of {saved.description.host}, so only its script "
-            f"can go on with it: {resuming_call(folder, saved.description)}"
+            f"{folder}: was trained by the {saved.description.trainer} of {saved.description.host}, so only its "
+            f"script can resume it: {resuming_call(folder, saved.description)}"
         )
     if trained is not None and None in (trained.folder, trained.store, trained.training, trained.validation):
         raise BadInputError(f"{folder / DESCRIPTION}: does not name the dataset, the store and the cases of the run")
@@ -91,7 +91,7 @@ def resume_training(
         )
     seed = saved.settings.seed
     if seed is None:
-        raise ExperimentError(f"{folder / STATE}: does not hold the seed that a run draws; take it from a copy")
+        raise ExperimentError(f"{folder / STATE}: does not hold the seed of the run; restore the file from a copy")
     processes = Processes.from_environment()
     device = processes.device_of(find_device(options.device))
     trainer = _trainer_class(saved, options.trainer)
@@ -168,15 +168,18 @@ def _store_that_was(trained: DatasetRecord, folder: Path) -> Path:
         return store
     if has_been_used(beside):  # both were moved
         return beside
-    raise BadInputError(f"{store}: the store is not there any more; say where it is, or is to be (--store)")
+    raise BadInputError(
+        f"{store}: the folder of preprocessed cases no longer exists; give its new path, or another folder for it, "
+        "with --store"
+    )
 
 
 def _trainer_class(saved: SavedRun, trainer: str | type[object] | None) -> type[SegmentationTrainer]:
     name, bundle = saved.description.trainer, saved.description.bundle
     if trainer is None and bundle is None:
         raise BadInputError(
-            f"{saved.folder}: trained by {name}, a class of your own, which is never imported by a name that stands in "
-            f"a file: say where it is, --trainer FILE:{name}"
+            f"{saved.folder}: trained by {name}, a class of your own, which is never imported automatically: give its "
+            f"file with --trainer FILE:{name}"
         )
     try:
         found = find_trainer(bundle=bundle, own=trainer)

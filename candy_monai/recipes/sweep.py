@@ -134,7 +134,7 @@ def sweep_dataset(
     require("plotly", extra="optuna", purpose="draw the plots of a sweep")
     options = TrainOptions.of(options, keywords)
     if options.fold == "all":
-        raise SettingsError("a sweep goes by validation scores, and --fold all holds out no case: choose a fold")
+        raise SettingsError("a sweep compares validation scores, and --fold all has no validation cases: choose a fold")
     searched = SearchSpace.read(space, options)
     launcher = launcher or LauncherHere(num_parallel, options.device)
     device = find_device("auto" if launcher.is_elsewhere else options.device)
@@ -157,7 +157,9 @@ def sweep_dataset(
         searched.check_with(options, plan_with)
     name = name or f"sweep-{checked.dataset.folder.resolve().name}"
     if not re.fullmatch(r"[\w.-]+", name):
-        raise SettingsError(f"the name of a sweep is its folder's, too: expected letters, digits, . _ -, got {name!r}")
+        raise SettingsError(
+            f"--name is also the name of the sweep's folder: expected letters, digits, . _ -, got {name!r}"
+        )
     folder = Path(options.out) / name
     folder.mkdir(parents=True, exist_ok=True)
     jobs = options.jobs
@@ -194,7 +196,7 @@ def sweep_dataset(
         finished = [trial for trial in finished if not _is_interrupted(trial)]
         failures = [trial for trial in finished if trial.state == TrialState.FAIL]
         logs = ", ".join(str(trial.user_attrs.get(_FAILURE)) for trial in failures)
-        raise RunFailedError(f"none of {len(finished)} trials was completed; why, say: {logs}")
+        raise RunFailedError(f"none of {len(finished)} trials was completed; for the reasons, see {logs}")
     return folder
 
 
@@ -282,7 +284,7 @@ class _Sweep:
             trial.set_user_attr(_IS_INTERRUPTED, True)
             study.tell(trial, state=TrialState.FAIL)
             study.enqueue_trial(trial.params, user_attrs={_GOES_ON_WITH: _first_of(trial)})
-            self.say(f"Trial {trial.number} was interrupted; the same command goes on with its run")
+            self.say(f"Trial {trial.number} was interrupted; the same command continues its run")
 
     def _place(self, trial: Trial | FrozenTrial) -> str:
         machine = "" if self.launcher.is_elsewhere else platform.node()
@@ -330,7 +332,7 @@ class _Sweep:
         if run.scores is not None:  # it was interrupted between its end and its report
             self._finish(running, study, code=0)
             return
-        self.say(f"Trial {trial.number} {'resumed' if run.experiment else 'begun'}: {what}")
+        self.say(f"Trial {trial.number} {'resumed' if run.experiment else 'started'}: {what}")
         slot = next(slot for slot in range(self.num_parallel) if slot not in self._running)
         self._running[slot] = running, self.launcher.start(run, slot)
 
@@ -441,12 +443,12 @@ def _study(
     kept = study.user_attrs.get(_SETTINGS)
     if kept is None:
         if number:
-            raise SettingsError(f"the study {name!r} in this storage was not made by a sweep; choose another --name")
+            raise SettingsError(f"the study {name!r} in this storage was not created by a sweep; choose another --name")
         study.set_user_attr(_SETTINGS, settings)
     elif changed := differences({name: settings[name] for name in _OF_LATER_VERSIONS} | kept, settings):
         lines = "".join(f"\n  - {line}" for line in changed)
         raise SettingsError(
-            f"the study {name!r} was begun otherwise:{lines}\nGo on with it as it was, or give another --name"
+            f"the study {name!r} was started with other settings:{lines}\nGive those again, or another --name"
         )
     return study
 

@@ -247,9 +247,7 @@ def _table_of_runs(names: Sequence[str], scores: Sequence[Sequence[float]]) -> T
             ]
         )
     count = f"{len(best)} cases" if len(best) > 1 else "one case"
-    note = (
-        f"On the {count} that all runs have scored; differences are those of the same case, and so are their intervals."
-    )
+    note = f"On the {count} that all runs have scored; differences and their intervals are computed case by case."
     return Table(title="Scores", note=note, columns=columns, rows=rows)
 
 
@@ -326,7 +324,10 @@ def _notes(
     notes = ["Scores of the best weights on whole cases." if final else "Scores of each run's last validation."]
     if not final and any(run.final is not None for run in runs):
         lacking = ", ".join(run.name for run in runs if run.final is None)
-        notes.append(f"Of {lacking} the best weights were not scored in the end, so that no run is taken by those.")
+        notes.append(
+            f"The best weights of {lacking} were not scored at the end, so the last validations of all runs are "
+            "compared."
+        )
     notes += [f"{run.name}: {run.damaged}" for run in runs if run.damaged]
     without = [run.name for run, (cases, _) in zip(runs, scored, strict=True) if not cases]
     if without:
@@ -335,14 +336,15 @@ def _notes(
     digests = {None if dataset is None else dataset.digest for dataset in datasets}
     if len(digests) > 1:
         notes.append(
-            "Attention: the runs are of different data, or of different states of them; cases of one name may differ."
+            "Attention: the runs were trained on different data, or different versions of it; cases of the same name "
+            "may differ."
         )
     training = [set(dataset.training or ()) for dataset in datasets if dataset is not None]
     ids = [{case.case_id for case in cases} for cases, _ in scored]
     if any(one & other for one in ids for other in training):
         notes.append("Attention: cases that one run is scored on are among those that another was trained on.")
     if len({frozenset(one) for one in ids if one}) > 1:
-        notes.append("The runs are scored on different cases; what is compared are those that all have.")
+        notes.append("The runs are scored on different cases; only the cases that all have are compared.")
     return notes
 
 
@@ -359,7 +361,7 @@ def _views(runs: Sequence[ComparedRun]) -> tuple[list[list[Any]], str]:
         chosen.append(case_id)
         total += size
     views = [[view for view in run.views if view["id"] in chosen] for run in runs]
-    note = f"{left_out} cases more are in the runs' own pages." if left_out else ""
+    note = f"{left_out} more cases are in the runs' own pages." if left_out else ""
     return views, note
 
 

@@ -22,7 +22,7 @@ WORST = 5
 """Number of summarised classes that are drawn and named, those with the worst final values."""
 
 _CLASS = re.compile(r"(.+) (\d+)")
-_TITLES = {SCORE: "Validation score", LOSS: "Loss", LEARNING_RATE: "Learning rate", EPOCH_DURATION: "Seconds an epoch"}
+_TITLES = {SCORE: "Validation score", LOSS: "Loss", LEARNING_RATE: "Learning rate", EPOCH_DURATION: "Seconds per epoch"}
 _LOOKS = {
     SCORE: ("score", "validation"),
     LEARNING_RATE: (_TITLES[LEARNING_RATE], "plain"),

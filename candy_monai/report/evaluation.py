@@ -94,7 +94,7 @@ def write_cross_validation(folder: PathLike, *, to: PathLike | None = None) -> P
         "figures": as_plain(overlaid(runs)),
         "tables": tables,
     }
-    status = f"{len(runs)} folds with {len(cases)} cases that are scored"
+    status = f"{len(runs)} folds with {len(cases)} scored cases"
     return write_page(
         Document(title=folder.resolve().name, status=status, content=content),
         Path(to or folder / CROSS_VALIDATION_PAGE),

@@ -53,9 +53,12 @@ class Parity:
     def summary(self) -> str:
         """The result in one line."""
         if self.mean is None or self.least is None:
-            return f"Label maps were not compared: {self.reason or 'neither labelled anything'}"
+            return f"Label maps were not compared: {self.reason or 'neither of them has foreground'}"
         count = sum(share is not None for share in self.shares.values())
-        return f"{count} cases: {self.mean:.3%} of the foreground is labelled equally, {self.least:.3%} at the least"
+        return (
+            f"{count} cases: {self.mean:.3%} of the foreground voxels have equal labels, at least {self.least:.3%} in "
+            "each case"
+        )
 
 
 def measure_parity(bundle: Path, predictor: CasePredictor, cases: Mapping[str, Sequence[Path]]) -> Parity:
@@ -72,7 +75,7 @@ def measure_parity(bundle: Path, predictor: CasePredictor, cases: Mapping[str, S
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         return Parity(shares={}, reason=f"{' and '.join(missing)} not installed: pip install candy_monai[bundle]")
     if not cases:
-        return Parity(shares={}, reason="the experiment's dataset was not at hand")
+        return Parity(shares={}, reason="the experiment's dataset was not found")
     chosen = dict(list(cases.items())[:NUM_CASES])
     with tempfile.TemporaryDirectory(prefix="candy_bundle_") as folder:
         images, by_bundle, by_experiment = (Path(folder) / name for name in ("imagesTs", "bundle", "experiment"))
@@ -103,7 +106,7 @@ def run_inference(bundle: Path, dataset: Path, output: Path) -> None:
     ran = subprocess.run([*command, *options], cwd=bundle, env=environment, capture_output=True, text=True, check=False)
     if ran.returncode:
         last = "\n".join(ran.stderr.strip().splitlines()[-_LAST_LINES:])
-        raise RunFailedError(f"{bundle}: the bundle was written, and does not run:\n{last}")
+        raise RunFailedError(f"{bundle}: the bundle was written, but does not run:\n{last}")
 
 
 def equal_foreground(one: Path, other: Path) -> float | None:

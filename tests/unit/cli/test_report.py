@@ -42,7 +42,7 @@ def test_of_several_configurations_one_is_to_be_named(tmp_path, capsys):
         (tmp_path / name).mkdir()
     (tmp_path / "crossval.json").write_text('{"configurations": {"2d": null, "3d": null}}')
     assert main(["report", str(tmp_path)]) == 2
-    assert f"configurations 2d, 3d, of which each has a page: name one of them, such as {tmp_path / '2d'}" in (
+    assert f"configurations 2d, 3d, each of which has its own page: give one of them, such as {tmp_path / '2d'}" in (
         capsys.readouterr().err
     )
 
@@ -52,7 +52,7 @@ def test_a_page_that_cannot_be_written_is_an_error_before_anything_is_read(runs,
     assert f"{tmp_path}: is a folder, expected the name of a file" in capsys.readouterr().err
     monkeypatch.setattr("os.access", lambda *_: False)  # also for root, who may write anywhere else
     assert main(["report", str(runs[0])]) == 2
-    assert f"no permission to write to {runs[0]}; --out names another file" in capsys.readouterr().err
+    assert f"no permission to write to {runs[0]}; give another file" in capsys.readouterr().err
     assert main(["report", *map(str, runs)]) == 2
     assert "no permission to write to" in capsys.readouterr().err
 
@@ -61,4 +61,4 @@ def test_a_folder_in_the_place_of_the_page_is_said_before_anything_is_read(tmp_p
     run = made_up_folder(tmp_path / "run")
     (run / "report.html").mkdir()
     assert main(["report", str(run)]) == 2
-    assert "report.html: is a folder, expected the name of a file; --out names another" in capsys.readouterr().err
+    assert "report.html: is a folder, expected the name of a file; give another" in capsys.readouterr().err

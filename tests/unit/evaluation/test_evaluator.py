@@ -449,7 +449,7 @@ def test_probabilities_beside_label_maps_are_no_cases_and_other_files_are_named(
     found = Evaluator("dice").evaluate(folder, references)
     assert [case.case_id for case in found] == ["a"]
     assert found.passed_over == ("notes.txt", "view.png")
-    assert found.notes() == ["passed over, no prediction of a case: notes.txt, view.png"]
+    assert found.notes() == ["ignored, not predictions of a case: notes.txt, view.png"]
     written(references, {"a_probabilities": blobs(1)})  # then it is a case of that name
     written(folder, {"a_probabilities": blobs(1)})
     assert len(Evaluator("dice").evaluate(folder, references)) == 2

@@ -16,7 +16,7 @@ from tests.zoo_bundles import BTCV, METADATA, SPLEEN, run_by_monai, write_bundle
 
 
 def _of_one_logit(*steps):
-    """Return a bundle whose network has one channel of output, with these steps of postprocessing."""
+    """Return a bundle whose network has (one|single) output channel, with these steps of postprocessing."""
     config = copy.deepcopy(SPLEEN)
     config["network_def"]["out_channels"] = 1
     _, inverting, _, saving = config["postprocessing"]["transforms"]
@@ -108,12 +108,12 @@ def test_overlapping_regions_ask_for_the_ids_that_they_write(tmp_path):
     [
         ([{**SIGMOID, "sigmoid": False, "softmax": True}, THRESHOLD], "Activationsd has softmax"),
         ([SIGMOID, ARGMAX], "AsDiscreted has argmax"),
-        ([SIGMOID], "no step makes label ids"),
-        ([], "no step makes label ids"),
+        ([SIGMOID], "no step converts"),
+        ([], "no step converts"),
     ],
 )
 def test_one_logit_that_postprocessing_compares_with_no_threshold_is_refused(tmp_path, steps, words):
-    with pytest.raises(BadInputError, match=rf"inference\.json: postprocessing: {words}.*one channel of output"):
+    with pytest.raises(BadInputError, match=rf"inference\.json: postprocessing: {words}.*(one|single) output channel"):
         load_bundle(write_bundle(tmp_path / "bundle", _of_one_logit(*steps)))
 
 
@@ -264,7 +264,7 @@ def test_what_a_bundle_names_is_shown_by_place_without_building_anything_unknown
     assert "preprocessing#transforms#4: scripts.a.B (not known" in text
     assert "evaluator: SupervisedEvaluator" in text
     assert "initialize#0: $monai.utils.set_determinism(seed=123)" in text
-    assert "does not open" in text
+    assert "cannot be used for prediction as it is" in text
     assert inspect_bundle(write_bundle(tmp_path / "good")).problem is None
 
 

@@ -120,7 +120,7 @@ def test_pictures_have_one_configuration(tmp_path, pretended):
 @pytest.mark.parametrize(
     ("configurations", "keywords", "said"),
     [
-        (["2d", "4d"], {}, "unknown configuration '4d': expected of 2d, 3d, or all"),
+        (["2d", "4d"], {}, "unknown configuration '4d': expected 2d, 3d, or all"),
         ([], {}, "no configuration"),
         (["2d"], {"configuration": "3d"}, "--configurations or --configuration 3d, not both"),
         ("all", {"plan": "plan.json"}, "--configurations or --plan, not both"),
@@ -150,7 +150,7 @@ def test_folds_that_were_begun_on_other_cases_are_refused_before_any_is_trained(
     for number in range(4):
         described = next(tmp_path.glob(f"crossval-phantom/fold_{number}/*/*/experiment.json"))
         described.write_text(json.dumps({"format": FORMAT, "dataset": {"validation": [f"phantom_{number:03}"]}}))
-    said = r"leaves out phantom_000, but Fold 0 .* leaves out phantom_.*another folder \(--out\)"
+    said = r"was validated on phantom_000, but Fold 0 .* validated on phantom_.*another folder \(--out\)"
     with pytest.raises(BadInputError, match=said):
         cross_validate(phantom, out=tmp_path, num_folds=2, num_epochs=1, on_progress=_quiet)
     assert len(begun) == 4
@@ -171,7 +171,7 @@ def test_folds_that_were_begun_with_other_options_are_not_mixed_with_new_ones(
     failing.add(1)
     with pytest.raises(RunFailedError):
         cross_validate(phantom, out=tmp_path, num_epochs=1, on_progress=_quiet)
-    with pytest.raises(BadInputError, match=rf"begun with other options[\s\S]*{said}[\s\S]*another folder \(--out\)"):
+    with pytest.raises(BadInputError, match=rf"started with other options[\s\S]*{said}[\s\S]*another folder \(--out\)"):
         cross_validate(phantom, out=tmp_path, on_progress=_quiet, **{"num_epochs": 1} | change)
     assert len(begun) == 4
     failing.clear()
@@ -218,7 +218,7 @@ def test_finished_folds_of_another_state_of_the_dataset_are_told(phantom, tmp_pa
         described.write_text(json.dumps({"format": FORMAT, "dataset": {"digest": "0" * 16}}))
     said = []
     cross_validate(phantom, out=tmp_path, num_epochs=1, on_progress=said.append)
-    (told,) = [text for text in said if "is not what the models were trained on" in text]
+    (told,) = [text for text in said if "has changed since the models were trained" in text]
     assert told.startswith(f"Warning: {phantom}: ")
 
 

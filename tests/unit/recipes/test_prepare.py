@@ -161,7 +161,7 @@ def test_a_plan_that_moves_with_new_cases_is_told_and_the_old_one_can_be_kept(ph
     overrides = {"orientation": "RAS"}
     old = _prepare(phantom, tmp_path / "out", overrides=overrides)
     moved = _prepare(grown, tmp_path / "out", overrides=overrides, on_progress=said.append)
-    (told,) = [text for text in said if text.startswith("The plan has moved with the dataset (")]
+    (told,) = [text for text in said if text.startswith("The plan has changed with the dataset (")]
     assert "spacing_mm" in told or "patch_shape" in told
     kept = _prepare(grown, tmp_path / "out", plan=shlex.split(told)[-1])
     assert kept.plan.spacing_mm == old.plan.spacing_mm

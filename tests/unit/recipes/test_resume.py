@@ -110,7 +110,7 @@ def test_a_finished_run_with_a_budget_is_not_given_more_epochs_which_it_has_no_t
 def test_a_dataset_that_moved_is_asked_for_and_one_that_changed_is_refused(phantom, crashed, tmp_path):
     phantom = phantom.rename(phantom.with_name("moved"))
     try:
-        with pytest.raises(BadInputError, match="not there any more.*--dataset"):
+        with pytest.raises(BadInputError, match="no longer exists.*--dataset"):
             resume_training(crashed, device="cpu", on_progress=_quiet)
         other = write_phantom_dataset(tmp_path / "other", num_cases=6, shape=(24, 26, 16), seed=9)
         with pytest.raises(ExperimentError, match=r"dataset\.digest"):
@@ -134,7 +134,7 @@ def test_nothing_is_written_to_a_folder_that_only_the_description_calls_a_store(
     precious.mkdir()
     for folder in (precious, tmp_path / "new"):
         _described(crashed, store=str(folder))
-        with pytest.raises(BadInputError, match="not there any more.*--store"):
+        with pytest.raises(BadInputError, match="no longer exists.*--store"):
             resume_training(crashed, device="cpu", on_progress=_quiet)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "precious"]
         assert not list(precious.iterdir())
@@ -183,7 +183,7 @@ def test_pipelines_that_were_tampered_with_are_refused_with_the_file(crashed):
 
 
 def test_what_is_the_run_s_own_cannot_be_chosen_anew(crashed):
-    with pytest.raises(SettingsError, match="seed is the run's own"):
+    with pytest.raises(SettingsError, match="seed is fixed for a run"):
         resume_training(crashed, seed=4)
 
 

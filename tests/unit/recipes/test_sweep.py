@@ -189,7 +189,7 @@ def test_a_signal_ends_the_runs_and_leaves_no_trial_running(phantom, space, tmp_
     with pytest.raises(Interrupted, match=number.name):
         swept(phantom, space, tmp_path / "out", num_trials=2, said=said, pruner=optuna.pruners.NopPruner())
     assert signal.getsignal(number) is before
-    assert "Trial 1 was interrupted; the same command goes on with its run" in said
+    assert "Trial 1 was interrupted; the same command continues its run" in said
     folder = tmp_path / "out" / "sweep-phantom"
     assert [trial.state.name for trial in study_of(folder).trials] == ["COMPLETE", "FAIL", "WAITING"]
     pretended.levels, pretended.signal_at = {}, None
@@ -295,7 +295,7 @@ def test_a_sweep_that_is_running_is_not_begun_again(phantom, space, tmp_path, pr
     [
         ({"num_trials": 0}, "at least 1"),
         ({"num_parallel": 0}, "at least 1"),
-        ({"fold": "all"}, "holds out no case"),
+        ({"fold": "all"}, "has no validation cases"),
         ({"name": "a/b"}, "expected letters"),
         ({"storage": "nosuch://x"}, "cannot be opened"),
         ({"overrides": {"patch_shape": "8,8"}}, "patch_shape"),

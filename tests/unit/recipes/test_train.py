@@ -396,7 +396,7 @@ def test_a_budget_is_kept_to_and_what_it_was_spent_on_is_said(tmp_path):
     started, messages = time.monotonic(), []
     folder = train_dataset(phantom, budget_s=60, device="cpu", out=tmp_path, on_progress=messages.append)
     assert time.monotonic() - started < 75  # the machine may slow down by a quarter after it was measured
-    weighed, chosen = [message for message in messages if message.split()[0] in ("Weighed", "Chosen:")]
+    weighed, chosen = [message for message in messages if message.split()[0] in ("Considered", "Chosen:")]
     record = read_description(folder).budget
     assert record.budget_s == 60
     assert [candidate["is_chosen"] for candidate in record.candidates] == [True] + [False] * (
@@ -578,11 +578,11 @@ def test_a_later_run_and_a_resumed_one_say_which_earlier_runs_their_forecasts_kn
     second = train_dataset(phantom, **options)
     alone = train_dataset(phantom, **options, no_references=True)
     logs = [(folder / "logs.txt").read_text() for folder in (first, second, alone)]
-    named = f"The forecast knows an earlier run of this dataset in {tmp_path}: UNetTrainer/{first.name}"
-    assert [log.count("The forecast knows") for log in logs] == [0, 1, 0]
+    named = f"The forecast uses an earlier run on this dataset in {tmp_path}: UNetTrainer/{first.name}"
+    assert [log.count("The forecast uses") for log in logs] == [0, 1, 0]
     assert named in logs[1]
     resumed = {"num_epochs": 4, "schedule": "restart", "device": "cpu", "on_progress": _quiet}
     resume_training(first, **resumed)
-    assert "The forecast knows 2 earlier runs of this dataset" in (first / "logs.txt").read_text()
+    assert "The forecast uses 2 earlier runs on this dataset" in (first / "logs.txt").read_text()
     resume_training(alone, **resumed, no_references=True)
-    assert "The forecast knows" not in (alone / "logs.txt").read_text()
+    assert "The forecast uses" not in (alone / "logs.txt").read_text()

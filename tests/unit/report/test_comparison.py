@@ -118,7 +118,7 @@ def test_scores_of_different_kinds_are_not_mixed(folders):
     (folders[0] / "validation.json").write_text(json.dumps(final))
     notes = compared(folders)["notes"]
     assert notes[0] == "Scores of each run's last validation."
-    assert notes[1].startswith("Of second the best weights were not scored")
+    assert notes[1].startswith("The best weights of second were not scored")
     (folders[1] / "validation.json").write_text(json.dumps(final))
     content = compared(folders)
     assert content["notes"][0].startswith("Scores of the best weights")
@@ -152,7 +152,7 @@ def test_images_are_kept_of_each_run_that_has_them(folders, tmp_path):
 def test_images_that_make_a_page_too_large_are_left_to_the_runs_own(folders, monkeypatch):
     monkeypatch.setattr("candy_monai.report.comparison.MOST_VIEW_BYTES", 1)
     content = compared(folders)
-    assert content["view_note"] == "2 cases more are in the runs' own pages."
+    assert content["view_note"] == "2 more cases are in the runs' own pages."
 
 
 def test_less_than_two_runs_or_one_given_twice_is_refused(folders, tmp_path):

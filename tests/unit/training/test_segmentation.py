@@ -586,4 +586,4 @@ def test_scores_that_are_all_nan_are_said_in_the_log(tmp_path):
     trainer = small_trainer(tmp_path, cls=NoScore)
     trainer.train(1, save_preview=False, save_report=False)
     log = (trainer.experiment_folder() / "logs.txt").read_text()
-    assert "Warning: the validation score is NaN: no validated case has one" in log
+    assert "Warning: the validation score is NaN: no validation case has a score" in log

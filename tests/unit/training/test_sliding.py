@@ -216,7 +216,7 @@ def test_a_loss_that_is_nan_in_one_window_only_is_noticed(tmp_path):
 
     trainer = small_trainer(tmp_path, cls=Sick)
     trainer.train(1, non_finite="skip", save_preview=False)
-    assert "1 steps left out" in (trainer.experiment_folder() / "logs.txt").read_text()
+    assert "Skipped steps: 1" in (trainer.experiment_folder() / "logs.txt").read_text()
 
 
 def test_windows_are_padded_for_the_network_in_training_and_in_validation(tmp_path):

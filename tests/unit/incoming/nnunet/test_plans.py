@@ -33,14 +33,17 @@ def rewrite(model, change):
         (lambda p, c: c.update(preprocessor_name="Mine"), "preprocessor_name is 'Mine', expected DefaultPreprocessor"),
         (lambda p, c: p.update(label_manager="Mine"), "label_manager is 'Mine', expected LabelManager"),
         (lambda p, c: p.update(image_reader_writer="Mine"), "images were read by Mine, .* known are SimpleITKIO"),
-        (lambda p, c: p.update(transpose_forward=[0, 0, 1]), r"transpose_forward is \[0, 0, 1\], expected the axes"),
+        (
+            lambda p, c: p.update(transpose_forward=[0, 0, 1]),
+            r"transpose_forward is \[0, 0, 1\], expected a permutation of the axes",
+        ),
         (lambda p, c: c.update(resampling_fn_data="resample_torch_fornnunet"), "resampling_fn_data is 'resample_torch"),
         (
             lambda p, c: c["resampling_fn_probabilities_kwargs"].update(order=3),
             "resampling_fn_probabilities_kwargs has order=3, expected .*order=1",
         ),
         (lambda p, c: c.update(normalization_schemes=["Mine"]), "channel 0 is normalised by 'Mine', expected one of"),
-        (lambda p, c: c.update(use_mask_for_norm=[]), "expected one a channel"),
+        (lambda p, c: c.update(use_mask_for_norm=[]), "expected one per channel"),
         (lambda p, c: c.update(patch_size=[8, "16", 12]), "patch_size is .*, expected 2 or 3 whole numbers above 0"),
         (lambda p, c: c.update(patch_size=[9, 16, 12]), "3d_fullres cannot be used: patch_shape .* not a multiple"),
         (lambda p, c: c.update(spacing=[1.0, 0.0, 1.0]), "spacing is .*, expected 3 numbers above 0"),
@@ -49,7 +52,7 @@ def rewrite(model, change):
         (lambda p, c: c.update(inherits_from="3d_fullres"), "inherits from itself"),
         (
             lambda p, c: c["architecture"].update(network_class_name="os.system"),
-            "the network is os.system, which is not built by a name .* PlainConvUNet",
+            "the network is os.system, which is not imported, .* PlainConvUNet",
         ),
         (
             lambda p, c: c["architecture"].update(network_class_name="dynamic_network_architectures.x.Primus"),
