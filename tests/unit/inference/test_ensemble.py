@@ -8,6 +8,7 @@ from candy_monai.inference.buffers import buffer_on_disk
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.expected_overlap import ExpectedOverlap
 from candy_monai.inference.inferers import WindowInferer
+from candy_monai.inference.prediction import NoPreprocessing
 from candy_monai.inference.predictor import Predictor
 from candy_monai.inference.quality import Calibration, QualityModel
 from candy_monai.inference.typical_inputs import TypicalInputs
@@ -75,6 +76,13 @@ def test_members_that_predict_other_things_are_refused_by_name(tmp_path):
     for other, what in ((_member(tmp_path, channels=2), "channels 2"), (_member(tmp_path, cls=_Multi), "classes 3")):
         with pytest.raises(BadInputError, match=f"{other.folder.name}: found {what}"):
             EnsemblePredictor([first, other])
+
+
+def test_members_whose_regions_write_other_ids_are_refused(tmp_path):
+    first, other = (_member(tmp_path, cls=_Multi) for _ in range(2))
+    first.preprocessor, other.preprocessor = NoPreprocessing((1, 2, 3)), NoPreprocessing((1, 3, 2))
+    with pytest.raises(BadInputError, match=r"found ids of regions \(1, 3, 2\), but .* has \(1, 2, 3\)"):
+        EnsemblePredictor([first, other])
 
 
 def test_an_ensemble_of_nobody_is_refused():
