@@ -137,6 +137,23 @@ def test_a_single_foreground_counts_above_its_threshold(tmp_path):
         EnsemblePredictor(members, thresholds=(0.3, 0.4))
 
 
+def test_ids_of_steps_after_the_members_own_are_kept_whatever_their_size(tmp_path):
+    member = _member(tmp_path, cls=_Multi, seed=0)
+    image = torch.randn(1, 17, 13, generator=torch.Generator().manual_seed(0))
+    plain = member.predict(image).as_tensor()
+
+    def mapped(target):
+        step = {"_target_": "MapLabelValued", "keys": "pred", "orig_labels": [1, 2], "target_labels": target}
+        return EnsemblePredictor([member], postprocessing=[step]).predict(image).as_tensor()
+
+    assert mapped([2, 1]).dtype == plain.dtype == torch.uint8
+    for large in (300, 70_000):
+        ids = mapped([1, large])
+        assert torch.equal(ids.long(), plain.long().where(plain != 2, large))
+    with pytest.raises(BadInputError, match="the label map that postprocessing made holds -1"):
+        mapped([1, -1])
+
+
 def test_steps_after_the_members_own_change_the_label_map_alone(tmp_path):
     members = [_member(tmp_path, cls=_Multi, seed=seed) for seed in range(2)]
     image = torch.randn(1, 17, 13, generator=torch.Generator().manual_seed(0))
