@@ -178,6 +178,16 @@ HOSTILE = {
     "no key to load": _with(["preprocessing", "transforms", 0, "keys"], None),
     "a reader by name": _with(["preprocessing", "transforms", 0, "reader"], "scripts.evil.Reader"),
     "an endless reference": _with(["network_def"], "@network_def"),
+    "references that multiply": {
+        **_with(["network_def", "channels"], "@a0"),
+        **{f"a{level}": [f"@a{level + 1}"] * 2 for level in range(24)},
+        "a24": 8,
+    },
+    "products that multiply": {
+        **_with(["network_def", "out_channels"], "@a0"),
+        **{f"a{level}": f"$@a{level + 1} * @a{level + 1}" for level in range(24)},
+        "a24": 2,
+    },
     "a huge number": _with(["network_def", "out_channels"], 10**9),
     "a huge list": _with(["network_def", "channels"], [1] * 10**4),
     "huge weights": _with(["network_def", "channels"], [8192, 8192, 8192]),
