@@ -305,7 +305,7 @@ class CasePredictor(ABC):
         """Return the segments of a DICOM SEG for each case, after checking that all can be written."""
         segments = read_segments(dict(self.classes), codes)
         if not segments:
-            raise BadInputError("a DICOM SEG needs the names of the classes, and the experiment does not know them")
+            raise BadInputError("a DICOM SEG needs the names of the classes, but the model does not have them")
         for case in cases:
             if case.problem is None:  # reported when the case is processed
                 check_series(next(iter(case.files), None), case.case_id)

@@ -179,8 +179,8 @@ class Manifest:
             ) from error
         if not isinstance(content, dict) or content.get("format") != FORMAT or not _is_whole(content):
             raise BadInputError(
-                f"{path}: found something else, expected a manifest of predictions of format {FORMAT}: move it away, "
-                "or choose another folder"
+                f"{path}: found other content, expected a manifest of predictions of format {FORMAT}: move it away, or "
+                "choose another folder"
             )
         return content
 

@@ -69,7 +69,7 @@ def surface_metrics(
     """
     check_masks(prediction, reference, spacing_mm)
     if unknown := [name for name in names if name not in SURFACE_METRICS]:
-        raise BadInputError(f"there is no surface metric {unknown[0]!r}; known are {', '.join(SURFACE_METRICS)}")
+        raise BadInputError(f"unknown surface metric {unknown[0]!r}; expected any of {', '.join(SURFACE_METRICS)}")
     if not 0 <= tolerance_mm < math.inf:
         raise BadInputError(f"tolerance_mm must be 0 or more, got {tolerance_mm}")
     in_prediction, in_reference = bool(prediction.any()), bool(reference.any())
@@ -108,7 +108,9 @@ def check_masks(prediction: Tensor, reference: Tensor, spacing_mm: Sequence[floa
         raise BadInputError(f"prediction and reference differ in shape: {shapes[0]} and {shapes[1]}")
     for what, mask in (("prediction", prediction), ("reference", reference)):
         if not holds_whole_numbers(mask):
-            raise BadInputError(f"the {what} holds fractions, expected a mask: of probabilities take those above 0.5")
+            raise BadInputError(
+                f"the {what} holds fractions, expected a mask: threshold probabilities, for example at 0.5"
+            )
         if mask.dtype != torch.bool and len(ids := [each for each in ids_in(mask) if each]) > 1:
             raise BadInputError(
                 f"the {what} holds {len(ids)} ids, such as {ids[0]} and {ids[1]}, expected the mask of one class: "

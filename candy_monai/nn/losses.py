@@ -50,7 +50,9 @@ class _DiceAndEntropy(nn.Module):
             if not (math.isfinite(weight) and weight >= 0):
                 raise SettingsError(f"the weight of the {name} part must be finite and not negative, got {weight}")
         if not smooth > 0:
-            raise SettingsError(f"smooth must be positive, or an empty label divides by zero; got {smooth}")
+            raise SettingsError(
+                f"smooth must be positive, otherwise an empty label causes a division by zero; got {smooth}"
+            )
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self._weights = lambda_entropy, lambda_soft_dice
@@ -247,8 +249,8 @@ class DiceCELossWithLogits(_DiceAndEntropy):
     ) -> None:
         if num_classes == 1:
             raise SettingsError(
-                "num_classes=1 leaves cross-entropy nothing to decide: a softmax over one channel is always 1 and its "
-                "loss always 0; use DiceBCELossWithLogits(num_classes=1) instead"
+                "cross-entropy needs at least 2 classes: with num_classes=1 the softmax is always 1 and the loss "
+                "always 0; use DiceBCELossWithLogits(num_classes=1) instead"
             )
         super().__init__(num_classes, lambda_ce, lambda_soft_dice, smooth, include_background, batch_dice, ignore_index)
 

@@ -70,9 +70,8 @@ def build_for_slices(build: Callable[[Shape], nn.Module], example_shape: Shape, 
         return network
     if any(isinstance(layer, nn.Conv3d | nn.ConvTranspose3d) for layer in network.modules()):
         raise SettingsError(
-            "build_network returned a network with 3-D convolutions, which is to see slices (C, H, W) of volumes: "
-            "build a 2-D one for the example_shape that it is given, or train on volumes (--configuration 3d, or "
-            "slice_axis = None)"
+            "build_network returned a network with 3-D convolutions, but its input is slices (C, H, W) of volumes: "
+            "build a 2-D network for example_shape, or train on volumes (--configuration 3d, or slice_axis = None)"
         )
     return Slicewise(network, axis)
 

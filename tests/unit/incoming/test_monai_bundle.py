@@ -225,7 +225,7 @@ def test_a_hostile_bundle_runs_nothing_and_ends_in_one_error_that_names_the_file
         (_with(["network_def", "strides"], [0, 0]), "non-positive stride"),
         (
             _with(["preprocessing", "transforms", 3], {"_target_": "DeleteItemsd", "keys": "image"}),
-            "must leave the image",
+            "must keep the image",
         ),
     ],
 )
@@ -245,7 +245,7 @@ def test_ids_beyond_255_are_kept_and_negative_ones_refused(tmp_path):
 
     assert torch.unique(predicted(500).as_tensor()).tolist() == [0, 500]
     assert torch.unique(predicted(70_000).as_tensor()).tolist() == [0, 70_000]
-    with pytest.raises(BadInputError, match="label map that postprocessing made holds -3"):
+    with pytest.raises(BadInputError, match="label map returned by postprocessing holds -3"):
         predicted(-3)
 
 

@@ -67,7 +67,7 @@ def test_all_classes_of_members_with_other_windows_count_towards_the_memory(tmp_
     bounded = EnsemblePredictor(members, memory=needed.without_buffer + needed.buffer // 2)
     assert torch.equal(bounded.predict(image).as_tensor(), several.predict(image).as_tensor())
     assert made
-    with pytest.raises(BadInputError, match="allow more memory"):
+    with pytest.raises(BadInputError, match="raise this limit"):
         EnsemblePredictor(members, memory=needed_alike.without_buffer).predict(image)
 
 
@@ -122,7 +122,7 @@ def test_groups_of_members_keep_to_the_memory_of_the_whole(tmp_path, monkeypatch
     bounded = EnsemblePredictor(members, memory=needed.without_buffer + needed.buffer // 2)
     assert torch.equal(together(bounded), expected)
     assert made
-    with pytest.raises(BadInputError, match="allow more memory"):
+    with pytest.raises(BadInputError, match="raise this limit"):
         together(EnsemblePredictor(members, memory=needed.without_buffer // 2))
 
 

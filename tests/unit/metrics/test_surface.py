@@ -45,7 +45,7 @@ def test_the_same_surface_is_at_no_distance():
         ({"spacing_mm": (1.0, -1.0)}, "a positive number for each axis"),
         ({"spacing_mm": (math.nan, 1.0)}, "a positive number for each axis"),
         ({"tolerance_mm": -1.0}, "tolerance_mm must be 0 or more, got -1.0"),
-        ({"names": ["hd99"]}, "no surface metric 'hd99'; known are hd95"),
+        ({"names": ["hd99"]}, "unknown surface metric 'hd99'; expected any of hd95"),
         ({"prediction": slab(4, 10) * 0.3}, "the prediction holds fractions, expected a mask"),
         (
             {"reference": slab(4, 10) + slab(6, 8).byte()},

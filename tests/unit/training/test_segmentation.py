@@ -158,7 +158,7 @@ def test_boolean_labels_train_and_validate(tmp_path):
     ("change", "message"),
     [
         (lambda label: (label > 0) / 255, r"holds fractions such as 0\.003922.*multiply by 255"),
-        (lambda label: (label > 0) * 0.5, r"holds fractions such as 0\.5.*nearest neighbour"),
+        (lambda label: (label > 0) * 0.5, r"holds fractions such as 0\.5.*nearest-neighbour"),
         (lambda label: torch.where(label > 0, math.nan, label.float()), "holds NaN"),
         (lambda label: torch.where(label > 0, math.inf, label.float()), "holds infinity"),
         (lambda label: torch.where(label > 0, -1, label), "holds -1,"),

@@ -147,7 +147,7 @@ def test_predictor_names_what_opens_models_from_elsewhere(tmp_path):
         tmp_path / "m" / "fold_0": "a fold of a trained nnU-Net",
         bundle: "a MONAI Bundle",
     }.items():
-        with pytest.raises(ExperimentError, match=rf"{kind}, and Predictor opens .*load_predictor\(folder\)"):
+        with pytest.raises(ExperimentError, match=rf"{kind}, but Predictor opens .*load_predictor\(folder\)"):
             Predictor(folder)
 
 

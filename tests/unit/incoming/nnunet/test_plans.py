@@ -42,7 +42,7 @@ def rewrite(model, change):
         (lambda p, c: c.update(normalization_schemes=["Mine"]), "channel 0 is normalised by 'Mine', expected one of"),
         (lambda p, c: c.update(use_mask_for_norm=[]), "expected one a channel"),
         (lambda p, c: c.update(patch_size=[8, "16", 12]), "patch_size is .*, expected 2 or 3 whole numbers above 0"),
-        (lambda p, c: c.update(patch_size=[9, 16, 12]), "3d_fullres cannot be used: patch_shape .* no multiple"),
+        (lambda p, c: c.update(patch_size=[9, 16, 12]), "3d_fullres cannot be used: patch_shape .* not a multiple"),
         (lambda p, c: c.update(spacing=[1.0, 0.0, 1.0]), "spacing is .*, expected 3 numbers above 0"),
         (lambda p, c: c.pop("architecture"), "the configuration has no architecture, and none can be made"),
         (lambda p, c: p.update(configurations={"2d": c}), "found no configuration '3d_fullres', expected one of '2d'"),
