@@ -27,6 +27,7 @@ SUFFIXES = (".json", ".yaml", ".yml")
 
 _MOST_BYTES = 5_000_000
 _DEEPEST = 50
+_MOST_RESOLVED = 100_000  # values, those behind references each time that they are named
 _LONGEST_RESULT = 100_000
 _REFERENCE = re.compile(r"@([A-Za-z_]\w*(?:(?:#|::)\w+)*)")
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
@@ -80,6 +81,7 @@ class BundleConfig:
         described = next((path for path in places if path.is_file()), None)
         self.metadata = {} if described is None else _read(described)
         self._parser: Any = None
+        self._num_resolved = 0
 
     def __contains__(self, name: str) -> bool:
         return name in self.content
@@ -114,8 +116,9 @@ class BundleConfig:
         def part(value: Any, where: str) -> Any:
             return self.resolved(value, where, keep=keep, skip=skip, depth=depth + 1)
 
-        if depth > _DEEPEST:
-            raise self._refused(where, "refers to itself, or is nested too deep")
+        self._num_resolved += 1
+        if depth > _DEEPEST or self._num_resolved > _MOST_RESOLVED:
+            raise self._refused(where, "refers to itself, is nested too deep, or multiplies by references")
         if isinstance(value, Mapping):
             target = value.get("_target_")
             if isinstance(target, str) and class_name(target) in skip:
@@ -190,6 +193,9 @@ class BundleConfig:
             return _evaluated(
                 tree.body, lambda name: self.resolved(f"@{names[name]}", where, depth=depth + 1), depth=depth
             )
+        except BadInputError:  # of a reference
+            if not self.trust:
+                raise
         except (_NotPlainError, SyntaxError, RecursionError, ArithmeticError, TypeError, ValueError, MemoryError):
             pass
         if self.trust:

@@ -7,6 +7,7 @@ the image instead of the whole image.
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -96,9 +97,18 @@ def buffer_on_disk(count: int, device: torch.device) -> Tensor:
 
     The operating system caches as much of it as fits into memory. The file is unlinked as soon as it is mapped, so that
     nothing remains even after a crash. ``TMPDIR`` sets its location. Only scores on the CPU are supported.
+
+    Raises:
+        BadInputError: If the disk is too full: writing to the mapped file would then kill the process.
     """
     if device.type != "cpu":
         raise ValueError(f"scores on {device} cannot be accumulated on disk, only those on the CPU")
+    folder = tempfile.gettempdir()
+    if (free := shutil.disk_usage(folder).free) < _FLOAT * count:
+        raise BadInputError(
+            f"{folder}: has {in_units(free)} of free space, but unfinished scores take {in_units(_FLOAT * count)}: "
+            "free some, raise the memory limit, or set TMPDIR to another folder"
+        )
     give_back_freed_memory()  # otherwise the memory that the disk saves would stay occupied
     with tempfile.NamedTemporaryFile(prefix="candy-monai-", suffix=".scores", delete=False) as file:
         path = Path(file.name)

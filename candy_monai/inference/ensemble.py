@@ -288,6 +288,7 @@ def _check_alike(first: NetworkPredictor, other: NetworkPredictor) -> None:
         ("channels", *(p.channel_names if all(map(any, named)) else () for p in (first, other))),
         ("spatial axes", first.num_dims, other.num_dims),
         ("classes", first.num_classes, other.num_classes),
+        ("ids of regions", first.paints, other.paints),
         ("postprocessing", *(list(p.own_postprocessing.postprocessing) for p in (first, other))),
         ("names of the classes", *(p.plan.class_names if p.plan else () for p in (first, other))),
     ):

@@ -187,8 +187,8 @@ class Manifest:
     def _counted(self, prediction: Prediction, ml: float | None) -> list[dict[str, Any]]:
         labels = prediction.labels.as_tensor().flatten()
         largest = max((label_id for _, ids in self._classes for label_id in ids), default=0)
-        if labels.amin() < 0:  # from custom postprocessing
-            labels = labels[labels >= 0]
+        if labels.amax() > largest:  # from custom postprocessing
+            labels = labels[labels <= largest]
         counts = torch.bincount(labels, minlength=largest + 1)
         found = []
         for name, ids in self._classes:

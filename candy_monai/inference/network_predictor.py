@@ -292,7 +292,7 @@ class NetworkPredictor(CasePredictor, HasDevice):
 
     def _on_device(self, image: Tensor) -> Tensor:
         image = plain_tensor(image).float()
-        if self.device().type == "cuda":
+        if self.device().type == "cuda" and image.device.type == "cpu":
             image = image.pin_memory()
         return image.to(self.device(), non_blocking=True)
 

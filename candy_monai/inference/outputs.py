@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from candy_monai.data.images import dicom
-from candy_monai.data.images.formats import READABLE, codec_of
+from candy_monai.data.images.formats import DETACHED, READABLE, codec_of
 from candy_monai.data.images.names import image_suffix
 from candy_monai.data.images.writing import save_image
 from candy_monai.data.values import repeated
@@ -21,7 +21,7 @@ from candy_monai.inference.prediction import Prediction
 PROBABILITIES = "_probabilities"
 """The suffix of the case id in the name of a file of probabilities, beside the label map."""
 
-_IN_ONE_FILE = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"}
+IN_ONE_FILE = {".jpg": ".png", ".jpeg": ".png", **DETACHED}
 """The format of label maps whose image format is lossy or needs several files."""
 
 
@@ -148,4 +148,4 @@ def _suffix(case: InputCase) -> str:
     if codec_of(case.files[0]) is dicom:
         return ".png" if (grid := case.geometry()) is not None and grid.is_picture else ".nii.gz"
     suffix = image_suffix(case.files[0])
-    return _IN_ONE_FILE.get(suffix, suffix)
+    return IN_ONE_FILE.get(suffix, suffix)

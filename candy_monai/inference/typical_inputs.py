@@ -159,7 +159,7 @@ class TypicalInputs:
         unit = 1 / labels.numel() if geometry is None or not is_in_space else math.prod(geometry.spacing_mm) / 1000
         flat = labels.flatten()
         highest = max((label_id for usual in self.classes.values() for label_id in usual.ids), default=0)
-        counts = torch.bincount(flat[flat >= 0], minlength=highest + 1)
+        counts = torch.bincount(flat[flat <= highest], minlength=highest + 1)
         shares, found = [], []
         for name, usual in self.classes.items():
             size = int(counts[list(usual.ids)].sum()) * unit

@@ -9,7 +9,7 @@ from monai.metrics import CumulativeIterationMetric
 from torch import Tensor
 from typing_extensions import override
 
-from candy_monai.errors import SettingsError
+from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.metrics.overlap import count_overlap
 
 Reduction = Literal["mean", "mean_batch", "mean_channel", "none"]
@@ -108,6 +108,8 @@ class OverlapMetric(CumulativeIterationMetric):
                 f"expected a {name} with 1 channel of label ids or with {self.num_classes} channels, got shape "
                 f"{tuple(plain.shape)}"
             )
+        if plain.is_floating_point() and bool(plain.isnan().any()):  # it would be the greatest value
+            raise BadInputError(f"the {name} contains NaN, which belongs to no class")
         return plain.argmax(1, keepdim=True)
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from candy_monai.boxes import bounding_box
-from candy_monai.errors import SettingsError, did_you_mean
+from candy_monai.errors import BadInputError, SettingsError, did_you_mean
 from candy_monai.metrics.surface import check_masks
 
 LESION_METRICS = (
@@ -166,9 +166,12 @@ def lesion_metrics(
         none.
 
     Raises:
-        BadInputError: If the masks differ in shape or are not binary, or there is not a positive spacing for each axis.
+        BadInputError: If the masks differ in shape or are not binary, there is not a positive spacing for each axis, or
+            a name is unknown.
     """
     check_masks(prediction, reference, spacing_mm)
+    if unknown := [name for name in names if name not in LESION_METRICS]:
+        raise BadInputError(f"unknown lesion metric {unknown[0]!r}; expected any of {', '.join(LESION_METRICS)}")
     rule = LesionRule() if rule is None else rule
     one, other = (mask.bool().cpu().numpy() for mask in (prediction, reference))
     box = bounding_box(one | other, margin=rule.dilation if rule.matching == "dilation" else 0)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from candy_monai.boxes import bounding_box
 from candy_monai.errors import BadInputError
-from candy_monai.label_ids import holds_whole_numbers
+from candy_monai.label_ids import holds_whole_numbers, ids_in
 
 SURFACE_METRICS = ("hd95", "hd100", "assd", "masd", "surface_dice")
 """In the spacing's unit: the larger of the two directed 95th percentiles of the surface distances, and their maximum
@@ -110,6 +110,11 @@ def check_masks(prediction: Tensor, reference: Tensor, spacing_mm: Sequence[floa
         if not holds_whole_numbers(mask):
             raise BadInputError(
                 f"the {what} holds fractions, expected a mask: threshold probabilities, for example at 0.5"
+            )
+        if mask.dtype != torch.bool and len(ids := [each for each in ids_in(mask) if each]) > 1:
+            raise BadInputError(
+                f"the {what} holds {len(ids)} ids, such as {ids[0]} and {ids[1]}, expected the mask of one class: "
+                f"{what} == {ids[0]}"
             )
     if spacing_mm is not None and not (len(spacing_mm) == len(shapes[0]) and all(0 < s < math.inf for s in spacing_mm)):
         raise BadInputError(

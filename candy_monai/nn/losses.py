@@ -121,9 +121,10 @@ class _DiceAndEntropy(nn.Module):
         One-hot encoding aborts the process for an integer that is not a class; others are detected only here.
         """
         loss = self._weights[0] * entropy + self._weights[1] * dice_loss
-        if labels.device.type == "cpu" or not (labels.is_floating_point() or self.num_classes == 1):
+        are_masks = labels.shape[1] > 1
+        if labels.device.type == "cpu" or not (labels.is_floating_point() or are_masks or self.num_classes == 1):
             return loss
-        if labels.shape[1] > 1:
+        if are_masks:
             fits = (labels >= 0) & (labels <= 1)
         else:
             fits = (labels >= 0) & (labels < max(self.num_classes, 2)) & (labels == labels.round())
@@ -301,7 +302,7 @@ def as_loss(criterion: nn.Module) -> nn.Module:
     """Wrap a criterion that reports its parts as a plain loss that returns one tensor, as in MONAI and Lightning.
 
     Args:
-        criterion: Takes ``(logits, labels)``; one that already returns a bare tensor is unchanged.
+        criterion: Takes ``(logits, labels)``; the result of one that returns a bare tensor is unchanged.
     """
     return _LossOnly(criterion)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -178,8 +179,8 @@ def checked_sizes(built: nn.Module, trained: nn.Module, predictor: NetworkPredic
             "one tensor: export to onnx or pt2"
         )
     expected = main_output(output_of(trained, tried), num_dims=len(axes))
-    difference = float((output - expected).abs().max())
-    if output.shape != expected.shape or not difference <= _TOLERANCE * max(1.0, float(expected.abs().max())):
+    difference = float((output - expected).abs().max()) if output.shape == expected.shape else math.inf
+    if not difference <= _TOLERANCE * max(1.0, float(expected.abs().max())):
         raise ExperimentError(
             f"{where}, and what its arguments build without deep supervision differs from it by {difference:.2g}: "
             "export to onnx or pt2"

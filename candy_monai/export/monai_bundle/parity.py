@@ -15,8 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from candy_monai.data.images.formats import DETACHED
 from candy_monai.data.images.names import image_suffix, stem_of
 from candy_monai.data.images.reading import load_image
+from candy_monai.data.images.writing import save_image
 from candy_monai.errors import RunFailedError
 from candy_monai.inference.cases import CasePredictor
 
@@ -82,7 +84,7 @@ def measure_parity(bundle: Path, predictor: CasePredictor, cases: Mapping[str, S
         images.mkdir()
         for case, files in chosen.items():
             for channel, file in enumerate(files):
-                shutil.copyfile(file, images / f"{case}_{channel:04d}{image_suffix(file)}")
+                _copy_image(file, images / f"{case}_{channel:04d}{image_suffix(file)}")
         run_inference(bundle, Path(folder), by_bundle)
         shares = {}
         for path in predictor.predict_to_files(images, by_experiment):
@@ -91,6 +93,15 @@ def measure_parity(bundle: Path, predictor: CasePredictor, cases: Mapping[str, S
                 raise RunFailedError(f"{bundle}: the bundle wrote no {path.name}, found {found}")
             shares[stem_of(path)] = equal_foreground(path, by_bundle / path.name)
     return Parity(shares=shares)
+
+
+def _copy_image(file: Path, to: Path) -> None:
+    """Copy an image; a header with a separate data file, whose name it contains, becomes one file of the same name."""
+    if (whole := DETACHED.get(to.suffix)) is None:
+        shutil.copyfile(file, to)
+        return
+    save_image(load_image(file), to.with_suffix(whole))
+    to.with_suffix(whole).rename(to)
 
 
 def run_inference(bundle: Path, dataset: Path, output: Path) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 from candy_monai.cli.main import main
 from candy_monai.data.planning.normalization import ChannelNormalization
 from candy_monai.errors import BadInputError, ExperimentError, RunFailedError, SettingsError
-from candy_monai.export import export
+from candy_monai.export.exporting import export_experiments as export
 from candy_monai.inference.predictor import Predictor, experiment_predictor
 from candy_monai_bundles.unet import UNetTrainer
 from tests.plans import PLAN

@@ -24,7 +24,7 @@ from monai.transforms import (
 
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError
-from candy_monai.export import export
+from candy_monai.export.exporting import export_experiments as export
 from candy_monai.incoming.opening import load_predictor
 from candy_monai.recipes.train import train_dataset
 

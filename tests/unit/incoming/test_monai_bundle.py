@@ -11,6 +11,8 @@ from monai.bundle import init_bundle
 
 from candy_monai import inspect_bundle, load_bundle, load_predictor
 from candy_monai.errors import BadInputError
+from candy_monai.incoming.bundle_config import BundleConfig
+from candy_monai.incoming.monai_bundle import bundle_inferer
 from candy_monai.incoming.opening import kind_of_model
 from tests.zoo_bundles import BTCV, METADATA, SPLEEN, run_by_monai, write_bundle, write_scan
 
@@ -178,6 +180,16 @@ HOSTILE = {
     "no key to load": _with(["preprocessing", "transforms", 0, "keys"], None),
     "a reader by name": _with(["preprocessing", "transforms", 0, "reader"], "scripts.evil.Reader"),
     "an endless reference": _with(["network_def"], "@network_def"),
+    "references that multiply": {
+        **_with(["network_def", "channels"], "@a0"),
+        **{f"a{level}": [f"@a{level + 1}"] * 2 for level in range(24)},
+        "a24": 8,
+    },
+    "products that multiply": {
+        **_with(["network_def", "out_channels"], "@a0"),
+        **{f"a{level}": f"$@a{level + 1} * @a{level + 1}" for level in range(24)},
+        "a24": 2,
+    },
     "a huge number": _with(["network_def", "out_channels"], 10**9),
     "a huge list": _with(["network_def", "channels"], [1] * 10**4),
     "huge weights": _with(["network_def", "channels"], [8192, 8192, 8192]),
@@ -235,6 +247,27 @@ def test_ids_beyond_255_are_kept_and_negative_ones_refused(tmp_path):
     assert torch.unique(predicted(70_000).as_tensor()).tolist() == [0, 70_000]
     with pytest.raises(BadInputError, match="label map returned by postprocessing holds -3"):
         predicted(-3)
+
+
+OUR_INFERERS = {"SlicesInferer": {"roi_size": [8, 8], "spatial_dim": 2}, "WholeOrWindowsInferer": {"roi_size": [8] * 3}}
+
+
+@pytest.mark.parametrize(("name", "window"), OUR_INFERERS.items(), ids=OUR_INFERERS)
+def test_an_inferer_that_an_export_names_has_all_arguments_that_it_is_given(tmp_path, name, window):
+    (tmp_path / "configs").mkdir()
+    divisor = [4] * len(window["roi_size"])
+
+    def opened(**options):
+        entry = {"_target_": f"scripts.inferers.{name}", **window, "divisor": divisor, **options}
+        (tmp_path / "configs" / "inference.json").write_text(json.dumps({"inferer": entry}))
+        return bundle_inferer(BundleConfig(tmp_path), 3)[0].grid((40, 40, 40))
+
+    assert (opened().overlap, opened().mode) == (0.5, "gaussian")
+    grid = opened(overlap=0.25, mode="constant", cval=-1.0)
+    assert (grid.overlap, grid.mode, grid.cval) == (0.25, "constant", -1.0)
+    for wrong in ({"overlap": 1.5}, {"step": 3}):
+        with pytest.raises(BadInputError, match="inferer: cannot be built"):
+            opened(**wrong)
 
 
 def test_files_that_are_no_configuration_or_no_weights_are_refused(tmp_path):

@@ -1,5 +1,7 @@
+import shutil
 import tempfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -125,6 +127,14 @@ def test_the_label_map_is_the_same_with_buffer_on_disk(scratch):
     on_disk = inferer.with_buffer(buffer_on_disk)
     assert torch.equal(inferer.labels(images, network), on_disk.labels(images, network))
     assert list(scratch.iterdir()) == []
+
+
+def test_scores_for_which_the_disk_has_no_room_are_refused_before_it_is_full(scratch, monkeypatch):
+    free = {str(scratch): 3_000_000}
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free[folder]))
+    assert len(buffer_on_disk(750_000, torch.device("cpu"))) == 750_000
+    with pytest.raises(BadInputError, match=f"{scratch}: has 3 MB of free space, but unfinished scores take 4 MB"):
+        buffer_on_disk(1_000_000, torch.device("cpu"))
 
 
 def test_scores_of_another_device_are_refused():

@@ -112,6 +112,13 @@ def test_a_class_of_another_size_is_named_with_both_numbers(inputs):
     assert found[1] == "its core occupies 6 ml, in the training cases 0.15 to 0.6"
 
 
+def test_ids_of_no_class_take_no_memory_however_large(inputs):
+    labels, geometry = _labels(1000, 500).long(), _geometry(1.0, 1.0, 3.0)
+    expected = inputs.usual_size(labels, geometry)
+    labels.view(-1)[-1] = 1 << 40
+    assert inputs.usual_size(labels, geometry) == expected
+
+
 def test_sizes_that_differ_much_in_training_may_lie_further_beyond_its_range():
     size = ClassSize(ids=(1,), low=0.1, median=0.2, high=0.4)
     inputs = TypicalInputs(spacing_mm=(), shape=(), intensities={}, has_empty_cases=False, classes={"lesion": size})

@@ -39,6 +39,10 @@ def test_probabilities_are_no_masks_of_lesions():
         lesion_metrics(mask * 0.4, mask)
     with pytest.raises(BadInputError, match="a positive number for each axis"):
         lesion_metrics(mask, mask, spacing_mm=(1.0,))
+    with pytest.raises(BadInputError, match="unknown lesion metric 'lesion_f2'; expected any of lesion_f1"):
+        lesion_metrics(mask, mask, ["lesion_f2"])
+    with pytest.raises(BadInputError, match="the reference holds 2 ids, such as 1 and 2"):
+        lesion_metrics(mask, mask + boxes(((2, 2), (1, 1))).byte())
 
 
 def test_lesions_are_matched_one_to_one_by_their_intersection_over_union():

@@ -368,6 +368,15 @@ def test_where_labels_cannot_be_looked_at_the_loss_is_nan():
         assert criterion._combined(loss, loss, labels + 0.5).isnan(), channels
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_where_masks_of_whole_numbers_cannot_be_looked_at_255_is_no_1(dtype):
+    criterion, loss = DiceBCELossWithLogits(2, ignore_index=7), torch.ones(())
+    masks = torch.tensor([0, 1])[None, :, None, None].expand(1, 2, 2, 2).to(dtype).as_subclass(_Elsewhere)
+    assert criterion._combined(loss, loss, masks).item() == 2.0
+    assert criterion._combined(loss, loss, masks * 7).item() == 2.0
+    assert criterion._combined(loss, loss, masks * 255).isnan()
+
+
 def test_the_losses_of_pytorch_are_given_ids_as_they_take_them():
     logits, ids = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 1, 4, 4))
     entropy = nn.CrossEntropyLoss()
