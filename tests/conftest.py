@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from candy_monai.observers.pictures import CurvesObserver
+from tests.folders import write_part
 
 DATA = Path(os.environ.get("CANDY_MONAI_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -28,6 +30,18 @@ def real_dataset():
         return DATA / name
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def real_part(real_dataset, tmp_path_factory):
+    """Return a function from a real dataset's name, a number of cases and a size to a folder of this part of it."""
+    folder = tmp_path_factory.mktemp("parts")
+
+    @functools.cache
+    def part(name: str, num_cases: int, size: int | None = None) -> Path:
+        return write_part(real_dataset(name), folder / f"{num_cases}-{size}" / name, num_cases, size)
+
+    return part
 
 
 @pytest.fixture(autouse=True)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel
 import numpy as np
 from PIL import Image
+
+from candy_monai.data.datasets.nnunet import NNUNetDataset
 
 AFFINE = np.diag([1.0, 1.5, 3.0, 1.0])
 SHAPE = (6, 5, 4)
@@ -59,3 +62,31 @@ def texture(folder: Path) -> Path:
         image = nibabel.load(path)
         write(path, rng.normal(100, 10, image.shape).astype(np.float32), image.affine)
     return folder
+
+
+def write_part(source: Path, folder: Path, num_cases: int, size: int | None = None) -> Path:
+    """Write the first cases of a dataset, cut to this many voxels around the centre of the first two axes."""
+    for case in NNUNetDataset(source).cases[:num_cases]:
+        for file in (*case.images, case.label):
+            target = folder / file.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _write_centre(file, target, size)
+    describe(folder, **json.loads((source / "dataset.json").read_text()) | {"numTraining": num_cases})
+    return folder
+
+
+def _write_centre(file: Path, target: Path, size: int | None) -> None:
+    if size is None:
+        shutil.copyfile(file, target)
+    elif file.suffix == ".png":
+        with Image.open(file) as picture:
+            (left, right), (top, bottom) = (_centre(length, size) for length in picture.size)
+            picture.crop((left, top, right, bottom)).save(target)
+    else:
+        image = nibabel.load(file)
+        nibabel.save(image.slicer[tuple(slice(*_centre(length, size)) for length in image.shape[:2])], target)
+
+
+def _centre(length: int, size: int) -> tuple[int, int]:
+    start = max(0, length - size) // 2
+    return start, min(length, start + size)

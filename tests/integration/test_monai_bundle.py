@@ -28,6 +28,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.realdata]
 SCHEMA = Path(__file__).parents[1] / "schemas" / "meta_schema_20240725.json"
 NUM_CASES = 3
 
+# Of volumes, pictures in colour, slices of two channels, and volumes of several spacings: cases of the real dataset,
+# pixels along their first two axes, and folds.
+PARTS = {
+    "Dataset004_Hippocampus": (12, None, 4),
+    "Dataset121_DRIVE": (10, 288, 5),
+    "Dataset056_PICAI2ch": (6, 240, 5),
+    "Dataset063_SCTSpinalCord": (5, None, 5),
+}
 # Networks of the size that a budget of minutes chooses, trained until they label something.
 PLANS = {
     "Dataset004_Hippocampus": {"filters": "8,16,32", "patch_shape": "32,32,32"},
@@ -44,18 +52,19 @@ def bare(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(real_dataset, tmp_path_factory):
+def trained(real_part, tmp_path_factory):
     """Return a function from a dataset's name to its folder and an experiment, which is trained once."""
     out = tmp_path_factory.mktemp("experiments")
 
     @functools.cache
     def experiment_of(name):
-        dataset = real_dataset(name)
+        num_cases, size, num_folds = PARTS[name]
+        dataset = real_part(name, num_cases, size)
         return dataset, train_dataset(
             dataset,
             num_epochs=1,
             seed=0,
-            num_folds=20 if name == "Dataset004_Hippocampus" else 5,
+            num_folds=num_folds,
             configuration="2d" if name == "Dataset056_PICAI2ch" else "auto",
             overrides=SHORT | PLANS[name],
             device="cpu",

@@ -26,7 +26,6 @@ COMMAND = re.compile(
     r"^(?:    |\$ )?(?:[A-Z_]+=\S+ )*(?:srun (?:-\S+ )*)?(?:candy-monai|torchrun .*-m candy_monai) +(.+)$",
     flags=re.MULTILINE,
 )
-SLOW = ("first_run.md", "in_monai_engines.md")
 BLOCK = re.compile(r"^(<!-- not run: .+? -->\n)?^```(python|bash)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 
 
@@ -52,10 +51,7 @@ def run_in_shell(script, *, page, line):
 
 
 @pytest.mark.readme
-@pytest.mark.parametrize(
-    "page",
-    [pytest.param(page, id=page.name, marks=[pytest.mark.slow] * (page.name in SLOW)) for page in PAGES],
-)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_code_of_a_page_runs_from_top_to_bottom_in_an_empty_folder(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_page(page)

@@ -303,11 +303,11 @@ def test_no_job_is_no_number_of_jobs(phantom, tmp_path):
 
 @pytest.mark.slow
 def test_the_command_trains_the_folds_and_prints_their_scores(phantom, tmp_path, capsys):
-    arguments = ["--epochs", "1", "--device", "cpu", "--out", str(tmp_path), "--jobs", "2"]
+    arguments = ["--epochs", "1", "--device", "cpu", "--out", str(tmp_path), "--jobs", "2", "--num-folds", "2"]
     arguments += [word for item in TINY for word in ("--set", item)]
     assert main(["crossval", str(phantom), *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines if line.strip()[:1].isdigit()] == ["0", "1", "2", "3"]
+    assert [line.split()[0] for line in lines if line.strip()[:1].isdigit()] == ["0", "1"]
     assert any(line.split()[:1] == ["mean"] for line in lines)
     assert any(line.split() == ["fold", "Dice", "shell", "core"] for line in lines)
 

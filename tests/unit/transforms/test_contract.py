@@ -140,13 +140,13 @@ def test_in_compose_with_monais_a_seed_decides_everything():
 def test_in_workers_the_samples_are_those_that_monais_loader_seeds(context):
     data = [case((9, 8, 10), seed) for seed in range(3)]
 
-    def samples():
+    def samples(context):
         dataset = MonaiDataset(data, pipeline())
         loader = MonaiLoader(dataset, batch_size=1, num_workers=1, multiprocessing_context=context)
         torch.manual_seed(5)
         return [batch["image"].as_tensor() for batch in loader]
 
-    first, second = samples(), samples()
+    first, second = samples("fork"), samples(context)
     assert all(torch.equal(one, same) for one, same in zip(first, second, strict=True))
     assert not torch.equal(first[0], first[1])
 
