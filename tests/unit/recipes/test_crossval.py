@@ -328,7 +328,7 @@ def test_patients_on_both_sides_of_the_folds_are_told_before_the_first_is_traine
 @pytest.mark.parametrize(
     ("splits", "said"),
     [
-        ([("abc", "d"), ("abcd", "")], "has no case to validate on"),
+        ([("abc", "d"), ("abcd", "")], "fold 1 has no validation case"),
         ([("ab", "cd"), ("ac", "bd")], "the folds leave out phantom_003 more than once"),
     ],
 )
