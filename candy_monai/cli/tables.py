@@ -53,7 +53,8 @@ def _label_rows(fingerprint: Fingerprint) -> list[tuple[str, str]]:
     for name, ids in list(fingerprint.labels.items())[:_MOST_LABELS]:
         wanted = ids_of_label(ids)
         voxels = [sum(case.class_voxels.get(label_id, 0) for label_id in wanted) for case in cases]
-        share = f"{100 * sum(voxels) / total:.2g} % of the voxels"
+        percent = 100 * sum(voxels) / total
+        share = f"{percent:.{2 if percent < 99 else 4}g} % of the voxels"  # two digits would make 99.9 to 1e+02
         number = sum(count > 0 for count in voxels)
         rows.append((f"label {name}", f"id {_listed(sorted(wanted))}, {share}, in {number} of {len(cases)} cases"))
     if len(fingerprint.labels) > _MOST_LABELS:

@@ -20,7 +20,7 @@ from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.datasets.patients import patients_on_both_sides
 from candy_monai.data.inspection.digest import Digests
 from candy_monai.data.inspection.fingerprint import Fingerprint
-from candy_monai.data.values import join_names
+from candy_monai.data.values import join_names, repeated
 from candy_monai.device import find_device
 from candy_monai.errors import BadInputError, RunFailedError, SettingsError
 from candy_monai.experiment.description import differences, read_description
@@ -98,7 +98,8 @@ def cross_validate(
         With ``configurations``, it holds this under the name of each configuration.
 
     Raises:
-        BadInputError: If the dataset or an option is invalid, existing folds were started on other cases or with other
+        BadInputError: If the dataset or an option is invalid, a fold leaves out no case or one that another fold
+            leaves out, too, existing folds were started on other cases or with other
             options, or another process trains them; nothing was trained.
         RunFailedError: If a fold failed; the others were trained nevertheless.
     """
@@ -118,7 +119,7 @@ def cross_validate(
     assert fingerprint is not None  # a dataset without problems has one, and digests
     assert found.digests is not None
     folds = chosen_folds(checked, options)
-    for warning in patients_on_both_sides(folds):
+    for warning in (*_never_scored(folds, checked), *patients_on_both_sides(folds)):
         on_progress(f"Warning: {warning}")
     folder = Path(options.out) / f"crossval-{checked.folder.resolve().name}"
     if options.jobs is None and num_parallel > 1 and not launcher.is_elsewhere:
@@ -158,6 +159,29 @@ def cross_validate(
         count = sum(map(len, runs.values()))
         raise RunFailedError(f"{len(failed)} of {count} folds failed; their logs say why: {logs}")
     return folder / CROSS_VALIDATION
+
+
+def _never_scored(folds: Sequence[Fold], dataset: NNUNetDataset) -> Iterator[str]:
+    """Yield a warning if some cases are left out by no fold.
+
+    Raises:
+        BadInputError: If a fold leaves out no case, or a case is left out by several, so that it would count twice.
+    """
+    if empty := [number for number, fold in enumerate(folds) if not fold.validation]:
+        raise BadInputError(
+            f"{dataset.folder}: fold {empty[0]} of {len(folds)} leaves out no case, so there is nothing to score; a "
+            "cross-validation needs at least two cases, or two groups of them: train on all of them with 'train' and "
+            "the fold 'all'"
+        )
+    left_out = [case_id for fold in folds for case_id in fold.validation]
+    if twice := repeated(left_out):
+        raise BadInputError(
+            f"{dataset.folder}: the folds leave out {join_names(twice)} more than once, which would count that often "
+            "in the scores over all cases; name each case in 'val' of one fold only, or train such folds one by one "
+            "with 'train'"
+        )
+    if missed := [case_id for case_id in dataset.case_ids if case_id not in set(left_out)]:
+        yield f"the folds never leave out {join_names(missed)}; the scores are those of the other {len(left_out)} cases"
 
 
 def _checked(

@@ -251,7 +251,7 @@ def _step(frames: Sequence[Frame], normal: NDArray[np.float64]) -> NDArray[np.fl
     positions = np.array([frame.position for frame in frames])
     steps = np.diff(positions, axis=0)
     depths = steps @ normal
-    expected = float(np.median(depths))
+    expected = float(np.quantile(depths, 0.5, method="lower"))  # of two distances the smaller: a gap is the larger
     nearest = int(np.argmin(depths))
     if depths[nearest] <= max(_SAME_PLACE * expected, 1e-4):
         one, other = frames[nearest], frames[nearest + 1]

@@ -32,6 +32,17 @@ def test_a_sound_dataset_is_shown_with_its_plan(dataset, capsys):
     assert "problem" not in shown.err
 
 
+def test_a_share_close_to_all_voxels_is_shown_in_full(tmp_path, capsys):
+    folder = write_phantom_dataset(tmp_path / "rare", num_cases=2, num_test_cases=0, shape=(24, 24, 16))
+    for path in (folder / "labelsTr").iterdir():
+        image = nibabel.load(path)
+        rare = np.zeros(image.shape, np.uint8)
+        rare[5, 5, 5] = 1
+        nibabel.save(nibabel.Nifti1Image(rare, image.affine), path)
+    inspect(folder)
+    assert "id 0, 99.99 % of the voxels" in capsys.readouterr().out
+
+
 def test_json_holds_the_fingerprint_and_the_plan_and_nothing_else_is_printed(dataset, capsys):
     assert inspect(dataset, "--json", "--set", "batch_size=3") == 0
     content = json.loads(capsys.readouterr().out)

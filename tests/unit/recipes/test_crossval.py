@@ -9,6 +9,7 @@ import pytest
 
 from candy_monai.cli.crossval import as_text
 from candy_monai.cli.main import main
+from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.inspection.inspect import inspect
 from candy_monai.data.planning.rules import plan as planned
 from candy_monai.demo.phantom import write_phantom_dataset
@@ -322,3 +323,47 @@ def test_patients_on_both_sides_of_the_folds_are_told_before_the_first_is_traine
     found = [text for text in said if "patients are both in training and in validation" in text]
     assert len(found) == warnings
     assert all(text.startswith("Warning: ") and "--groups '^(.+?)_frame'" in text for text in found)
+
+
+@pytest.mark.parametrize(
+    ("splits", "said"),
+    [
+        ([("abc", "d"), ("abcd", "")], "fold 1 has no validation case"),
+        ([("ab", "cd"), ("ac", "bd")], "the folds leave out phantom_003 more than once"),
+    ],
+)
+def test_folds_whose_scores_would_not_count_each_case_once_are_refused_before_any_is_trained(
+    phantom, tmp_path, pretended, splits, said
+):
+    _, begun = pretended
+    with pytest.raises(BadInputError, match=said):
+        cross_validate(phantom, splits=_splits(tmp_path, phantom, splits), out=tmp_path / "out", on_progress=_quiet)
+    assert not begun
+
+
+@pytest.mark.parametrize(("ids", "groups"), [(("only",), None), (("a_1", "a_2"), "^(.)_")])
+def test_a_single_case_or_group_is_refused_before_it_is_trained_on(tmp_path, pretended, ids, groups):
+    _, begun = pretended
+    with pytest.raises(BadInputError, match="leaves out no case, so there is nothing to score"):
+        cross_validate(make(tmp_path / "data", ids=ids), groups=groups, out=tmp_path / "out", on_progress=_quiet)
+    assert not begun
+
+
+def test_cases_that_no_fold_leaves_out_are_told(phantom, tmp_path, pretended):
+    said = []
+    splits = _splits(tmp_path, phantom, [("abd", "c"), ("cbd", "a")])
+    cross_validate(phantom, splits=splits, out=tmp_path / "out", on_progress=said.append)
+    ids = NNUNetDataset(phantom).case_ids
+    assert f"Warning: the folds never leave out {ids[1]}, {ids[3]}; the scores are those of the other 2 cases" in said
+
+
+def _splits(folder, dataset, splits):
+    """Write a split file; the cases of the dataset in order are called a, b, c, ..."""
+    ids = NNUNetDataset(dataset).case_ids
+    file = folder / "splits.json"
+    named = [
+        {key: [ids["abcd".index(one)] for one in side] for key, side in zip(("train", "val"), fold, strict=True)}
+        for fold in splits
+    ]
+    file.write_text(json.dumps(named))
+    return file

@@ -251,6 +251,10 @@ def _gap(datasets):
     del datasets[2]
 
 
+def _gap_in_three(datasets):
+    del datasets[4], datasets[2]
+
+
 def _uneven(datasets):
     datasets[4].ImagePositionPatient = datasets[3].ImagePositionPatient
     position = np.array(datasets[3].ImagePositionPatient, float)
@@ -304,6 +308,7 @@ def _with(**values):
 
 BROKEN = {
     "gap": (_gap, r"found 5 mm from slice1 to slice2, expected 2.5 mm .* missing; export the whole series"),
+    "gap in three": (_gap_in_three, r"found 5 mm from slice1 to slice2, expected 2.5 mm .* missing; export the whole"),
     "uneven": (_uneven, r"found 3.25 mm from slice3 to slice4, expected 2.5 mm .*not evenly spaced"),
     "two at one position": (_same_place, r"found slice2 and slice3 at the same position .*1 such pair"),
     "a copy": (_copy, r"slice3: found the same image as in slice1 \(SOPInstanceUID"),
