@@ -189,7 +189,7 @@ def test_folds_of_another_plan_are_not_mixed_though_its_path_may_change(phantom,
     with pytest.raises(RunFailedError):
         cross_validate(phantom, plan=tmp_path / "one.json", **options)
     for other, said in (({"plan": tmp_path / "other.json"}, r"plan\.batch_size: 1 -> 2"), ({}, r"plan: \{.* -> None")):
-        with pytest.raises(BadInputError, match=rf"begun with other options[\s\S]*{said}"):
+        with pytest.raises(BadInputError, match=rf"started with other options[\s\S]*{said}"):
             cross_validate(phantom, **other, **options)
     assert len(begun) == 4
     failing.clear()
