@@ -146,7 +146,7 @@ def test_trials_of_another_plan_or_of_other_validation_cases_are_not_mixed(phant
     swept(phantom, space, tmp_path / "out", num_trials=2, **{option: tmp_path / "moved.json"})
     said = {"plan": "plan", "splits": "validation"}[option]
     for other in ({option: tmp_path / "other.json"}, {}):
-        with pytest.raises(SettingsError, match=rf"begun otherwise:\n  - {said}"):
+        with pytest.raises(SettingsError, match=rf"started with other settings:\n  - {said}"):
             swept(phantom, space, tmp_path / "out", num_trials=3, **other)
     assert len(pretended.begun) == 2
 
