@@ -88,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
     report, fingerprint = checked.report, checked.fingerprint
     if fingerprint is None and not report.problems:
         report = replace(report, problems=("imagesTr: no case; training needs at least one image with its label",))
-    planned, folds = None, ()
+    planned: tuple[Plan, Sequence[Choice]] | None = None
+    folds: tuple[Fold, ...] = ()
     if fingerprint is not None:
         planned, folds = _planned(fingerprint, options), chosen_folds(checked.dataset, options)
         report = replace(report, warnings=checked.warnings_for(folds))
