@@ -37,6 +37,7 @@ from monai.networks.nets import DynUNet
 
 import candy_monai
 from candy_monai.data.datasets.patients import patients_by_name
+from candy_monai.data.images.names import image_suffix
 
 DATA = Path(os.environ.get("CANDY_MONAI_DATA", Path(__file__).parents[2] / "shared" / "data"))
 FILTERS = (16, 32, 64, 128)
@@ -210,8 +211,8 @@ def plain(dataset: Path, predictions: Path, num_dims: int, budget_s: float, seed
 
 def score(predictions: Path, labels: Path, case_ids: list[str], num_classes: int) -> float:
     """Return the mean Dice of the test set."""
-    suffix = {path.name.split(".", 1)[1] for path in labels.iterdir() if path.suffix != ".json"}.pop()
-    names = {case_id: f"{case_id}.{suffix}" for case_id in case_ids}
+    (suffix,) = {image_suffix(path) for path in labels.iterdir() if path.suffix != ".json"}
+    names = {case_id: case_id + suffix for case_id in case_ids}
     files = {case_id: predictions / name for case_id, name in names.items()}
     references = {case_id: labels / name for case_id, name in names.items()}
     result = candy_monai.Evaluator("dice", num_classes=num_classes).evaluate(files, references)

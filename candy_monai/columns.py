@@ -1,9 +1,11 @@
-"""Names of the columns of a run's ``metrics.csv``: those that the run writes itself, and those of classes."""
+"""Names of metrics, as in the columns of a run's ``metrics.csv``: its own, those of classes, and which are losses."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Literal
 
 EPOCH = "epoch"
 SCORE = "val score"
@@ -18,6 +20,17 @@ EPOCH_DURATION = "epoch duration"
 VALIDATION = "val "
 """The prefix of the names of validation metrics."""
 MOST_CLASSES, NUM_WORST = 12, 5
+
+_LOWER = re.compile("loss|error|hausdorff|distance|hd95|hd100|assd|masd|false[ _]?positives|perplexity")
+_HIGHER = re.compile("score|dice|iou|jaccard|accuracy|precision|recall|sensitivity|specificity|auc|f1")
+
+
+def better_of(name: str) -> Literal["higher", "lower"] | None:
+    """Return whether higher or lower values of a metric are better, guessed from its name; None if it does not tell."""
+    name = name.lower()
+    if _LOWER.search(name):  # "dice loss" is a loss
+        return "lower"
+    return "higher" if _HIGHER.search(name) else None
 
 
 def by_class(columns: Iterable[str], class_names: Collection[str] = ()) -> dict[str, dict[str, str]]:

@@ -163,7 +163,10 @@ def save_secret(name: str, value: Secret) -> Path:
     """
     key = _normalised(name)
     if not _SECRET_NAME.fullmatch(key) or key in _NOT_SECRETS:
-        raise SettingsError(f"{name!r} cannot name a secret: use letters, digits and '_', and neither config nor data")
+        raise SettingsError(
+            f"{name!r} is not a valid name of a secret: use letters, digits and '_'; the names config and data are "
+            "reserved"
+        )
     if value == "":
         raise SettingsError(f"the secret {name!r} is empty")
     file = secrets_file().resolve()  # a symbolic link is kept
@@ -200,7 +203,7 @@ def _stored_secrets(file: Path) -> dict[str, Secret]:
     secrets: dict[str, Secret] = {}
     for name, value in parsed_yaml(file, _read(file, private=True), quote=False).items():
         if isinstance(value, list | dict) or value is None:
-            raise SettingsError(f"{file}: the secret {name!r} must be one text or number; write it in quotes")
+            raise SettingsError(f"{file}: the secret {name!r} must be text or a number; write it in quotes")
         secrets[_normalised(name)] = value
     return secrets
 
@@ -217,7 +220,7 @@ def _read(file: Path, *, private: bool = False) -> str:
     except OSError as error:
         raise SettingsError(f"{file} cannot be read: {error.strerror or error}") from error
     if len(content) > MAX_BYTES:
-        raise SettingsError(f"{file} is larger than {MAX_BYTES >> 10} KiB: this is no settings file")
+        raise SettingsError(f"{file} is larger than {MAX_BYTES >> 10} KiB: this is not a settings file")
     try:
         return decode_text(content)
     except UnicodeDecodeError as error:

@@ -49,7 +49,7 @@ def why_absent(device: torch.device) -> str | None:
     Checks only CUDA and MPS, without initialising them, so that processes can still be forked.
     """
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        return f"PyTorch finds {torch.cuda.device_count()} CUDA devices"
+        return f"PyTorch finds {torch.cuda.device_count()} CUDA device(s)"
     if device.type == "mps" and not torch.backends.mps.is_available():
         return "PyTorch finds no such device"
     return None
@@ -70,5 +70,5 @@ def find_device(device: Device) -> torch.device:
     if reason := why_absent(parsed):
         present = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
         present += ["mps"] if torch.backends.mps.is_available() else []
-        raise BadInputError(f"no device {str(parsed)!r} here: {reason}; there is {', '.join(present)}")
+        raise BadInputError(f"device {str(parsed)!r} is not available: {reason}; available: {', '.join(present)}")
     return parsed

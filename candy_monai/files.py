@@ -199,9 +199,9 @@ def check_writable(folder: PathLike) -> None:
     folder = Path(folder)
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
-        raise BadInputError(f"{folder}: {existing} is a file, and a folder is needed")
+        raise BadInputError(f"{folder}: {existing} is a file, expected a folder")
     if not os.access(existing, os.W_OK):
-        raise BadInputError(f"{folder}: {existing} may not be written to")
+        raise BadInputError(f"{folder}: no permission to write to {existing}")
 
 
 def check_file_writable(path: PathLike) -> None:
@@ -212,7 +212,7 @@ def check_file_writable(path: PathLike) -> None:
     """
     path = Path(path)
     if path.is_dir():
-        raise BadInputError(f"{path}: is a folder, and the name of a file is needed")
+        raise BadInputError(f"{path}: is a folder, expected the name of a file")
     check_writable(path.parent)
 
 
@@ -234,9 +234,11 @@ def check_results_writable(results: Mapping[str, PathLike | None], read: Iterabl
         check_file_writable(path)
         place = Path(path).resolve()
         if place in inputs:
-            raise BadInputError(f"{option}: {path} is read, and would be replaced by the result; name another file")
+            raise BadInputError(
+                f"{option}: {path} is an input file and would be overwritten by the result; name another file"
+            )
         if (other := named.setdefault(place, option)) != option:
-            raise BadInputError(f"{other} and {option} name one file, {path}; give each its own")
+            raise BadInputError(f"{other} and {option} name the same file, {path}; name different files")
 
 
 def _umask() -> int:

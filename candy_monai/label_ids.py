@@ -69,7 +69,7 @@ def highest_id(labels: Tensor, *, what: str, ignore_index: int | None = None) ->
     if low < 0:
         raise BadInputError(
             f"{what} holds {_shown(plain[plain < 0])}, expected label ids, which are whole numbers from 0: map these "
-            "voxels to 0, the background, or to an id of their own that ignore_index names, so that they do not count"
+            "voxels to 0, the background, or to a separate id and pass it as ignore_index to exclude them"
         )
     return int(high)
 
@@ -93,18 +93,16 @@ def _refuse_fractions(labels: Tensor, what: str) -> NoReturn:
         found = [name for name, there in (("NaN", labels.isnan()), ("infinity", labels.isinf())) if bool(there.any())]
         count = int((~labels.isfinite()).sum())
         raise BadInputError(
-            f"{what} holds {' and '.join(found)} in {count} of {labels.numel()} voxels, {expected}: give these voxels "
-            "the id 0, the background, or that of ignore_index where they are not to count"
+            f"{what} holds {' and '.join(found)} in {count} of {labels.numel()} voxels, {expected}: set these voxels "
+            "to 0, the background, or to ignore_index to exclude them"
         )
     scaled = labels.double() * _WHITE
     if float((scaled - scaled.round()).abs().max()) < _ROUNDING:
-        advice = (
-            "these are ids divided by 255, as ToTensor does it: multiply by 255 and round, or convert with as_tensor"
-        )
+        advice = "these are ids divided by 255, as by ToTensor: multiply by 255 and round, or convert with as_tensor"
     else:
         advice = (
-            "resize labels by nearest neighbour (mode='nearest') and undo any scaling of their values; of "
-            "probabilities take the most probable class"
+            "resize labels with nearest-neighbour interpolation (mode='nearest') and undo any scaling of their values; "
+            "convert probabilities to the most probable class"
         )
     raise BadInputError(
         f"{what} holds fractions such as {_shown(labels[labels != labels.round()])}, {expected}: {advice}"

@@ -36,8 +36,8 @@ def name_as_torchrun() -> None:
         raise SettingsError(f"SLURM_PROCID is {rank} of {count} tasks: start the processes with srun")
     if "SLURM_PTY_PORT" in variables:
         raise SettingsError(
-            f"srun --pty began {count} tasks, of which this terminal is one: the run would wait for the others. Begin "
-            "the shell with --ntasks=1, or start the command itself by srun, without --pty"
+            f"srun --pty started {count} tasks, of which this terminal is one: the run would wait for the others. "
+            "Start the shell with --ntasks=1, or start the command itself by srun, without --pty"
         )
     variables["RANK"], variables["WORLD_SIZE"], variables["LOCAL_RANK"] = str(rank), str(count), str(local)
     nodes = variables.get("SLURM_STEP_NODELIST") or variables.get("SLURM_JOB_NODELIST") or "127.0.0.1"
@@ -68,8 +68,8 @@ def refuse_several(command: str) -> None:
     """
     if (count := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise SettingsError(
-            f"{command} is the work of one process, and {count} were started, each of which would do all of it: start "
-            "it without torchrun, or by srun --ntasks=1"
+            f"{command} runs in a single process, but {count} were started: start it without torchrun, or with srun "
+            "--ntasks=1"
         )
 
 

@@ -92,11 +92,12 @@ def initialize_lazy(network: nn.Module, example: Tensor) -> None:
         with torch.no_grad():
             network.eval()(example)
         if names := _uninitialized(network):
-            raise BadInputError(f"{', '.join(names[:3])} took no part in the forward pass")
+            raise BadInputError(f"{', '.join(names[:3])} not used in the forward pass")
     except Exception as error:
         raise BadInputError(
-            f"build_network returned a {type(network).__name__} with lazy layers, which one example of shape "
-            f"{tuple(example.shape)} did not initialize ({type(error).__name__}: {error}): call it in build_network"
+            f"build_network returned a {type(network).__name__} with lazy layers, which a forward pass of one example "
+            f"of shape {tuple(example.shape)} did not initialize ({type(error).__name__}: {error}): run it on an "
+            "example in build_network"
         ) from error
     finally:
         network.train(was_training)
@@ -116,8 +117,8 @@ def check_takes_complex(network: nn.Module, example: Tensor) -> None:
             network.eval()(example)
     except (NotImplementedError, RuntimeError) as error:
         raise BadInputError(
-            f"the images are complex ({example.dtype}), which this {type(network).__name__} cannot take ({error}): "
-            "give it their magnitude, image.abs(), or real and imaginary parts as channels"
+            f"the images are complex ({example.dtype}), which this {type(network).__name__} does not support "
+            f"({error}): use their magnitude, image.abs(), or their real and imaginary parts as channels"
         ) from error
     finally:
         network.train(was_training)

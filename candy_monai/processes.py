@@ -123,7 +123,7 @@ class Processes:
             self.broadcast(True)
         else:
             if not self.broadcast(True):
-                raise CandyError("the first process could not begin; see its message")
+                raise CandyError("the first process could not start; see its message")
             yield
 
     def broadcast(self, value: T) -> T:

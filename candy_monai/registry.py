@@ -132,10 +132,10 @@ def class_from_file(where: str, *, option: str) -> object:
     file, _, name = where.rpartition(":")
     path = Path(file)
     if not file or not path.is_file():
-        raise BadInputError(f"{option} {where}: expected FILE:Class, and {file or where!r} is no file")
+        raise BadInputError(f"{option} {where}: expected FILE:Class, but {file or where!r} is not a file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise BadInputError(f"{option} {where}: {path} is no Python file")
+        raise BadInputError(f"{option} {where}: {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     if (beside := str(path.resolve().parent)) not in sys.path:
         sys.path.append(beside)
@@ -145,6 +145,6 @@ def class_from_file(where: str, *, option: str) -> object:
         error.add_note(f"Raised when {path} was executed ({option} {where})")
         raise
     if not hasattr(module, name):
-        raise BadInputError(f"{option} {where}: {path} has no {name!r}")
+        raise BadInputError(f"{option} {where}: {path} does not define {name!r}")
     found: object = getattr(module, name)
     return found

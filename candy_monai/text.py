@@ -66,5 +66,5 @@ def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
-        raise ValueError(f"{twice!r} is there twice; remove all but one")
+        raise ValueError(f"{twice!r} occurs more than once; keep only one")
     return found

@@ -137,14 +137,15 @@ class BundleTrainer(SegmentationTrainer):
     def check_plan(cls, plan: Plan) -> None:
         super().check_plan(plan)
         if cls.only_dims is not None and cls.only_dims != plan.network_dims:
-            kind = "volumes, and is 3-D" if cls.only_dims == 3 else "pictures, and is 2-D"
+            kind = "volumes" if cls.only_dims == 3 else "pictures or slices"
             other = "--configuration 2d" if cls.only_dims == 2 else "--configuration 3d"
             raise BadInputError(
-                f"{plan.dataset_name}: {cls.network_name} is a network for {kind}, but the plan's is "
-                f"{plan.network_dims}-D: {other} if these are volumes, or another bundle (--bundle unet takes both)"
+                f"{plan.dataset_name}: {cls.network_name} is a {cls.only_dims}-D network for {kind}, but the plan has "
+                f"a {plan.network_dims}-D network: use {other} if these are volumes, or another bundle (--bundle unet "
+                "supports both)"
             )
         if layout := [name for name in cls.fixed_entries if name in plan.chosen]:
-            sizes = f" by its size, {', '.join(cls.sizes)}" if cls.sizes else ""
+            sizes = f" by its size ({', '.join(cls.sizes)})" if cls.sizes else ""
             raise SettingsError(f"the layout of {cls.network_name} is fixed{sizes}: leave out {', '.join(layout)}")
         if "deep_supervision" in plan.chosen and plan.deep_supervision and not cls.supervises_deeply:
             raise SettingsError(_no_deep_supervision(cls.network_name))
@@ -184,9 +185,9 @@ class BundleTrainer(SegmentationTrainer):
         is_fixed = "patch_shape" in plan.chosen
         if is_fixed and cls.normalizes_each_case and rounded_up(plan.patch_shape, tuple(divisors)) == tuple(divisors):
             raise SettingsError(
-                f"patch_shape {'x'.join(map(str, plan.patch_shape))} is too small: {cls.network_name} divides each "
+                f"patch_shape {'x'.join(map(str, plan.patch_shape))} is too small: {cls.network_name} downsamples each "
                 f"axis by {max(divisors)}, which leaves a single voxel that cannot be normalised; expected more than "
-                f"{max(divisors)} along an axis, or leave it to the plan"
+                f"{max(divisors)} along at least one axis, or leave patch_shape to the plan"
             )
         fits = all(size % divisor == 0 for size, divisor in zip(plan.patch_shape, divisors, strict=True))
         if tuple(divisors) == plan.divisor or (is_fixed and not fits):

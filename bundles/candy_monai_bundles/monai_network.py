@@ -95,8 +95,8 @@ def find_network(name: str) -> type[nn.Module]:
     """
     if not name:
         raise SettingsError(
-            "no network is named: --network NAME, in Python MONAITrainer.with_network({'network': NAME}), for a class "
-            "that monai.networks.nets exports"
+            "no network is named: give the name of a class in monai.networks.nets, by --network NAME or in Python by "
+            "MONAITrainer.with_network({'network': NAME})"
         )
     found = vars(nets).get(name)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
@@ -117,7 +117,7 @@ def check_arguments(network: str, arguments: Mapping[str, object]) -> None:
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for name in arguments:
         if name in (*DIMS, *IN_CHANNELS, *OUT_CHANNELS, *SIZE) and name in parameters:
-            raise SettingsError(f"--network-args {name}: follows from the dataset and is filled in; leave it out")
+            raise SettingsError(f"--network-args {name}: is set from the dataset; leave it out")
         if name not in parameters and not takes_any:
             raise SettingsError(
                 f"--network-args {name}: {network} has no such argument.{did_you_mean(name, parameters)}\n"
@@ -160,10 +160,10 @@ def divisor_of(network: str, network_args: str, num_dims: int, in_channels: int,
                         built, network, (1, in_channels, *(-(-ON_CPU // divisor) * divisor,) * num_dims)
                     )
                 return divisor
-            problem = f"of images (1, {in_channels}, {size}) it makes {found}"
+            problem = f"for images of shape {(1, in_channels, *size)} it returns shape {found}"
     raise SettingsError(
-        f"--network {network}: is to return {out_channels} logits for each voxel of {num_dims}-D images with "
-        f"{in_channels} channels, at their own size, but does not: {problem}.\n{_signature(network)}"
+        f"--network {network}: must return {out_channels} logits for each voxel of {num_dims}-D images with "
+        f"{in_channels} channels, at the size of the image, but does not: {problem}.\n{_signature(network)}"
     )
 
 
@@ -263,7 +263,7 @@ def _refuse_probabilities(model: nn.Module, network: str, shape: Shape) -> None:
         return
     if scores.shape[1] > 1 and bool((scores >= 0).all()) and torch.allclose(scores.sum(1), torch.ones(()), atol=1e-4):
         raise SettingsError(
-            f"--network {network}: returns probabilities that sum to 1, and the loss and the prediction take logits: "
+            f"--network {network}: returns probabilities that sum to 1, but the loss and the prediction expect logits: "
             f"leave out its last activation (--network-args).\n{_signature(network)}"
         )
 

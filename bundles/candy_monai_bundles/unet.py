@@ -198,7 +198,9 @@ def check_levels(filters: Sequence[int]) -> None:
         SettingsError: If there are fewer.
     """
     if len(filters) < MIN_LEVELS:
-        raise SettingsError(f"the U-Net has at least {MIN_LEVELS} levels, got {len(filters)} filters: {list(filters)}")
+        raise SettingsError(
+            f"the U-Net needs at least {MIN_LEVELS} levels, got {len(filters)} filters: {list(filters)}"
+        )
 
 
 def default_strides(size: Sequence[int], max_levels: int) -> list[tuple[int, ...]]:

@@ -43,7 +43,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--metrics",
         metavar="NAMES",
-        help=f"{', '.join(name for name, metric in CLASS_METRICS.items() if metric.better)}, with commas between "
+        help=f"{', '.join(name for name, metric in CLASS_METRICS.items() if metric.better)}, separated by commas "
         "(default: all that every evaluation has)",
     )
     parser.add_argument(
@@ -55,7 +55,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--common",
         action="store_true",
-        help="compare the cases that all evaluations have, and name the others (default: these are an error)",
+        help="compare only the cases that all evaluations have, and list the others (default: an error if the cases "
+        "differ)",
     )
     parser.add_argument(
         "--intervals",
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     ]
     check_results_writable({"--out": args.out, "--plot": args.plot}, read)
     if args.plot is not None and args.plot.suffix.lower() != ".png":
-        raise BadInputError(f"--plot: {args.plot} is no .png, which is what is drawn")
+        raise BadInputError(f"--plot: expected a file name that ends in .png, got {args.plot}")
     evaluations = args.evaluations
     if args.names is not None:
         names = [name.strip() for name in args.names.split(",")]

@@ -63,7 +63,9 @@ def set_secret(name: str, *, given: bool = False) -> None:
     file = save_secret(name, value.strip())
     print(f"Stored {name} in {file}")
     if is_in_environment(name):
-        print(f"note: the environment variable {environment_variable(name)} is set and wins over it", file=sys.stderr)
+        print(
+            f"note: the environment variable {environment_variable(name)} is set and takes precedence", file=sys.stderr
+        )
 
 
 def list_secrets() -> None:
@@ -109,6 +111,6 @@ def path() -> None:
 
 def _refuse_value() -> NoReturn:
     raise SettingsError(
-        "give the name of the secret only: a value on the command line could be read by others, and stays in the "
-        "shell's history. It is asked for, or read from a pipe"
+        "give only the name of the secret: a value on the command line could be read by others, and stays in the "
+        "shell's history. The value is asked for, or read from a pipe"
     )

@@ -92,27 +92,31 @@ def run(args: argparse.Namespace) -> int:
 def as_text(summary: dict[str, Any]) -> str:
     """Format scores: a line for each fold, their mean, and that over all cases; or a line for each configuration."""
     from candy_monai.evaluation.results import aligned_rows
-    from candy_monai.metrics.interval import interval_as_text
+    from candy_monai.metrics.interval import interval_as_text, number_as_text
 
     if "configurations" in summary:
         of_each = summary["configurations"]
         note = (
-            "Dice: mean over all cases, each scored by the fold that left it out; spread: deviation of the folds' means"
+            "Dice: mean over all cases, each scored by the fold that left it out; spread: standard deviation of the "
+            "folds' means"
         )
         return "\n".join([*aligned_rows(_table(of_each)), note])
     means = {**summary, "fold": "mean"}
     rows = [["fold", "Dice", *_headings(summary["classes"], summary["class_names"])]]
     for fold in (*summary["folds"], means):
         scores = [fold["foreground_mean"], *(fold["classes"].get(label) for label in summary["classes"])]
-        rows.append([str(fold["fold"]), *map(_number, scores)])
+        rows.append([str(fold["fold"]), *map(number_as_text, scores)])
     cases, within = summary["cases"], interval_as_text(summary["cases"]["interval_95"])
-    over_cases = f"over {cases['num_cases']} cases: Dice {_number(cases['foreground_mean'])} (95 % interval {within})"
-    return "\n".join([*aligned_rows(rows), f"{over_cases}; spread over folds {_number(summary['std'])}"])
+    dice = number_as_text(cases["foreground_mean"])
+    over_cases = f"over {cases['num_cases']} cases: Dice {dice} (95 % interval {within})"
+    return "\n".join(
+        [*aligned_rows(rows), f"{over_cases}; standard deviation over folds {number_as_text(summary['std'])}"]
+    )
 
 
 def _table(of_each: dict[str, Any]) -> list[list[str]]:
     """Return a row for each configuration, below the headings."""
-    from candy_monai.metrics.interval import interval_as_text
+    from candy_monai.metrics.interval import interval_as_text, number_as_text
 
     names = {label: name for one in of_each.values() for label, name in one["class_names"].items()}
     labels = list(dict.fromkeys(label for one in of_each.values() for label in one["cases"]["classes"]))
@@ -121,7 +125,7 @@ def _table(of_each: dict[str, Any]) -> list[list[str]]:
         scored = sum(fold["foreground_mean"] is not None for fold in one["folds"])
         cases = one["cases"]
         numbers = [cases["foreground_mean"], one["std"], *(cases["classes"].get(label) for label in labels)]
-        dice, *others = map(_number, numbers)
+        dice, *others = map(number_as_text, numbers)
         within = interval_as_text(cases["interval_95"])
         rows.append([name, f"{scored}/{len(one['folds'])}", str(cases["num_cases"]), dice, within, *others])
     return rows
@@ -129,10 +133,6 @@ def _table(of_each: dict[str, Any]) -> list[list[str]]:
 
 def _headings(labels: Iterable[str], names: dict[str, str]) -> list[str]:
     return [names.get(label, f"class {label}") for label in labels]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def _names(text: str) -> tuple[str, ...] | str:

@@ -31,7 +31,7 @@ def report(error: BaseException, *, debug: bool) -> int:
     message, code = outcome_of(error)
     say(message if code == INTERRUPTED else f"error: {message}")
     if not debug and _is_unexpected(error):
-        say("run again with --debug to see where it happened")
+        say("run again with --debug to see the traceback")
     return code
 
 
@@ -42,7 +42,8 @@ def outcome_of(error: BaseException) -> tuple[str, int]:
     if isinstance(error, CandyError):
         return str(error), BAD_INPUT if isinstance(error, BadInputError) else FAILED
     if _is_of_a_full_disk(error):
-        return f"{error.filename or 'a file'}: cannot be written, the disk is full; make room and try again", FAILED
+        file = error.filename or "a file"
+        return f"{file}: cannot be written, the disk is full; free some space and try again", FAILED
     if _is_another_process_s(error):
         return "another process of this run has ended; its own message says why", FAILED
     return _unexpected(error), FAILED

@@ -53,7 +53,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--metrics",
         default="dice,iou",
         metavar="NAMES",
-        help=f"{', '.join(CLASS_METRICS)}; or the groups {', '.join(METRIC_GROUPS)}; with commas between; distances "
+        help=f"{', '.join(CLASS_METRICS)}; or the groups {', '.join(METRIC_GROUPS)}; separated by commas; distances "
         "are in mm (default: dice,iou)",
     )
     parser.add_argument(
@@ -84,7 +84,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--common",
         action="store_true",
-        help="compare the cases that are in both folders, and name the others (default: these are an error)",
+        help="compare only the cases that are in both folders, and list the others (default: an error if the cases "
+        "differ)",
     )
     parser.add_argument(
         "--summary", type=Path, metavar="FILE", help="write all results in the format of nnU-Net's summary.json"
@@ -215,7 +216,7 @@ def _tolerance(text: str) -> float | dict[int | str, float]:
         entries = [part.rpartition("=") for part in text.split(",")]
         if not all(name.strip() for name, _, _ in entries):
             raise argparse.ArgumentTypeError(
-                f"expected a number, or CLASS=MM with commas between, got {text!r}"
+                f"expected a number, or CLASS=MM pairs separated by commas, got {text!r}"
             ) from None
     try:
         found = parsed_pairs(text.split(","), flag="--tolerance", example="liver=2")
@@ -224,7 +225,7 @@ def _tolerance(text: str) -> float | dict[int | str, float]:
     try:
         return {name: float(value) for name, value in found.items()}
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected CLASS=MM with commas between, got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"expected CLASS=MM pairs separated by commas, got {text!r}") from None
 
 
 def _description_beside(labels: Path) -> DatasetDescription | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="the folder of an experiment, of a cross-validation, or of a trained nnU-Net; with monai-bundle, several "
         "are exported as an ensemble",
     )
-    parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write, or the file")
+    parser.add_argument("out", metavar="OUT", type=Path, help="the folder or the file to write")
     parser.add_argument("--to", metavar="|".join(TARGETS), required=True, help=targets)
     parser.add_argument(
         "--portable",
@@ -79,4 +80,19 @@ def run(args: argparse.Namespace) -> int:
         trust=args.trust,
         overwrite=args.overwrite,
     )
-    return done("Exported", written)
+    if args.to != "monai-bundle":
+        return done("Exported", written)
+    code = done("Exported", written, then=["cd", str(written)])
+    print(f"Then: {shlex.join(_inference_command(args.experiments[0]))}")
+    return code
+
+
+def _inference_command(experiment: Path) -> list[str]:
+    """Return MONAI's command for predicting with a bundle in its folder, on the dataset's test cases if any."""
+    from candy_monai.experiment.description import DESCRIPTION, read_description
+
+    dataset = read_description(experiment).dataset if (experiment / DESCRIPTION).is_file() else None
+    folder = None if dataset is None or dataset.folder is None else Path(dataset.folder).absolute()
+    place = "DATASET" if folder is None or not any(folder.glob("imagesTs/*")) else str(folder)
+    inference = ["--config_file", "configs/inference.json", "--dataset_dir", place, "--output_dir", "predictions"]
+    return ["python", "-m", "monai.bundle", "run", *inference]

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from candy_monai.forecasting.reading import ScoreHistory
 
 PICTURE = "forecast.png"
-_STATE = "state.pt"
-_WHAT_DECIDES = "as far as they foretell one another, and look like this run so far"
+_WHAT_DECIDES = "it grows with how well they predict one another, and how similar they are to this run so far"
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -61,12 +60,14 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from candy_monai.errors import SettingsError
+    from candy_monai.experiment.description import DESCRIPTION
+    from candy_monai.experiment.folder import METRICS
     from candy_monai.experiment.references import folder_of_experiments, have_same_settings, references_as_text
     from candy_monai.experiment.runs import refuse_folder_of_runs
     from candy_monai.forecasting.best_score import forecast
     from candy_monai.forecasting.reading import read_scores
 
-    if not any(next(args.source.glob(name), None) for name in ("metrics.csv", "training_log_*.txt", "experiment.json")):
+    if not any(next(args.source.glob(name), None) for name in (METRICS, "training_log_*.txt", DESCRIPTION)):
         refuse_folder_of_runs(args.source, call="candy-monai forecast {run}")
     history = read_scores(args.source, column=args.column)
     length = _length(args.source, history)
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     )
     picture = args.picture
     if picture is None and not args.json:
-        picture = (args.source if (args.source / "experiment.json").is_file() else Path()) / PICTURE
+        picture = (args.source if (args.source / DESCRIPTION).is_file() else Path()) / PICTURE
     if picture is not None:
         _draw(picture, history, result, horizon)
     facts = _facts(history, result, horizon, ended=None if args.num_epochs else length.ended)
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         _show(history, result, facts)
         if references and facts["ended"] is None:
             print(references_as_text(references, folder_of_experiments(_folder_of(args.source))))
-            print(f"They have a share of {result.by_references:.0%} in it: {_WHAT_DECIDES}")
+            print(f"Their weight in the forecast is {result.by_references:.0%}; {_WHAT_DECIDES}")
         print(f"Picture: {picture}")
     return DONE
 
@@ -109,13 +110,15 @@ class _Length(NamedTuple):
 
 def _length(source: Path, history: ScoreHistory) -> _Length:
     """Return the number of epochs of a run, from its saved state if it has one."""
-    folder = _folder_of(source)
-    if history.horizon is None or not (folder / _STATE).is_file() or not (folder / "experiment.json").is_file():
-        return _Length(history.horizon)
     from candy_monai.errors import ExperimentError
+    from candy_monai.experiment.description import DESCRIPTION
+    from candy_monai.experiment.folder import STATE
     from candy_monai.experiment.state import load_state
     from candy_monai.experiment.time_limit import epochs_in_time
 
+    folder = _folder_of(source)
+    if history.horizon is None or not all((folder / name).is_file() for name in (STATE, DESCRIPTION)):
+        return _Length(history.horizon)
     try:
         state = load_state(folder)
     except ExperimentError:  # of another version, or half copied: the scores are read all the same
@@ -130,8 +133,8 @@ def _length(source: Path, history: ScoreHistory) -> _Length:
         )
         return _Length(max(expected, done + 1))
     if done >= history.horizon:
-        return _Length(history.horizon, "all are done")
-    return _Length(done, "it stopped early" if limit_s is None else "its time was up")
+        return _Length(history.horizon, "all planned epochs")
+    return _Length(done, "early stopping" if limit_s is None else "time limit reached")
 
 
 def _folder_of(source: Path) -> Path:
@@ -168,11 +171,13 @@ def _facts(history: ScoreHistory, result: Forecast, horizon: int, *, ended: str 
     known = [score for score in history.scores if math.isfinite(score)]
     best = max(known, default=None)
     durations = [seconds for seconds in history.durations_s if math.isfinite(seconds)]
-    left = max(0, result.epoch - len(history.scores)) if result.reason is None else None
+    epoch_s = math.fsum(durations) / len(durations) if durations else None
+    done = len(history.scores)
+    left = max(0, result.epoch - done) if result.reason is None else None
     return {
         "source": str(history.source),
         "score_name": history.name,
-        "epochs_done": len(history.scores),
+        "epochs_done": done,
         "epochs_planned": horizon,
         "finished": ended is not None,
         "ended": ended,
@@ -183,8 +188,8 @@ def _facts(history: ScoreHistory, result: Forecast, horizon: int, *, ended: str 
         "interval": result.interval,
         "cost_of_stopping_now": None if best is None or result.reason is not None else result.score - best,
         "chance_of_improving": result.chance_above(best) if best is not None and result.reason is None else None,
-        "seconds_left": left * math.fsum(durations) / len(durations) if durations and left is not None else None,
-        "seconds_to_the_end": _seconds(durations, horizon - len(history.scores)),
+        "seconds_left": None if epoch_s is None or left is None else left * epoch_s,
+        "seconds_to_the_end": None if epoch_s is None else max(0, horizon - done) * epoch_s,
         "score_range": history.score_range,
         "by_references": result.by_references,
         "reason": result.reason,
@@ -216,14 +221,10 @@ def _show(history: ScoreHistory, result: Forecast, facts: dict[str, object]) -> 
         f"{low:.4f} to {high:.4f} in 80 % of the runs that get better"
     )
     print(
-        f"Stopping now would cost {number_as_text(result.score - best)}; "
-        f"the chance that a better score comes is {chance_as_text(chance)}"
+        f"Stopping now would cost {number_as_text(result.score - best)}; the chance of a better score is "
+        f"{chance_as_text(chance)}"
     )
     if facts["seconds_left"] is not None:
         until, end = (float(str(facts[name])) for name in ("seconds_left", "seconds_to_the_end"))
-        ends = f"the run ends at epoch {planned}, in {duration_as_text(end)}"
-        print(f"Time until then: {duration_as_text(until)}; {ends}")
-
-
-def _seconds(durations: list[float], num_epochs: int) -> float | None:
-    return max(0, num_epochs) * math.fsum(durations) / len(durations) if durations else None
+        time = f"Time until then: {duration_as_text(until)}; the" if until else "The"
+        print(f"{time} run ends at epoch {planned}, in {duration_as_text(end)}")

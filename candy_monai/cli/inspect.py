@@ -117,7 +117,7 @@ def _inspect_bundle(args: argparse.Namespace) -> int:
 
     if args.explain or args.folder is not None:
         raise SettingsError(
-            f"{args.dataset}: is a MONAI Bundle, and --explain and --out belong to a dataset: leave them out"
+            f"{args.dataset}: is a MONAI Bundle, and --explain and --out apply to datasets only: leave them out"
         )
     inspection = inspect_bundle(args.dataset)
     print(inspection.to_json() if args.json else inspection)
@@ -178,6 +178,9 @@ def _show(
         for text in texts:
             print(f"{kind}: {text}", file=sys.stderr)
     if report.problems:
-        print(f"{dataset}: {len(report.problems)} to mend before training", file=sys.stderr)
+        print(
+            f"{dataset}: {len(report.problems)} problem{'s' * (len(report.problems) != 1)} to fix before training",
+            file=sys.stderr,
+        )
     else:
-        print("Nothing stands in the way of training.")
+        print("No problems found: ready for training.")

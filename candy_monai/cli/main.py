@@ -162,8 +162,8 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
     parser = _Parser(
         prog=PROGRAM,
         description="From a folder of labelled medical images to a trained, checked and deployable MONAI model.",
-        epilog=f"'{PROGRAM} COMMAND --help' shows a command's options and an example. "
-        f"To try candy_monai on made-up data: {PROGRAM} demo",
+        epilog=f"'{PROGRAM} COMMAND --help' shows a command's options and an example. To try candy_monai on synthetic "
+        f"data: {PROGRAM} demo",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="store_true", help="show the version")

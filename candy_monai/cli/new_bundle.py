@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from candy_monai.cli.errors import PROGRAM, done
+from candy_monai.cli.errors import DONE, PROGRAM, done
 from candy_monai.cli.options import new_command
 from candy_monai.cli.starting_files import camel_case, check_module_name, render, write_new
 from candy_monai.errors import BadInputError
@@ -44,11 +44,13 @@ def run(args: argparse.Namespace) -> int:
     check_module_name(name, bundles=bundle_names())
     folder: Path = args.out or Path(name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadInputError(f"{folder} exists and is not an empty folder: name another with --out, or remove it")
+        raise BadInputError(
+            f"{folder} already exists and is not an empty folder: give another one with --out, or remove it"
+        )
     names = {"name": name, "class_name": camel_case(name), "distribution": name.replace("_", "-")}
     write_new(folder / "pyproject.toml", render("bundle.toml", **names))
     write_new(folder / f"{name}.py", render("bundle.py", **names))
     write_new(folder / f"test_{name}.py", render("bundle_test.py", **names))
     done("Bundle", folder, then=["pip", "install", "-e", str(folder)])
     print(f"Then: {PROGRAM} train DATASET --bundle {name}")
-    return 0
+    return DONE

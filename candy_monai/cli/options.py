@@ -184,7 +184,7 @@ def chosen_launcher(args: argparse.Namespace, say: Callable[[str], None] = print
     arguments = parsed_pairs(args.launcher_args, flag="--launcher-args", example="partition=gpu")
     if args.launcher is None:
         if arguments:
-            raise SettingsError("--launcher-args without --launcher: say what they are for, such as --launcher slurm")
+            raise SettingsError("--launcher-args needs --launcher, for example --launcher slurm")
         return None
     refuse_several(f"--launcher {args.launcher}")
     from candy_monai.recipes.jobs import JobLauncher

@@ -225,7 +225,7 @@ def parse_channels(text: str) -> tuple[int, ...]:
         return ()
     numbers = [part.strip() for part in text.split(",")]
     if not all(number.isdecimal() for number in numbers):
-        raise SettingsError(f"{text!r} are no channels: expected numbers such as 1,2, or none")
+        raise SettingsError(f"expected channel numbers such as 1,2, or none, got {text!r}")
     return tuple(map(int, numbers))
 
 
@@ -244,5 +244,5 @@ def parse_memory(text: str) -> int:
     match = _MEMORY.fullmatch(text.strip().upper())
     amount = float(match["number"]) if match and match["number"].count(".") <= 1 and match["number"] != "." else 0.0
     if match is None or not 0 < amount < math.inf:
-        raise SettingsError(f"{text!r} is no size of memory: expected for example 500M, 1G or 1.5G")
+        raise SettingsError(f"expected a size of memory such as 500M, 1G or 1.5G, got {text!r}")
     return int(amount * 1000 ** (" KMGT".index(match["unit"])))

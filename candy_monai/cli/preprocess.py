@@ -42,20 +42,18 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from candy_monai.cli.tables import plan_table
-    from candy_monai.data.pipelines.building import read_own_transforms
     from candy_monai.device import find_device
     from candy_monai.processes import Processes
     from candy_monai.recipes.prepare import prepare_dataset
-    from candy_monai.recipes.train import chosen_trainer
+    from candy_monai.recipes.train import Parts
 
-    trainer = chosen_trainer(options)
-    own = None if options.transforms is None else read_own_transforms(options.transforms, trust=options.trust)
+    parts = Parts.of(options)
     processes = Processes.from_environment()
     prepared = prepare_dataset(
         args.dataset,
         options,
-        own=own,
-        trainer=trainer,
+        own=parts.own,
+        trainer=parts.trainer,
         device=processes.device_of(find_device(options.device)),
         processes=processes,
         on_progress=print if processes.is_main else lambda _: None,

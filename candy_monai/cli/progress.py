@@ -64,7 +64,9 @@ class PredictionProgress(PredictionListener):
 
     @override
     def on_kept(self, num_cases: int, total: int) -> None:
-        self._print(f"{num_cases} of {total} cases stay as they are: by the same model, from the same images")
+        self._print(
+            f"{num_cases} of {total} cases are skipped: already predicted by the same model from the same images"
+        )
         if self._folder is not None:
             self._bars.update(self._folder, completed=num_cases)
 
@@ -95,7 +97,7 @@ class PredictionProgress(PredictionListener):
 
     @override
     def on_left_over(self, file: Path, reason: str) -> None:
-        self._print(f"{file} is of an earlier prediction: {reason}")
+        self._print(f"{file} is from an earlier prediction: {reason}")
 
     def _remove_bar(self) -> None:
         if self._case is not None:
@@ -132,7 +134,7 @@ class PredictionEvents(PredictionListener):
 
     @override
     def on_left_over(self, file: Path, reason: str) -> None:
-        self._feedback.say(f"Warning: {file} is of an earlier prediction: {reason}")
+        self._feedback.say(f"Warning: {file} is from an earlier prediction: {reason}")
 
     def _tell(self, event: str, **facts: Any) -> None:
         if not self._feedback.is_quiet:

@@ -40,7 +40,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "--out",
         type=Path,
         metavar="FILE",
-        help="the file to write (default: report.html in the experiment's folder; comparison.html here for several)",
+        help="the file to write (default: report.html in the experiment's folder; for several, comparison.html in "
+        "the current folder)",
     )
 
 
@@ -60,15 +61,15 @@ def run(args: argparse.Namespace) -> int:
         try:
             check_file_writable(args.experiments[0] / REPORT)
         except BadInputError as error:
-            raise BadInputError(f"{error}; --out names another file for the page") from error
+            raise BadInputError(f"{error}; give another file for the page with --out") from error
     if len(args.experiments) == 1 and folds_below(args.experiments[0]):
         from candy_monai.report.evaluation import write_cross_validation
 
         return done("Report", write_cross_validation(args.experiments[0], to=args.out))
     if len(args.experiments) == 1 and (configurations := configurations_below(args.experiments[0])):
         raise BadInputError(
-            f"{args.experiments[0]}: a cross-validation of the configurations {', '.join(configurations)}, of which "
-            f"each has a page: name one of them, such as {next(iter(configurations.values()))}"
+            f"{args.experiments[0]}: a cross-validation of the configurations {', '.join(configurations)}, each of "
+            f"which has its own page: give one of them, such as {next(iter(configurations.values()))}"
         )
     if len(args.experiments) == 1:
         from candy_monai.report.observer import write_report

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
 
 _OF_A_RUN = {
-    "num_epochs": "epochs in all (default: as many as were planned)",
-    "store": "the store (default: where it was)",
-    "trainer": "the trainer of your own that the run was begun with",
+    "num_epochs": "total number of epochs (default: as many as were planned)",
+    "store": "folder of preprocessed cases (default: its original path)",
+    "trainer": "your own trainer that the run was started with",
 }
 
 

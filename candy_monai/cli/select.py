@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from candy_monai.cli.errors import done
+from candy_monai.cli.errors import DONE, done
 from candy_monai.cli.options import add_options, as_argument, new_command
 from candy_monai.cli.predict import as_recorded, command_for, parse_memory
 from candy_monai.experiment.settings import whole_number
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.json:
         print(json.dumps(chosen.to_dict(), indent=2, allow_nan=False))
-        return 0
+        return DONE
     print(as_text(chosen))
     options = TrainOptions(trainer=args.trainer, trust=args.trust)
     options, dataset = as_recorded(read_description(chosen.experiments[0]), options, args.dataset)
@@ -89,14 +89,14 @@ def run(args: argparse.Namespace) -> int:
 def as_text(chosen: Selection) -> str:
     """Lay out the scores of all candidates and of what was chosen, and the reasons."""
     from candy_monai.evaluation.results import aligned_rows
-    from candy_monai.metrics.interval import interval_as_text
+    from candy_monai.metrics.interval import interval_as_text, number_as_text
 
     labels = list(chosen.scores["classes"])
     rows = [["candidate", "cases", "Dice", "95 % interval", "spread", *labels]]
     last = {**chosen.scores, "name": f"{chosen.scores['name']}, as chosen"}
     for found in (*chosen.candidates, last):
         numbers = [found["dice"], found["std"], *(found["classes"].get(label) for label in labels)]
-        dice, *others = ("-" if value is None else f"{value:.4f}" for value in numbers)
+        dice, *others = map(number_as_text, numbers)
         within = interval_as_text(found["interval_95"])
         rows.append([found["name"], str(found["num_cases"]), dice, within, *others])
     return "\n".join([*aligned_rows(rows), *(f"- {reason}" for reason in chosen.reasons)])

@@ -38,7 +38,9 @@ def write_new(path: Path, text: str) -> None:
         with path.open("x", encoding="utf-8", newline="\n") as file:
             file.write(text)
     except FileExistsError as error:
-        raise BadInputError(f"{path} exists and is left as it is: name another with --out, or remove it") from error
+        raise BadInputError(
+            f"{path} already exists and is not overwritten: give another path with --out, or remove it"
+        ) from error
 
 
 def check_class_name(name: str) -> None:
@@ -52,12 +54,12 @@ def check_class_name(name: str) -> None:
         usual = "".join(word[0].upper() + word[1:] for word in words).lstrip("0123456789")
         hint = f" Did you mean {usual!r}?" if usual and not keyword.iskeyword(usual) else ""
         raise BadInputError(
-            f"{name!r} cannot be a trainer's name: expected that of a class, such as 'MyTrainer', in letters and "
+            f"{name!r} is not a valid name for a trainer: expected a class name such as 'MyTrainer', of letters and "
             f"digits.{hint}"
         )
     if name in _imported_by(render("trainer.py", name=name, file="")):
         raise BadInputError(
-            f"{name!r} cannot be a trainer's name: its file imports something of this name; take another"
+            f"{name!r} cannot be the trainer's name: the file to write imports something of this name; choose another"
         )
 
 
@@ -71,15 +73,17 @@ def check_module_name(name: str, *, bundles: list[str]) -> None:
         usual = re.sub(r"[^a-z0-9]+", "_", snake_case(name)).strip("_").lstrip("0123456789_")
         hint = f" Did you mean {usual!r}?" if usual and not keyword.iskeyword(usual) else ""
         raise BadInputError(
-            f"{name!r} cannot be a bundle's name: expected that of a module, such as 'my_network', in small letters, "
-            f"digits and underscores.{hint}"
+            f"{name!r} is not a valid name for a bundle: expected a module name such as 'my_network', of lower-case "
+            f"letters, digits and underscores.{hint}"
         )
     if name in bundles:
         raise BadInputError(
-            f"a bundle {name!r} is installed already: take another name. Installed: {', '.join(bundles)}"
+            f"a bundle {name!r} is already installed: choose another name. Installed: {', '.join(bundles)}"
         )
     if name in sys.stdlib_module_names or name in ("candy_monai", "candy_monai_bundles", "monai", "torch"):
-        raise BadInputError(f"{name!r} cannot be a bundle's name: it is a module of something else; take another")
+        raise BadInputError(
+            f"{name!r} cannot be a bundle's name: another package has a module of this name; choose another"
+        )
 
 
 def _imported_by(source: str) -> set[str]:

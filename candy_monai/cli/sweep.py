@@ -19,6 +19,7 @@ from candy_monai.cli.options import (
 )
 from candy_monai.cli.predict import command_for
 from candy_monai.cli.train import add_training
+from candy_monai.errors import SettingsError
 from candy_monai.experiment.settings import number, whole_number
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "in the sweep's folder)",
     )
     parser.add_argument(
-        "--name", metavar="NAME", help="of the study and its folder within --out (default: sweep-DATASET)"
+        "--name", metavar="NAME", help="name of the study and of its folder within --out (default: sweep-DATASET)"
     )
     parser.add_argument(
         "--pruner",
@@ -93,7 +94,6 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--confidence",
         type=as_argument(number("above 0.5 and at most 0.95", lambda value: 0.5 < value <= 0.95).read),
-        default=0.9,
         metavar="P",
         help="how sure the forecast must be that a trial will not beat the best (default: 0.9)",
     )
@@ -132,13 +132,15 @@ def run(args: argparse.Namespace) -> int:
     return done("Best experiment", best, then=command_for(Path(best), options, dataset=args.dataset))
 
 
-def _pruner(name: str, confidence: float) -> BasePruner:
+def _pruner(name: str, confidence: float | None) -> BasePruner:
+    if confidence is not None and name != "forecast":
+        raise SettingsError(f"--confidence has no effect on --pruner {name}; leave it out, or use --pruner forecast")
     from optuna.pruners import HyperbandPruner, MedianPruner, NopPruner
 
     from candy_monai.optuna import ForecastPruner
 
     if name == "forecast":
-        return ForecastPruner(confidence, score_range=(0, 1))
+        return ForecastPruner(0.9 if confidence is None else confidence, score_range=(0, 1))
     return {"median": MedianPruner, "hyperband": HyperbandPruner, "none": NopPruner}[name]()
 
 
@@ -147,6 +149,8 @@ def results_table(summary: dict[str, Any]) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
+
+    from candy_monai.metrics.interval import number_as_text
 
     trials = sorted(
         summary["trials"],
@@ -164,18 +168,14 @@ def results_table(summary: dict[str, Any]) -> Table:
         of_planned = f" of {trial['epochs_planned']}" if trial["epochs_planned"] else ""
         cells = [
             str(trial["trial"]),
-            _score(trial["dice"]),
-            _score(trial["best_validation_score"]),
+            number_as_text(trial["dice"]),
+            number_as_text(trial["best_validation_score"]),
             f"{trial['epochs']}{of_planned}",
             {"complete": "done", "fail": "failed"}.get(trial["state"], trial["state"]),
             *(_value(trial["settings"].get(name)) for name in names),
         ]
         table.add_row(*map(Text, cells))  # Text: brackets in a value are no markup
     return table
-
-
-def _score(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def _value(value: object) -> str:

@@ -35,7 +35,7 @@ def fingerprint_table(fingerprint: Fingerprint) -> Table:
         rows.append(
             (
                 f"channel {channel.name}",
-                f"mean {whole.mean:.4g}, deviation {whole.std:.4g}, {whole.min:.4g} to {whole.max:.4g}",
+                f"mean {whole.mean:.4g}, standard deviation {whole.std:.4g}, {whole.min:.4g} to {whole.max:.4g}",
             )
         )
     rows += _label_rows(fingerprint)
@@ -57,7 +57,7 @@ def _label_rows(fingerprint: Fingerprint) -> list[tuple[str, str]]:
         number = sum(count > 0 for count in voxels)
         rows.append((f"label {name}", f"id {_listed(sorted(wanted))}, {share}, in {number} of {len(cases)} cases"))
     if len(fingerprint.labels) > _MOST_LABELS:
-        rows.append(("", f"and {len(fingerprint.labels) - _MOST_LABELS} labels more: --json lists them all"))
+        rows.append(("", f"and {len(fingerprint.labels) - _MOST_LABELS} more labels: --json lists them all"))
     return rows
 
 

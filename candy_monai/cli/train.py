@@ -53,7 +53,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="train with N consecutive seeds, starting at --seed (default: 0), and report the mean and the standard "
         "deviation of the scores; --budget is the time for one run",
     )
-    add_launcher(parser, "the training as a job and return; the same command says how it goes, or goes on with it")
+    add_launcher(parser, "the training as a job and return; the same command then shows its state, or continues it")
     add_requeue(parser)
     add_feedback(parser)
     add_option_file(parser)
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         from candy_monai.recipes.resume import resume_training
 
-        feedback.say(f"Going on with {begun}, which this job began")
+        feedback.say(f"Continuing {begun}, which this job started")
         as_planned = dataclasses.replace(options, num_epochs=None)
         folder = resume_training(begun, as_planned, dataset=args.dataset, on_progress=feedback.say)
     return feedback.done("Experiment", folder, then=command_for(folder, options, dataset=args.dataset))
@@ -122,5 +122,5 @@ def _submit(args: argparse.Namespace, options: TrainOptions, launcher: JobLaunch
         feedback.say(f"{run.name} is finished")
         folder = run.scores.parent
         return feedback.done("Experiment", folder, then=command_for(folder, options, dataset=args.dataset))
-    feedback.say(f"Its output is in {run.log}; the same command says how far it is, or goes on with it")
+    feedback.say(f"Its output is in {run.log}; the same command shows its state, or continues it")
     return feedback.done("Submitted", run.folder)

@@ -39,6 +39,7 @@ def ensure_num_dimensions(x: Tensor, num_dimensions: int) -> Tensor:
     surplus = x.ndim - num_dimensions
     if any(size != 1 for size in x.shape[: max(0, surplus)]):
         raise BadInputError(
-            f"a tensor of shape {tuple(x.shape)} has no {num_dimensions} axes without losing entries; choose some first"
+            f"a tensor of shape {tuple(x.shape)} cannot be reduced to {num_dimensions} axes without losing entries; "
+            "select an entry of the leading axes first"
         )
     return x.reshape((1,) * max(0, -surplus) + tuple(x.shape[max(0, surplus) :]))

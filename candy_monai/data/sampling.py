@@ -128,14 +128,12 @@ def shared_loader(loader: DataLoader[Any], processes: Processes, *, evenly: bool
         return loader
     if isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
         raise BadInputError(
-            "a loader over a stream, or with a batch sampler of its own, cannot be shared out among processes: pass a "
-            "dataset with a length, batch_size and, if need be, sampler"
+            "a loader over an IterableDataset, or with a batch_sampler, cannot be split among processes: pass a "
+            "map-style dataset, batch_size and, if needed, sampler"
         )
     sampler = loader.sampler
     if evenly and isinstance(sampler, Sized) and len(sampler) < processes.world_size:
-        raise BadInputError(
-            f"{len(sampler)} training samples cannot be shared out among {processes.world_size} processes"
-        )
+        raise BadInputError(f"{len(sampler)} training samples cannot be split among {processes.world_size} processes")
     share: Sampler[int] = _Share(sampler, processes, evenly=evenly)
     if evenly and isinstance(sampler, PositionedSampler):
         share = sampler.shared(processes.rank, processes.world_size)

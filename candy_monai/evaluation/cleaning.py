@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -30,6 +30,7 @@ from candy_monai.data.workers import in_order
 from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.evaluation.results import EvalCase, EvalResult
 from candy_monai.evaluation.scored_classes import ScoredClass
+from candy_monai.evaluation.statistics import as_json_number
 from candy_monai.metrics.overlap import is_any_of
 
 LEAST_GAIN = 1e-4
@@ -66,8 +67,8 @@ class Trial:
     reason: str
 
     def to_dict(self) -> dict[str, object]:
-        """Return the trial as plain values."""
-        return asdict(self)
+        """Return the trial as plain values for JSON: None for NaN."""
+        return {**vars(self), "before": as_json_number(self.before), "after": as_json_number(self.after)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,8 +268,8 @@ def _placed(values: Tensor, like: MetaTensor) -> MetaTensor:
 def _judged(offer: _Offer, before: EvalResult, after: EvalResult) -> Trial:
     """Return whether to keep a step: its class improves in the mean and in most changed cases, and none gets worse."""
     index = None if offer.target is None else offer.target.index
-    scores = _mean(before, index), _mean(after, index)
-    pairs = [(_of_case(old, index), _of_case(new, index)) for old, new in zip(before, after, strict=True)]
+    scores = _mean_dice(before, index), _mean_dice(after, index)
+    pairs = [(_case_dice(old, index), _case_dice(new, index)) for old, new in zip(before, after, strict=True)]
     better, worse = (sum(sign * (new - old) > 0 for old, new in pairs) for sign in (1, -1))
     gain = scores[1] - scores[0]
     whose = "the mean Dice" if offer.target is None else f"the mean Dice of {offer.target.name}"
@@ -292,11 +293,11 @@ def _judged(offer: _Offer, before: EvalResult, after: EvalResult) -> Trial:
     )
 
 
-def _mean(result: EvalResult, index: int | None) -> float:
+def _mean_dice(result: EvalResult, index: int | None) -> float:
     return result.mean_metrics["dice"] if index is None else result.class_means[index]["dice"]
 
 
-def _of_case(case: EvalCase, index: int | None) -> float:
+def _case_dice(case: EvalCase, index: int | None) -> float:
     """Return the Dice of a case; 1 for a class in neither map, which is correct."""
     chosen = [metrics["dice"] for each, metrics in case.classes.items() if index in (None, each) and each != 0]
     return sum(1.0 if math.isnan(dice) else dice for dice in chosen) / len(chosen)

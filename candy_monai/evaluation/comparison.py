@@ -23,6 +23,7 @@ from candy_monai.evaluation.results import EvalResult
 from candy_monai.evaluation.statistics import Method, check_method, statistics_of
 from candy_monai.evaluation.summaries import SUMMARY, Scores, read_scores, scores_of, summary_in
 from candy_monai.experiment.folder import VALIDATION_SCORES
+from candy_monai.experiment.runs import distinct_names
 from candy_monai.metrics.interval import CONFIDENCE
 
 Compared: TypeAlias = PathLike | EvalResult
@@ -75,6 +76,7 @@ def compare_evaluations(
     classes = _shared_classes(names, scores)
     _check_references(names, scores, case_ids)
     chosen = _shared_metrics(names, scores, metrics)
+    definitions = _agreed(names, scores, chosen)
     units = [[case_id] for case_id in case_ids]
     if groups is not None:
         group_of = resolve_groups(groups, case_ids)
@@ -122,11 +124,7 @@ def compare_evaluations(
         left_out=left_out,
         method=method,
         confidence=confidence,
-        definitions={
-            **{name: CLASS_METRICS[name].definition for name in chosen},
-            **_agreed(scores, chosen),
-            **_DEFINITIONS,
-        },
+        definitions={name: CLASS_METRICS[name].definition for name in chosen} | definitions | _DEFINITIONS,
     )
 
 
@@ -145,19 +143,12 @@ def _named(evaluations: Sequence[Compared] | Mapping[str, Compared]) -> tuple[tu
     if len(set(files)) < len(files):
         twice = next(file for file in files if files.count(file) > 1)
         raise BadInputError(f"{twice} is given twice; an evaluation cannot be compared with itself")
-    return tuple(evaluations) if isinstance(evaluations, Mapping) else _names_of(files), scores
-
-
-def _names_of(files: Sequence[Path]) -> tuple[str, ...]:
-    """Return the shortest ends of paths that distinguish them; for ``summary.json`` that of its folder, if possible."""
+    if isinstance(evaluations, Mapping):
+        return tuple(evaluations), scores
     folders = [file.parent if file.name in (SUMMARY, VALIDATION_SCORES) else file for file in files]
-    paths = folders if len(set(folders)) == len(folders) else files
-    shown = [path.with_suffix("") if path.suffix == ".json" else path for path in paths]
-    for length in range(1, max(len(path.parts) for path in shown) + 1):
-        names = tuple("/".join(path.parts[-length:]) for path in shown)
-        if len(set(names)) == len(names):
-            return names
-    return tuple(map(str, paths))
+    named = folders if len(set(folders)) == len(folders) else files
+    stems = [path.with_suffix("") if path.suffix == ".json" else path for path in named]
+    return tuple(distinct_names(stems if len(set(stems)) == len(stems) else named)), scores
 
 
 def _shared_cases(names: Sequence[str], scores: Sequence[Scores], *, common: bool) -> tuple[list[str], tuple[str, ...]]:
@@ -174,7 +165,7 @@ def _shared_cases(names: Sequence[str], scores: Sequence[Scores], *, common: boo
             if (missing := sorted(anywhere - set(each.cases)))
         )
         raise BadInputError(
-            f"the evaluations are not of the same cases:\n  - {lacking}\n  - --common (common=True) compares the "
+            f"the evaluations have different cases:\n  - {lacking}\n  - --common (common=True) compares the "
             f"{len(everywhere)} that all have"
         )
     return sorted(everywhere), left_out
@@ -185,15 +176,15 @@ def _shared_classes(names: Sequence[str], scores: Sequence[Scores]) -> tuple[str
     for name, each in zip(names[1:], scores[1:], strict=True):
         if each.classes != first.classes:
             raise BadInputError(
-                f"the evaluations are of other classes: {names[0]} has {', '.join(first.classes) or 'none'}, "
-                f"{name} has {', '.join(each.classes) or 'none'}; evaluate both with candy-monai evaluate, which names "
+                f"the evaluations have different classes: {names[0]} has {', '.join(first.classes) or 'none'}, {name} "
+                f"has {', '.join(each.classes) or 'none'}; evaluate both with candy-monai evaluate, which names "
                 "classes and regions alike"
             )
         for index in first.class_names.keys() & each.class_names.keys():
             if first.class_names[index] != each.class_names[index]:
                 raise BadInputError(
-                    f"class {index} is {first.class_names[index]!r} for {names[0]} and {each.class_names[index]!r} for "
-                    f"{name}; the evaluations are of other classes"
+                    f"class {index} is {first.class_names[index]!r} for {names[0]} and {each.class_names[index]!r} "
+                    f"for {name}; the evaluations have different classes"
                 )
     return first.classes
 
@@ -221,14 +212,16 @@ def _shared_metrics(names: Sequence[str], scores: Sequence[Scores], metrics: Seq
             if name not in shared:
                 raise BadInputError(f"{name} was not measured by all: {has}")
             if CLASS_METRICS[name].better is None:
-                raise BadInputError(f"of {name} neither higher nor lower is better; there are {', '.join(ranked)}")
+                raise BadInputError(
+                    f"{name} cannot be ranked, since neither higher nor lower is better; choose from "
+                    f"{', '.join(ranked)}"
+                )
     if not chosen:
         raise BadInputError(f"there is no metric that all evaluations have: {has}")
-    _agreed(scores, chosen, names=names)
     return chosen
 
 
-def _agreed(scores: Sequence[Scores], metrics: Sequence[str], *, names: Sequence[str] | None = None) -> dict[str, str]:
+def _agreed(names: Sequence[str], scores: Sequence[Scores], metrics: Sequence[str]) -> dict[str, str]:
     """Return the definitions of the metrics in the evaluations; raise if one has several definitions."""
     kinds = {CLASS_METRICS[name].kind for name in metrics}
     keys = [*metrics, "ignored"]
@@ -236,8 +229,7 @@ def _agreed(scores: Sequence[Scores], metrics: Sequence[str], *, names: Sequence
     keys += ["lesions"] if "lesions" in kinds else []
     found: dict[str, str] = {}
     origin: dict[str, str] = {}
-    for place, each in enumerate(scores):
-        name = str(place + 1) if names is None else names[place]
+    for name, each in zip(names, scores, strict=True):
         if not each.definitions:
             continue  # from nnU-Net, or an earlier version
         for key in keys:

@@ -223,7 +223,7 @@ class Comparison:
                 what = "1 value is" if infinite == 1 else f"{infinite} values are"
                 lines.append(f"{each.metric}: {what} infinite; differences are of the finite pairs")
         if self.left_out:
-            lines.append(f"left out, not in all: {join_names(self.left_out)}")
+            lines.append(f"left out, not in all evaluations: {join_names(self.left_out)}")
         few = {each.metric: each.num_cases for each in self.metrics if each.num_cases < _FEWEST_PAIRS}
         for count in sorted(set(few.values())):
             of_which = join_names([metric for metric, pairs in few.items() if pairs == count])

@@ -211,10 +211,8 @@ class Evaluator:
                 files=(None, pair.files[1]),
             )
 
-        measure, names = _completed(self._measure, predictor)
-        result = _evaluated(
-            (partial(predicted, pair) for pair in found.pairs), measure, self._class_names or names, on_case
-        )
+        measure, names = _completed(self._measure, self._class_names, predictor)
+        result = _evaluated((partial(predicted, pair) for pair in found.pairs), measure, names, on_case)
         return replace(result, left_out=found.left_out)
 
 
@@ -283,7 +281,7 @@ def _definitions(measure: Measure, class_names: Mapping[int, str]) -> dict[str, 
 
 def _as_id(value: object, option: str) -> int:
     if (found := label_id_of(value)) is None:
-        raise BadInputError(f"{option}: {value!r} is no label id, expected a whole number from 0")
+        raise BadInputError(f"{option}: {value!r} is not a label id, expected a whole number of at least 0")
     return found
 
 
@@ -307,25 +305,34 @@ def _by_index(tolerances: Mapping[int | str, float], class_names: Mapping[int, s
     return found
 
 
-def _completed(measure: Measure, predictor: NetworkPredictor) -> tuple[Measure, dict[int, str]]:
-    """Return a measure completed with the predictor's values, and its names of classes or regions."""
-    plan, regions = predictor.plan, measure.regions
+def _completed(
+    measure: Measure, class_names: Mapping[int, str], predictor: NetworkPredictor
+) -> tuple[Measure, Mapping[int, str]]:
+    """Return a measure and the names of its classes or regions, completed with the predictor's values."""
+    plan = predictor.plan
     planned = () if plan is None else plan.regions
     if plan is not None and measure.ignore_label is None:
         measure = replace(measure, ignore_label=plan.ignore_label)
-    if regions is None and planned:
-        regions = tuple(tuple(region.ids) for region in planned)
-        measure = replace(measure, regions=regions)
+    if measure.regions is None and planned:
+        if class_names and measure.tolerances_mm:
+            raise BadInputError(
+                "tolerance_mm: given for some classes, but the predictor's regions are measured: "
+                f"{', '.join(region.name for region in planned)}; give regions, too, and their tolerances"
+            )
+        measure = replace(measure, regions=tuple(tuple(region.ids) for region in planned))
+        class_names = {}  # those of ids, and now regions are measured
     if measure.label_ids is None and predictor.num_classes is not None:
         known = set(range(max(2, predictor.num_classes)))
         if planned:  # then the number of channels is that of the regions, not of the ids
             known = {0, *(label_id for region in planned for label_id in (*region.ids, region.paints))}
         measure = replace(measure, label_ids=tuple(sorted(known)))
-    if regions is None:
+    if class_names:
+        return measure, class_names
+    if measure.regions is None:
         names = () if plan is None or len(plan.class_names) < 2 else plan.class_names
         return measure, dict(enumerate(names))
     by_ids = {tuple(region.ids): region.name for region in planned}
-    return measure, {place: by_ids[ids] for place, ids in enumerate(regions, start=1) if ids in by_ids}
+    return measure, {place: by_ids[ids] for place, ids in enumerate(measure.regions, start=1) if ids in by_ids}
 
 
 def _sorted_out(metrics: Sequence[str | Metric | Mapping[str, Metric]]) -> tuple[tuple[str, ...], dict[str, Metric]]:

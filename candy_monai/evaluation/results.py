@@ -43,9 +43,8 @@ class EvalCase:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The metrics: those of classes as the mean over the classes that are present, and custom ones."""
-        known = [name for name in CLASS_METRICS if any(name in of_class for of_class in self.classes.values())]
-        return {name: mean_of_known(c[name] for c in self.classes.values()) for name in known} | dict(self.values)
+        """The metrics: those of classes as the mean over the foreground classes that are present, and custom ones."""
+        return _foreground_mean(self.classes) | dict(self.values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,10 +157,7 @@ class EvalResult(Sequence[EvalCase]):
             }
         overall: dict[str, Statistics] = {}
         for name, mean in _foreground_mean(self.class_means).items():
-            of_cases = [
-                mean_of_known(metrics[name] for index, metrics in case.classes.items() if index != 0)
-                for case in self.cases
-            ]
+            of_cases = [case.metrics[name] for case in self.cases]
             ends = interval(self, name, method=method, confidence=confidence) if math.isfinite(mean) else None
             overall[name] = replace(statistics_of(of_cases), mean=mean, interval=ends)
         return found | ({None: overall} if overall else {})
@@ -238,7 +234,7 @@ class EvalResult(Sequence[EvalCase]):
         if self.left_out:
             lines.append(f"left out, without a partner: {join_names(self.left_out)}")
         if self.passed_over:
-            lines.append(f"passed over, no prediction of a case: {join_names(self.passed_over)}")
+            lines.append(f"ignored, not predictions of a case: {join_names(self.passed_over)}")
         return lines
 
     def min_n(self, metric: str, n: int) -> tuple[EvalCase, ...]:

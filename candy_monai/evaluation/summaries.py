@@ -83,7 +83,7 @@ def read_scores(source: PathLike) -> Scores:
     below = what_is_below(path, call="candy-monai compare {run} ...", takes_folds=True)
     raise BadInputError(
         f"{path}: holds neither {SUMMARY} (candy-monai evaluate ... --summary FILE, or nnU-Net) nor "
-        f"{VALIDATION_SCORES} (a finished planned run), and is no cross-validation{below}"
+        f"{VALIDATION_SCORES} (a finished planned run), and is not a cross-validation{below}"
     )
 
 
@@ -125,7 +125,7 @@ def _check_bounds(values: Mapping[str, float], where: str) -> None:
     for name, metric in CLASS_METRICS.items():
         low, high = metric.bounds
         if (value := values.get(name, low)) < low or value > high:
-            unit = ", a share and no percentage" if high == 1 else ""
+            unit = " (a fraction, not a percentage)" if high == 1 else ""
             raise BadInputError(f"{where}: {name} is {value:g}, expected {low:g} to {high:g}{unit}")
 
 

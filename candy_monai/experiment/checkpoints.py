@@ -125,7 +125,7 @@ class Checkpoints:
             if holds(staged, record.digest):
                 staged.replace(path)
             elif not holds(path, record.digest):
-                what = "is not the file that was saved" if path.exists() else "is missing"
+                what = "differs from the file that was saved" if path.exists() else "is missing"
                 raise ExperimentError(f"{path}: {what}; the run cannot be continued from it")
         for path in self._folder.iterdir():
             if is_leftover(path.name):
@@ -146,7 +146,7 @@ def records_of(state: Mapping[str, Mapping[str, Any]]) -> dict[str, CheckpointRe
     """
     for name in state:
         if not _NAME.fullmatch(name):
-            raise ExperimentError(f"{name!r} is named, which is no checkpoint of a run")
+            raise ExperimentError(f"{name!r} is not a valid checkpoint name")
     return {name: CheckpointRecord(**record) for name, record in state.items()}
 
 
@@ -206,7 +206,7 @@ def load_tensors(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()  # torch.load does not look at the checksums
     if damaged is not None:
-        raise zipfile.BadZipFile(f"{damaged!r} in it is damaged")
+        raise zipfile.BadZipFile(f"its part {damaged!r} is damaged")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

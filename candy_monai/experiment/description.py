@@ -46,7 +46,7 @@ def _is(*kinds: type, read: Callable[[Any], object] | None = None) -> dict[str, 
 
 def _texts(entries: Sequence[object]) -> tuple[object, ...]:
     if not all(isinstance(entry, str) for entry in entries):
-        raise ValueError("expected texts")
+        raise ValueError("expected strings")
     return tuple(entries)
 
 
@@ -179,7 +179,7 @@ def _in_present_words(inferer: Any) -> Any:
 
 def _regions(entries: Sequence[object]) -> Sequence[object]:
     if not all(isinstance(entry, Mapping) and isinstance(entry.get("paints"), int) for entry in entries):
-        raise ValueError("expected objects that say which id each paints")
+        raise ValueError("expected objects with a label id under 'paints'")
     return entries
 
 
@@ -281,8 +281,8 @@ class ExperimentDescription(_Record):
         if found := self.differences(present):
             lines = "".join(f"\n  - {line}" for line in found)
             raise ExperimentError(
-                f"{folder}: what is about to be trained is not what was saved (saved -> present):{lines}\n"
-                f"make it the same again, or go on all the same with {how}"
+                f"{folder}: the training to continue differs from the saved one (saved -> present):{lines}\nmake both "
+                f"the same, or continue anyway with {how}"
             )
 
     def _what_was_trained(self) -> dict[str, Any]:
@@ -319,7 +319,7 @@ def describe_trainer(trainer: str, entries: Mapping[str, object]) -> ExperimentD
         return ExperimentDescription.from_dict(as_json({"format": FORMAT, "trainer": trainer, **entries}))
     except ExperimentError as error:
         raise ExperimentError(
-            f"what {trainer} adds to {DESCRIPTION}: {error}; give an entry of your own another name"
+            f"{DESCRIPTION} with the entries that {trainer} adds: {error}; rename your own entry"
         ) from None
 
 

@@ -23,7 +23,7 @@ def seconds_of(text: str) -> float:
     """
     plain = text.strip().lower().replace(" ", "")
     if len(plain) <= _LONGEST and _NUMBER.fullmatch(plain) and float(plain) > 0:
-        raise SettingsError(f"{text!r} has no unit: say {plain}s, {plain}m or {plain}h for seconds, minutes or hours")
+        raise SettingsError(f"{text!r} has no unit: give {plain}s, {plain}m or {plain}h for seconds, minutes or hours")
     match = _DURATION.fullmatch(plain)
     try:
         hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0,) * 3
@@ -31,5 +31,5 @@ def seconds_of(text: str) -> float:
         hours = minutes = seconds = 0.0
     total = 3600 * hours + 60 * minutes + seconds
     if not 0 < total < math.inf:
-        raise SettingsError(f"{text!r} is no duration: expected for example 90s, 10m or 1h30m, and more than 0")
+        raise SettingsError(f"expected a duration above 0 such as 90s, 10m or 1h30m, got {text!r}")
     return total

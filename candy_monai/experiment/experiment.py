@@ -17,7 +17,15 @@ from candy_monai.experiment.checkpoints import BEST, LATEST, Checkpoints, Weight
 from candy_monai.experiment.description import ExperimentDescription, write_description
 from candy_monai.experiment.early_stopping import EarlyStopping
 from candy_monai.experiment.events import EpochFinished, Preview, RunFinished, Validated
-from candy_monai.experiment.folder import LOGS, METRICS, FolderLock, disk_failures_of, log_line, publish_folder
+from candy_monai.experiment.folder import (
+    LOGS,
+    METRICS,
+    VALIDATION_SCORES,
+    FolderLock,
+    disk_failures_of,
+    log_line,
+    publish_folder,
+)
 from candy_monai.experiment.history import History
 from candy_monai.experiment.saving import Snapshots, Writer
 from candy_monai.experiment.score_prediction import chance_of_gain, predict_safely
@@ -327,7 +335,8 @@ class Experiment:
             weights: The weights at the end of the epoch.
             state: The states of optimizer, scheduler and the rest.
             score: The validation score of ``weights.scored``.
-            is_best: Whether ``checkpoint_best.pth`` becomes ``weights.scored``.
+            is_best: Whether ``checkpoint_best.pth`` becomes ``weights.scored``; then the scores of the earlier ones,
+                ``validation.json``, are removed.
 
         Raises:
             RunFailedError: If the previous save failed.
@@ -346,6 +355,8 @@ class Experiment:
             self.checkpoints.stage(LATEST, copied.raw, epoch=epoch, score=raw_score, kind="raw")
             for name in names:
                 self.checkpoints.stage(name, copied.scored, epoch=epoch, score=score, kind=kind)
+            if is_best:  # the scores are of the weights that are replaced
+                (self.folder / VALIDATION_SCORES).unlink(missing_ok=True)
             self._commit(saved, copied.to_dict(raw=False, scored=not names))
             self.checkpoints.publish()
             history = History()

@@ -59,7 +59,7 @@ def publish_folder(
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _not_made(error, f"{parent}: cannot make the folder for experiments") from error
+        raise _not_made(error, f"{parent}: the folder for experiments cannot be created") from error
     for _ in range(100):
         experiment_id = f"{clock():%Y%m%d-%H}-{draw()}"  # the hour, and what tells runs of that hour apart
         target, staging = parent / experiment_id, parent / f".{experiment_id}-{os.getpid()}"
@@ -77,7 +77,7 @@ def publish_folder(
                 continue
             if not isinstance(reason, OSError):
                 raise
-            raise _not_made(reason, f"{parent}: cannot make the experiment's folder") from reason
+            raise _not_made(reason, f"{parent}: the experiment's folder cannot be created") from reason
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return target
@@ -100,14 +100,14 @@ def disk_failures_of(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        what, then = "it cannot be written to", "mend that"
+        what, then = "it cannot be written to", "fix this"
         if error.errno == errno.EFBIG:
-            what, then = "a file would be larger than it may be", "raise the limit, or move it to another disk"
+            what, then = "a file would exceed the size limit", "raise the limit, or move it to another disk"
         elif error.errno in _NO_ROOM:
-            what, then = "the disk is full", "make room"
+            what, then = "the disk is full", "free some space"
         reason = error.strerror or error
         raise RunFailedError(
-            f"{folder}: {what} ({reason}). The last saved state is whole: {then}, then continue this run"
+            f"{folder}: {what} ({reason}). The last saved state is intact: {then}, then continue this run"
         ) from error
 
 

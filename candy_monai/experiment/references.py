@@ -124,7 +124,7 @@ def references_as_text(references: Sequence[ReferenceRun], experiments: PathLike
         names.append(f"{count - _MOST_NAMED} more")
     settings = ", with the settings of this run" * have_same_settings(references)
     what = "an earlier run" if count == 1 else f"{count} earlier runs"
-    return f"The forecast knows {what} of this dataset in {experiments}: {', '.join(names)}{settings}"
+    return f"The forecast uses {what} on this dataset in {experiments}: {', '.join(names)}{settings}"
 
 
 def _reference_in(folder: Path, wanted: ExperimentDescription, column: str | None) -> ReferenceRun | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -76,6 +76,15 @@ def summarize(folder: Path) -> RunSummary:
     summary = replace(summary, epochs_done=state.progress.epoch, is_finished=state.is_complete)
     best = state.checkpoints.get("checkpoint_best.pth")
     return summary if best is None else replace(summary, best_score=best.score, best_epoch=best.epoch)
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of different paths that distinguish them, with the same number of parts for all."""
+    for count in range(1, max(len(path.parts) for path in paths) + 1):
+        names = [Path(*path.parts[-count:]).as_posix() for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
 
 
 def resuming_call(folder: Path, description: ExperimentDescription) -> str:

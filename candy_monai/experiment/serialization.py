@@ -218,8 +218,8 @@ class _Writing:
             return {_KIND: "as built"}
         kind = "function" if isinstance(value, types.FunctionType) else type(value).__name__
         raise BadInputError(
-            f"{place} is a {kind}, which cannot be saved so that it is read back safely: keep tensors, arrays and "
-            "plain values there, or an object with state_dict and load_state_dict"
+            f"{place} is a {kind}, which cannot be saved in a form that can be loaded safely: keep tensors, arrays "
+            "and plain values there, or an object with state_dict and load_state_dict"
         )
 
     def _class(self, value: object, place: str) -> str:
@@ -281,11 +281,11 @@ def _restored_into(like: Any, value: dict[str, Any]) -> Any:
     """Load the state of an object into the one that was built anew, or leave that unchanged."""
     if value[_KIND] == "as built":
         if like is None:
-            raise TypeError("a function that was saved is not there any more")
+            raise TypeError("a saved function is missing now")
         return like
     found = f"{type(like).__module__}.{type(like).__qualname__}"
     if found != value["class"]:
-        raise TypeError(f"a {value['class']} was saved, and there is a {found}")
+        raise TypeError(f"expected a {value['class']}, which was saved, found a {found}")
     if value[_KIND] == "with a state":
         like.load_state_dict(restored(value["state"], like.state_dict()))
     else:
@@ -295,7 +295,7 @@ def _restored_into(like: Any, value: dict[str, Any]) -> Any:
 
 def _with_parts(kind: Any, parts: Mapping[str, object]) -> object:
     if not dataclasses.is_dataclass(kind):
-        raise TypeError(f"{kind!r} is no dataclass")
+        raise TypeError(f"{kind!r} is not a dataclass")
     made: object = object.__new__(kind)  # type: ignore[arg-type]  # it is a class, not an instance
     for name, part in parts.items():
         object.__setattr__(made, name, part)  # works for frozen ones too; executes no code of the class
@@ -314,5 +314,5 @@ def _found_class(name: str) -> object:
 def _class_of(name: str, base: type) -> Any:
     found = _found_class(name)
     if not isinstance(found, type) or not issubclass(found, base):
-        raise TypeError(f"the class {name} that was saved is no part of this program")
+        raise TypeError(f"the saved class {name} is not defined in this program")
     return found

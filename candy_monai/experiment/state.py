@@ -170,7 +170,7 @@ class RunState:
             )
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             reason = reason_in_short(error)
-            raise ExperimentError(f"what was saved is not the state of a run of this version: {reason}") from error
+            raise ExperimentError(f"not a state that this version can read: {reason}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of ``state.pt``."""

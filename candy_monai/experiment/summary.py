@@ -83,7 +83,7 @@ def summary_of(content: Mapping[str, Any], *, source: str) -> Summary:
         for entry in content["metric_per_case"]:
             case = _case(entry)
             if case.case_id in cases:
-                raise BadInputError(f"{source}: the case {case.case_id} is there twice")
+                raise BadInputError(f"{source}: the case {case.case_id} is listed twice")
             cases[case.case_id] = case
         definitions = {str(name): str(text) for name, text in (content.get("definitions") or {}).items()}
         names = {str(index): str(name) for index, name in (content.get("class_names") or {}).items()}

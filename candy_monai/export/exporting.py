@@ -67,7 +67,7 @@ def export_experiments(
     target = find_target(to)
     given = [experiments] if is_path(experiments) else list(experiments)
     if portable and to != "monai-bundle":
-        raise SettingsError(f"--portable belongs to monai-bundle and has no meaning for {to}: leave it out")
+        raise SettingsError(f"--portable applies to monai-bundle only, not to {to}: leave it out")
     selection = selection_in(given)
     folders = experiment_folders(given, checkpoint=checkpoint, on_progress=on_progress)
     if to == "monai-bundle":
@@ -75,12 +75,12 @@ def export_experiments(
     elif len(folders) > 1:
         raise BadInputError(
             f"{to} holds one network, and {len(folders)} experiments were given ({', '.join(map(str, folders))}): "
-            "export each by itself, or all of them with --to monai-bundle"
+            "export each separately, or all of them with --to monai-bundle"
         )
     elif selection is not None and (selection.postprocessing or selection.thresholds):
         raise BadInputError(
-            f"{selection.folder}: {to} holds the network alone, and not the postprocessing that was chosen with it: "
-            f"export with --to monai-bundle, or {folders[0]} by itself"
+            f"{selection.folder}: {to} holds only the network, not the postprocessing that was chosen with it: export "
+            f"with --to monai-bundle, or export only {folders[0]}"
         )
     write = getattr(import_module(target.module), target.function)
     if to == "monai-bundle":
@@ -106,7 +106,8 @@ def _file_of(out: Path, target: Target) -> Path:
     """Return the file of the network: ``out`` itself if it has the target's suffix, else one in the folder ``out``."""
     if word := next((word for word in target.not_in_path if word in str(out.absolute())), None):
         raise BadInputError(
-            f"{out}: its reader treats models with {word!r} in their path otherwise: choose another name"
+            f"{out}: the program that reads it treats models with {word!r} in their path differently: choose another "
+            "name"
         )
     if out.suffix == target.suffix and not out.is_dir():
         return out
@@ -120,7 +121,7 @@ def _check_absent(files: Iterable[Path], *, overwrite: bool) -> None:
         if overwrite and not any(file.is_dir() for file in there):
             return
         raise BadInputError(
-            f"{there[0]}: is there already, and is left as it is: name another place, or replace it with --overwrite "
+            f"{there[0]}: already exists and is not overwritten: give another path, or replace it with --overwrite "
             "(overwrite=True)"
         )
 
@@ -140,4 +141,4 @@ def _written_apart(folder: Path, *, overwrite: bool) -> Iterator[Path]:
 
 def _refuse_options_of_networks(**given: object) -> None:
     if name := next((name for name, value in given.items() if value), None):
-        raise SettingsError(f"--{name} has no meaning for monai-bundle: leave it out")
+        raise SettingsError(f"--{name} does not apply to monai-bundle: leave it out")

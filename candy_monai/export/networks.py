@@ -156,7 +156,7 @@ def load_network(
     with noted_arguments() as noted:
         other = load_experiments([experiment], **chosen)  # its network is detached below
     if not isinstance(predictor, NetworkPredictor) or not isinstance(other, NetworkPredictor):
-        raise BadInputError(f"{experiment}: predicts with several networks, and this target holds one")
+        raise BadInputError(f"{experiment}: predicts with several networks, but this target holds only one")
     attachment = attachment_of(other.model)
     padding = None if attachment is None else attachment.surroundings.padding
     window = _window(predictor)
@@ -207,10 +207,10 @@ def _real_cases(predictor: NetworkPredictor, images: Inputs | None) -> Iterator[
     dataset = predictor.description.dataset if isinstance(predictor, Predictor) else None
     folder = None if dataset is None else dataset.folder
     if dataset is None or folder is None or not Path(folder).is_dir():
-        where = "its description names no dataset" if folder is None else f"its dataset is not at {folder} any more"
+        where = "its description names no dataset" if folder is None else f"its dataset is no longer at {folder}"
         raise ExperimentError(
-            f"{predictor.folder}: what is exported is compared on real cases, and {where}: name an image or a folder "
-            "of images with --images (images=...)"
+            f"{predictor.folder}: the exported network is compared on real cases, but {where}: give an image or a "
+            "folder of images with --images (images=...)"
         )
     ids = dataset.validation or dataset.training or ()
     there = NNUNetDataset(folder)

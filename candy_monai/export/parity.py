@@ -71,10 +71,10 @@ def check(comparisons: Sequence[Comparison], *, name: str, on_progress: Callable
     for found in comparisons:
         if not found.is_right:
             raise RunFailedError(
-                f"{name}: differs from the experiment and was not kept: on {found.case} of shape {found.shape} logits "
-                f"differ by {found.max_difference:.2g} (at most {TOLERANCE:g} of {found.max_logit:.3g} is expected), "
-                f"and {found.equal_labels:.2%} of the labels are equal (at least {LEAST_EQUAL:.1%}); choose another "
-                "target"
+                f"{name}: differs from the experiment and was discarded: on {found.case} of shape {found.shape} "
+                f"logits differ by {found.max_difference:.2g} (at most {TOLERANCE:g} of {found.max_logit:.3g} is "
+                f"expected), and {found.equal_labels:.2%} of the labels are equal (at least {LEAST_EQUAL:.1%}); "
+                "choose another target"
             )
     sizes = sorted({"x".join(map(str, found.shape[2:])) for found in comparisons})
     on_progress(

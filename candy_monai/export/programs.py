@@ -61,8 +61,8 @@ def build_program(network: ExportedNetwork, *, on_progress: Callable[[str], None
     assert failure is not None
     name = type(network.network).__name__
     raise BadInputError(
-        f"{network.predictor.folder}: PyTorch cannot export the network {name} ({first_line(failure)}); "
-        "monai-bundle and torchscript do without torch.export"
+        f"{network.predictor.folder}: PyTorch cannot export the network {name} ({first_line(failure)}); monai-bundle "
+        "and torchscript do not need torch.export"
     ) from failure
 
 

@@ -98,10 +98,10 @@ def write_slicer(network: ExportedNetwork, file: Path, *, on_progress: Callable[
         on_progress(f"{case_id}: the label maps of the extension and of candy-monai predict agree by Dice {dice:.3f}")
         if not dice >= LEAST_DICE:
             raise RunFailedError(
-                f"slicer: on {case_id} the extension's label map agrees with that of candy-monai predict by Dice "
-                f"{dice:.3f} only (at least {LEAST_DICE} is expected), and the model was not kept: its windows and "
-                "its preprocessing differ from the plan's, which a network that was trained for long bears better; "
-                "--to monai-bundle has the plan's own"
+                f"slicer: on {case_id} the extension's label map agrees with that of candy-monai predict only by a "
+                f"Dice of {dice:.3f} (expected at least {LEAST_DICE}), and the model was discarded: the extension's "
+                "windows and preprocessing differ from the plan's, which matters less for a network that was trained "
+                "for longer; --to monai-bundle uses those of the plan"
             )
     write_usage(
         network,
@@ -142,9 +142,9 @@ def _checked_plan(network: ExportedNetwork, file: Path) -> Plan:
     predictor = network.predictor
     plan, where = predictor.plan, predictor.folder
     if file.name != "model.pt":
-        raise BadInputError(f"{file.name}: the extension looks for model.pt in a folder of its own: name a folder")
+        raise BadInputError(f"{file.name}: the extension looks for model.pt in a folder of its own: give a folder")
     if plan is None:
-        raise BadInputError(f"{where}: trained without a plan, which the settings for Slicer follow from")
+        raise BadInputError(f"{where}: trained without a plan, from which the settings for Slicer are derived")
     no: str | None = None
     if plan.spacing_mm is None:
         no = "pictures, and the extension reads volumes"
@@ -158,7 +158,9 @@ def _checked_plan(network: ExportedNetwork, file: Path) -> Plan:
     elif len(plan.channel_names) > MAX_CHANNELS:
         no = f"{len(plan.channel_names)} channels, and the extension takes at most {MAX_CHANNELS} volumes"
     elif network.definition is None:
-        no = f"a network of class {type(network.plain_network).__name__}, and the extension builds MONAI's alone"
+        no = (
+            f"a network of class {type(network.plain_network).__name__}, and the extension builds only MONAI's networks"
+        )
     elif network.slice_axis is not None and network.definition[TARGET] != "monai.networks.nets.DynUNet":
         no = (
             f"slices by a 2-D {network.definition[TARGET].rpartition('.')[2]}, and the extension takes 3-D networks "

@@ -78,7 +78,7 @@ def _comparisons(network: ExportedNetwork, run: Callable[[Tensor], Tensor]) -> t
     if not found:
         assert failure is not None
         raise RunFailedError(
-            f"torchscript: what was written cannot be run, and was not kept ({first_line(failure)}); choose another "
-            "target"
+            f"torchscript: the exported network cannot be run, and was discarded ({first_line(failure)}); choose "
+            "another target"
         )
     return found, [batch, False, *spatial]

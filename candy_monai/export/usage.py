@@ -93,7 +93,7 @@ def describe_use(network: ExportedNetwork, is_dynamic: Sequence[bool]) -> dict[s
             "channels": list(predictor.channel_names),
             "fixed_size": note,
         },
-        "output": {"name": OUTPUT, "dtype": "float32", "shape": [shape[0], _num_outputs(network), *size]}
+        "output": {"name": OUTPUT, "dtype": "float32", "shape": [shape[0], predictor.num_classes, *size]}
         | _meaning(network),
         "preprocessing": {
             "orientation": None if plan is None or plan.orientation is None else "".join(plan.orientation),
@@ -111,10 +111,6 @@ def describe_use(network: ExportedNetwork, is_dynamic: Sequence[bool]) -> dict[s
         "window": _window(network),
         "postprocessing": {"steps": _in_this_file(predictor.preprocessor.pipelines["postprocessing"])},
     }
-
-
-def _num_outputs(network: ExportedNetwork) -> int | None:
-    return network.predictor.num_classes
 
 
 def _meaning(network: ExportedNetwork) -> dict[str, Any]:

@@ -87,11 +87,6 @@ class _Average:
     level: float
     noise: float
 
-    def mean(self, t: Array) -> Array:
-        """Return the averaged curve."""
-        curves = np.einsum("mti,mi->mt", self.models.basis(t), self.means)
-        return np.asarray(self.level + self.shares @ curves)
-
 
 def draw_best(curve: SeenCurve, *, degree: int) -> tuple[Array, Array]:
     """Draw the run's best score and its epoch many times, from the average of all quotients.
@@ -136,7 +131,7 @@ def _fitted(t: Array, values: Array, degree: int) -> _Average:
         without_end = _posterior(basis[:, :kept], values[:kept] - level, precision[:kept], prior)[0]
         shares = _shares(evidence, without_end, models.family)
         average = _Average(models=models, shares=shares, means=means, factors=factors, level=level, noise=noise)
-        residuals = values - average.mean(t)
+        residuals = values - (level + shares @ np.einsum("mti,mi->mt", basis, means))
         spread = float(np.median(np.abs(residuals))) / 0.6745
         noise = max(spread, least_noise)
         weights = _weights(residuals, noise)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from candy_monai.aliases import PathLike
-from candy_monai.columns import EPOCH, EPOCH_DURATION, LEARNING_RATE, SCORE
+from candy_monai.columns import EPOCH, EPOCH_DURATION, LEARNING_RATE, SCORE, better_of
 from candy_monai.errors import BadInputError, did_you_mean
 from candy_monai.forecasting.curve import ScoreRange, is_within
 from candy_monai.text import decode_text
@@ -21,7 +21,6 @@ from candy_monai.text import decode_text
 _NNUNET_SCORE = "Pseudo dice"
 _NNUNET_EPOCHS = 1000
 """nnU-Net's default number of epochs."""
-_LOWER_IS_BETTER = re.compile(r"loss|error|distance|hausdorff|hd95", re.IGNORECASE)
 _LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?: (.*)")
 _LARGEST_EPOCH = 1_000_000
 
@@ -75,7 +74,7 @@ def read_scores(path: PathLike, *, column: str | None = None) -> ScoreHistory:
         raise BadInputError(f"{path}: no such file or folder")
     is_csv = files[0].suffix.lower() == ".csv"
     history = _read_csv(files[0], column) if is_csv else _read_nnunet(files, column)
-    if not _LOWER_IS_BETTER.search(history.name):
+    if better_of(history.name) != "lower":
         return history
     return replace(history, scores=tuple(-score for score in history.scores), name=f"-{history.name}")
 
@@ -168,7 +167,7 @@ def _by_epoch(path: Path, values: Iterable[tuple[float, float]], first: int) -> 
         if not math.isfinite(epoch):
             continue
         if not 0 <= epoch <= _LARGEST_EPOCH or epoch % 1:
-            raise BadInputError(f"{path}: {epoch:g} is no number of an epoch")
+            raise BadInputError(f"{path}: {epoch:g} is not an epoch number")
         if math.isfinite(value) or int(epoch) not in known:
             known[int(epoch)] = value
     return tuple(known.get(epoch, math.nan) for epoch in range(first, max(known) + 1))
@@ -180,7 +179,7 @@ def _number(path: Path, name: str, cell: str | None) -> float:
     try:
         return float(cell)
     except ValueError:
-        raise BadInputError(f"{path}: the column {name!r} holds {cell!r}, which is no number") from None
+        raise BadInputError(f"{path}: the column {name!r} holds {cell!r}, which is not a number") from None
 
 
 def _nnunet_number(text: str) -> float:

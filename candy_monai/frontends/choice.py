@@ -60,7 +60,7 @@ def find_frontend(name: str | type[Frontend], *, option: str = "--frontend") -> 
         raise BadInputError(f"{option} {name!r} is unknown.{hint} Known: {known_frontends()}")
     if not isinstance(found, type) or not issubclass(found, Frontend):
         if isinstance(name, str):
-            raise BadInputError(f"{option} {name}: this is no Frontend")
+            raise BadInputError(f"{option} {name}: this is not a subclass of Frontend")
         raise BadInputError(
             f"{option} was given {name!r}, expected a subclass of Frontend, or a name: {known_frontends()}"
         )

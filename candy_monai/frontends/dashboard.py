@@ -80,7 +80,9 @@ class Dashboard(Frontend):
             finally:
                 self._is_open = False
                 if self._newest is not None and (missing := self._newest.epoch - self._num_shown) > 0:
-                    self.log(f"{type(self).__name__}: {missing} of {self._newest.epoch} epochs are missing there")
+                    self.log(
+                        f"{type(self).__name__}: {missing} of {self._newest.epoch} epochs are missing in the dashboard"
+                    )
 
     # What a backend does
 
@@ -134,7 +136,7 @@ class Dashboard(Frontend):
             self._not_before = time.monotonic() + self._pause_s
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
             if not self._is_behind:
-                self.log(f"{type(self).__name__} is brought up to date as soon as it can be: {_in_words(error)}")
+                self.log(f"{type(self).__name__} cannot be updated at present; this is tried again: {_in_words(error)}")
             self._is_behind = True
         else:
             if self._is_behind:

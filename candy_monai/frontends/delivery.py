@@ -183,7 +183,7 @@ class Delivery(BackgroundObserver):
         self._end()
         share = SHARE * (time.monotonic() - self._started)
         if not self.wait(stuck_after_s=max(MOMENT_S, share), at_most_s=max(2 * MOMENT_S, share)):
-            self._report(f"{self.name} is still being told: that goes on in the background")
+            self._report(f"{self.name} is still being updated, in the background")
             _unfinished.append(self)
             # Anew, to be the first: a dashboard's client may have something to end by itself, and cannot be told then.
             atexit.unregister(_finish)
@@ -208,7 +208,7 @@ class Delivery(BackgroundObserver):
         """Wait as the program ends, and print a message if events are lost."""
         if not self.wait(stuck_after_s=max(LAST_CALL_S, 4 * self._longest_call_s), at_most_s=at_most_s):
             untold = self._tally.untold()
-            self._report(f"{self.name} did not answer in time{untold and f' and was not told of {untold}'}")
+            self._report(f"{self.name} did not answer in time{untold and f' and did not receive {untold}'}")
 
     @override
     def _work(self) -> None:
@@ -217,7 +217,7 @@ class Delivery(BackgroundObserver):
             self._after = None
         super()._work()
         if untold := self._tally.untold():
-            self._report(f"{self.name} was not told of {untold}")
+            self._report(f"{self.name} did not receive {untold}")
 
     @override
     def _pass_on(self, event: Event) -> None:

@@ -29,7 +29,7 @@ def create_hybrid_frontend(*frontends: type[Frontend] | Frontend) -> type[Fronte
         SettingsError: If no frontend is given, or something that is not a frontend.
     """
     if not frontends:
-        raise SettingsError("create_hybrid_frontend() got no frontend: name one at least")
+        raise SettingsError("create_hybrid_frontend() got no frontend: give at least one")
     for part in frontends:
         if not (issubclass(part, Frontend) if isinstance(part, type) else isinstance(part, Frontend)):
             raise SettingsError(f"create_hybrid_frontend() takes frontends or classes of them, got {part!r}")

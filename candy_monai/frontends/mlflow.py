@@ -209,8 +209,8 @@ def _check(uri: str, mlflow: Any) -> None:
     except Exception as error:
         first = " ".join(str(error).split())[:300]
         raise SettingsError(
-            f"MLFLOW_TRACKING_URI is no address that MLflow can use: expected sqlite:///FILE or "
-            f"https://SERVER ({first})"
+            "MLFLOW_TRACKING_URI is not an address that MLflow can use: expected sqlite:///FILE or https://SERVER "
+            f"({first})"
         ) from None
 
 

@@ -158,7 +158,7 @@ class NotionFrontend(Frontend):
             if self._uploaded:
                 self._table.write(self._experiment_id, {PREVIEWS: Files(ids=self._uploaded)})
         except NotionUnavailableError as error:
-            self.log(f"Previews are not shown in Notion this time: {error}")
+            self.log(f"These previews are not shown in Notion: {error}")
         except NotionError as error:
             self._previews = None
             self.log(f"Previews are not shown in Notion any more: {error}")
@@ -182,7 +182,7 @@ class NotionFrontend(Frontend):
             self._tell(experiment_id, facts)
         except NotionUnavailableError as error:
             if not self._is_cut_off:
-                self.log(f"Notion's page is brought up to date as soon as it can be: {error}")
+                self.log(f"Notion's page cannot be updated at present; this is tried again: {error}")
             self._is_cut_off = True
         else:
             if self._is_cut_off:
@@ -204,7 +204,8 @@ def _database_id(text: str) -> str:
     found = _ID.findall(text.partition("?")[0].replace("-", "").lower())
     if not found:
         raise SettingsError(
-            "the secret 'notion_database_id' holds no database's id: expected its 32 digits 0-9 and a-f, or its address"
+            "the secret 'notion_database_id' is not the id of a database: expected its 32 digits 0-9 and a-f, or its "
+            "address"
         )
     return str(found[-1])
 

@@ -40,9 +40,9 @@ _TEMPORARY = frozenset({429, 500, 502, 503, 504, 529})
 _PRINTABLE = re.compile(r"[\x21-\x7e]+")
 _LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
 _MEND = {
-    401: "mend the secret 'notion_api_key': candy-monai config set-secret notion_api_key",
+    401: "correct the secret 'notion_api_key': candy-monai config set-secret notion_api_key",
     403: "give the integration of 'notion_api_key' the capabilities to read, insert and update content",
-    404: "mend the secret 'notion_database_id', and connect the database to the integration in Notion (its menu, "
+    404: "correct the secret 'notion_database_id', and connect the database to the integration in Notion (its menu, "
     "Connections)",
 }
 
@@ -96,7 +96,9 @@ class NotionClient:
     ) -> None:
         key = api_key.strip()
         if not _PRINTABLE.fullmatch(key):
-            raise SettingsError("the secret 'notion_api_key' holds spaces or other signs that no key of Notion's has")
+            raise SettingsError(
+                "the secret 'notion_api_key' contains spaces or other characters that a Notion key never has"
+            )
         address = urlsplit(base_url)
         if address.scheme != "https" and not (address.scheme == "http" and address.hostname in _LOCAL):
             raise SettingsError(f"the address of Notion's API must begin with https://, got {base_url!r}")
@@ -135,7 +137,7 @@ class NotionClient:
         for number in range(1, MAX_ATTEMPTS + 1):
             if self._not_before > end:
                 wait_s = self._not_before - self._clock()
-                raise NotionUnavailableError(f"Notion asks to be left alone for another {wait_s:.0f} s")
+                raise NotionUnavailableError(f"Notion asks to wait another {wait_s:.0f} s")
             self._sleep(max(0.0, self._not_before - self._clock()))
             try:
                 return attempt()
@@ -208,7 +210,7 @@ class NotionClient:
                     raise TimeoutError("the answer does not end")
         answer = json.loads(content)
         if not isinstance(answer, dict):
-            raise ValueError("the answer is no JSON object")
+            raise ValueError("the answer is not a JSON object")
         return answer
 
     def _refusal(self, error: urllib.error.HTTPError) -> CandyError:
@@ -223,7 +225,7 @@ class NotionClient:
                 f"Notion is not available ({said})", retry_after_s=_seconds(error.headers.get("Retry-After"))
             )
         remedy = f"; {_MEND[error.code]}" if error.code in _MEND else ""
-        return NotionError(f"Notion refuses ({said}){remedy}", status=error.code)
+        return NotionError(f"Notion rejected the request ({said}){remedy}", status=error.code)
 
 
 def id_of(thing: Json) -> str:

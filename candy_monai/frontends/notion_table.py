@@ -228,7 +228,7 @@ class NotionTable:
             try:
                 columns = _columns(self._client.request("PATCH", path, {"properties": dict(COLUMNS)}))
             except NotionError as error:
-                self._log(f"the columns of the Notion database cannot be made: {error}")
+                self._log(f"the columns of the Notion database cannot be created: {error}")
         have = {name.casefold() for name in columns}
         if missing := [name for name in COLUMNS if name.casefold() not in have]:
             self._log(f"the Notion database has no column {', '.join(missing)}: left out")

@@ -96,7 +96,7 @@ class WandBFrontend(Dashboard):
         self._logged.define_metric("*", step_metric="epoch")
         (Path(self._logged.dir) / "model_summary.txt").write_text(f"{run.summary}\n", encoding="utf-8")
         if self._mode == "offline" and run.epoch:
-            self.log(f"All of the run is in {self._logged.settings.sync_dir}: sync this folder, not those before it")
+            self.log(f"The whole run is in {self._logged.settings.sync_dir}: sync this folder, not the earlier ones")
         return int(self._logged.summary.get("epoch") or 0) if self._logged.resumed else 0
 
     @override

@@ -86,13 +86,13 @@ class EMAHandler(TrainerHandler):
     def during(self, engine: Any, validators: list[Evaluator]) -> Iterator[None]:
         if network_of(engine) is not self._network:
             raise BadInputError(
-                "EMAHandler was given another network than the trainer: pass both the same, before or in its wrapper"
+                "EMAHandler was given another network than the trainer: pass the same one to both, wrapped or not"
             )
         validators = self._validators or [one for one in validators if self._evaluates(one)]
         if not validators:
             raise BadInputError(
-                "EMAHandler finds no evaluator of its network, so that nothing would use the average: add a "
-                "ValidationHandler to the trainer, or say which, EMAHandler(network, validator=...)"
+                "EMAHandler found no evaluator of its network, so the average would not be used: add a "
+                "ValidationHandler to the trainer, or give the evaluator, EMAHandler(network, validator=...)"
             )
         for one in validators:
             if not self._evaluates(one):

@@ -87,7 +87,7 @@ class EngineRun:
         if handler in self._handlers:
             return
         if not handler.may_be_several and any(type(handler) is type(other) for other in self._handlers):
-            raise BadInputError(f"the trainer has two of {type(handler).__name__}: pass one")
+            raise BadInputError(f"the trainer has two handlers of the class {type(handler).__name__}: pass only one")
         self._handlers.append(handler)
 
     @contextmanager
@@ -133,8 +133,8 @@ def connected_processes() -> Iterator[Processes]:
     except RuntimeError as error:
         raise SettingsError(
             f"not all of the {processes.world_size} processes have reached the start of the run with handlers of "
-            f"candy_monai within {MEETING_S:.0f} s: put the same into the train_handlers of every process; only the "
-            "first one writes"
+            f"candy_monai within {MEETING_S:.0f} s: put the same handlers into the train_handlers of every process; "
+            "only the first process writes"
         ) from error
     with processes.connected(torch.device("cpu")):
         yield processes

@@ -113,7 +113,7 @@ class EngineParts:
         if self._ema is not None and state.ema is not None:
             self._ema.load_state_dict(state.ema, strict=False)
         if missing := sorted(set(extra["own"]) - set(self.own)):
-            raise BadInputError(f"what was saved is not there any more: {', '.join(missing)}")
+            raise BadInputError(f"saved parts are missing now: {', '.join(missing)}")
         for name, saved in extra["own"].items():
             part = self.own[name]
             part.load_state_dict(restored(saved, part.state_dict()))
@@ -128,13 +128,13 @@ def why_not_to_the_bit(engine: Any) -> str | None:
     """Return why a resumed run could differ from an uninterrupted one; None if it will not."""
     loader, batches = engine.data_loader, length(engine.data_loader)
     if not isinstance(loader, DataLoader):
-        return "the trainer reads no DataLoader, and the position in what it reads is not known"
+        return "the trainer does not read a DataLoader, and the position in its data is not known"
     if (reason := why_not_exact(loader)) is not None:
         return reason
     if batches is not None and engine.state.epoch_length not in (None, batches):
         return (
-            f"an epoch has {engine.state.epoch_length} iterations and the loader {batches} batches, so that an epoch "
-            "begins within it"
+            f"an epoch has {engine.state.epoch_length} iterations and the loader {batches} batches, so epochs do not "
+            "start at its first batch"
         )
     return None
 

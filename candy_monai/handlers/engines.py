@@ -144,6 +144,7 @@ def network_of(engine: Any) -> nn.Module:
     network = getattr(engine, "network", None)
     if not isinstance(network, nn.Module):
         raise BadInputError(
-            f"the {type(engine).__name__} has no network of its own, expected a Supervised one of MONAI"
+            f"the {type(engine).__name__} has no network of its own, expected MONAI's SupervisedTrainer or "
+            "SupervisedEvaluator"
         )
     return plain_network(network)

@@ -58,7 +58,9 @@ class ScoreSource:
         for name, mine in vars(self).items():
             theirs = getattr(other, name)
             if mine is not None and theirs is not None and mine != theirs:
-                raise BadInputError(f"two handlers of the trainer were given another {name}: {mine!r} and {theirs!r}")
+                raise BadInputError(
+                    f"two handlers of the trainer were given a different {name}: {mine!r} and {theirs!r}"
+                )
             together[name] = theirs if mine is None else mine
         return ScoreSource(**together)
 
@@ -72,8 +74,8 @@ class ScoreSource:
         if validator is None:
             if len(validators) > 1:
                 raise BadInputError(
-                    f"the trainer runs {len(validators)} evaluators: say which one gives the score of an epoch, "
-                    "validator=...; the metrics of the others are recorded, too"
+                    f"the trainer runs {len(validators)} evaluators: give the one that computes the score of an "
+                    "epoch, validator=...; the metrics of the others are recorded, too"
                 )
             if not validators:
                 return None

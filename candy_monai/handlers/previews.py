@@ -100,7 +100,7 @@ class PreviewHandler(TrainerHandler):
         if validator is None:
             if len(validators) != 1:
                 raise BadInputError(
-                    f"PreviewHandler finds {len(validators) or 'no'} evaluators: say which one's cases to draw, "
+                    f"PreviewHandler found {len(validators) or 'no'} evaluators: give the one whose cases to draw, "
                     "PreviewHandler(validator=...)"
                 )
             (validator,) = validators
@@ -140,7 +140,7 @@ class PreviewHandler(TrainerHandler):
         except Exception as error:  # a failure to draw must not end a run
             self._has_failed = True
             _LOGGER.warning(
-                "PreviewHandler cannot take cases from the evaluator's output and leaves off: %s: %s",
+                "PreviewHandler cannot take cases from the evaluator's output and draws no further previews: %s: %s",
                 type(error).__name__,
                 error,
             )

@@ -217,8 +217,8 @@ class Recorder:
         epochs = engine.state.max_epochs - self._first_epoch
         if epochs < saved.num_epochs_done:
             raise ExperimentError(
-                f"{saved.folder}: has {saved.num_epochs_done} epochs, and the trainer's max_epochs is "
-                f"{engine.state.max_epochs}: give it as many at least"
+                f"{saved.folder}: {saved.num_epochs_done} epochs are done, but the trainer's max_epochs is "
+                f"{engine.state.max_epochs}: set it to at least as many"
             )
         self._settings = dataclasses.replace(self._settings, num_epochs=epochs)
         if not saved.keeps and not self._options.force:
@@ -233,7 +233,7 @@ class Recorder:
         experiment.is_stopped = False
         self.experiment = experiment
         if unsaved:
-            self._reporter.log(f"Not saved with the run, so that they begin anew: {', '.join(unsaved)}")
+            self._reporter.log(f"Not saved with the run, and started anew: {', '.join(unsaved)}")
         return generators
 
     def _words_at_start(self) -> Iterator[str]:
@@ -252,11 +252,11 @@ class Recorder:
             yield f"The trainer has done {self._first_epoch} epochs before, which are not counted here"
         if score is None:
             why = "the evaluator has no key metric" if self._validators else "the trainer runs no evaluator"
-            yield f"There is no score, forecast or early stop, and the best weights are the last: {why}"
+            yield f"There is no score, forecast or early stopping, and the last weights are saved as the best: {why}"
         else:
             yield f"The score of an epoch is the evaluator's {score.name}{', negated' * score.negative}"
         if self._writes and (reason := why_not_to_the_bit(engine)):
-            yield f"If this run is interrupted, going on may not give the same numbers: {reason}"
+            yield f"If this run is interrupted, the resumed run may give other numbers: {reason}"
 
     def _run_started(self) -> RunStarted:
         experiment, network = self._current(), network_of(self._engine)
@@ -303,9 +303,13 @@ class Recorder:
             if (what := why_no_number(value)) is None:
                 measured[name if name == LOSS else column_beside(str(name))] = value
             elif found is not None:
-                self._reporter.log_once(f"Warning: {name} of an iteration is {what}, not one number, and not recorded")
+                self._reporter.log_once(
+                    f"Warning: {name} of an iteration is {what}, not one number, and is not recorded"
+                )
         if found is None:
-            self._reporter.log_once("Warning: an iteration's output holds no loss: say where, output_transform=...")
+            self._reporter.log_once(
+                "Warning: an iteration's output holds no loss: give an output_transform=... that returns it"
+            )
         return measured
 
     def _validation(self, validator: Evaluator) -> Callable[[], Any]:
@@ -361,15 +365,15 @@ class Recorder:
                     score = self._score_in(metrics, self._score)
                 else:
                     self._reporter.log_once(
-                        "Warning: the evaluator ran within the epoch, so its metrics are recorded and are no score of "
-                        "the weights at the epoch's end: let it run at the last iteration, too"
+                        "Warning: the evaluator ran before the end of the epoch, so its metrics are recorded, but "
+                        "are not the score of the epoch: run it at the last iteration, too"
                     )
         return score
 
     def _score_in(self, metrics: Mapping[str, Any], score: FoundScore) -> float | None:
         if score.name not in metrics:
             raise ExperimentError(
-                f"the evaluator measured no {score.name!r}, which is to be the score; it measured "
+                f"the evaluator measured no {score.name!r}, which was chosen as the score; it measured "
                 f"{', '.join(map(repr, metrics)) or 'nothing'}"
             )
         if (what := why_no_number(metrics[score.name])) is not None:
@@ -387,7 +391,9 @@ class Recorder:
         self._reporter.report_saved_epoch(wait=True)
         if not experiment.is_complete:
             self._report_failure(
-                RunFailedError(f"the trainer ended in epoch {experiment.progress.epoch + 1}; a handler took the error")
+                RunFailedError(
+                    f"the trainer ended in epoch {experiment.progress.epoch + 1}, and a handler suppressed the error"
+                )
             )
             return
         is_early = engine.should_terminate or experiment.progress.epoch < self._settings.num_epochs
@@ -400,7 +406,7 @@ class Recorder:
         experiment, hints = self._current(), []
         if self._options.save_dir is not None and self._processes.is_main:
             hints.append(
-                f'To go on from epoch {experiment.progress.epoch}: ExperimentFolderHandler(..., resume="latest"), '
+                f'To resume after epoch {experiment.progress.epoch}: ExperimentFolderHandler(..., resume="latest"), '
                 f'or resume="{experiment.folder}"'
             )
         self._reporter.report_interruption(error, hints=hints)

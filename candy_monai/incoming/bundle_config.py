@@ -27,6 +27,7 @@ SUFFIXES = (".json", ".yaml", ".yml")
 
 _MOST_BYTES = 5_000_000
 _DEEPEST = 50
+_MOST_RESOLVED = 100_000  # values, those behind references each time that they are named
 _LONGEST_RESULT = 100_000
 _REFERENCE = re.compile(r"@([A-Za-z_]\w*(?:(?:#|::)\w+)*)")
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
@@ -80,6 +81,7 @@ class BundleConfig:
         described = next((path for path in places if path.is_file()), None)
         self.metadata = {} if described is None else _read(described)
         self._parser: Any = None
+        self._num_resolved = 0
 
     def __contains__(self, name: str) -> bool:
         return name in self.content
@@ -114,8 +116,9 @@ class BundleConfig:
         def part(value: Any, where: str) -> Any:
             return self.resolved(value, where, keep=keep, skip=skip, depth=depth + 1)
 
-        if depth > _DEEPEST:
-            raise self._refused(where, "refers to itself, or is nested too deep")
+        self._num_resolved += 1
+        if depth > _DEEPEST or self._num_resolved > _MOST_RESOLVED:
+            raise self._refused(where, "refers to itself, is nested too deep, or multiplies by references")
         if isinstance(value, Mapping):
             target = value.get("_target_")
             if isinstance(target, str) and class_name(target) in skip:
@@ -132,7 +135,7 @@ class BundleConfig:
         if value[:1] == "%":
             name = value[1:].lstrip("#")
             if re.fullmatch(r"\w+(?:(?:#|::)\w+)*", name) is None:
-                raise self._refused(where, f"{value!r} stands for a part of another file, which is not read")
+                raise self._refused(where, f"{value!r} refers to another file, which is not read")
             return part(self._at(name, where=where), name)
         return value
 
@@ -190,6 +193,9 @@ class BundleConfig:
             return _evaluated(
                 tree.body, lambda name: self.resolved(f"@{names[name]}", where, depth=depth + 1), depth=depth
             )
+        except BadInputError:  # of a reference
+            if not self.trust:
+                raise
         except (_NotPlainError, SyntaxError, RecursionError, ArithmeticError, TypeError, ValueError, MemoryError):
             pass
         if self.trust:
@@ -198,7 +204,7 @@ class BundleConfig:
                 parser["_of_candy_monai"] = expression
                 parser.parse()
                 return parser.get_parsed_content("_of_candy_monai")
-        raise self._refused(where, f"{expression!r} is Python to be run")
+        raise self._refused(where, f"{expression!r} is a Python expression")
 
     def _refused(self, where: str, what: str) -> BadInputError:
         return BadInputError(
@@ -241,7 +247,7 @@ def _evaluated(node: ast.AST, reference: Callable[[str], Any], *, depth: int) ->
 def _read(path: Path) -> dict[str, Any]:
     """Return the content of a JSON or YAML file, an object."""
     if path.stat().st_size > _MOST_BYTES:
-        raise BadInputError(f"{path}: is larger than a configuration is ({path.stat().st_size:,} bytes)")
+        raise BadInputError(f"{path}: is too large for a configuration ({path.stat().st_size:,} bytes)")
     found = read_json_or_yaml(path)
     if not isinstance(found, dict):
         raise BadInputError(f"{path}: found {type(found).__name__}, expected an object with entries by name")

@@ -54,13 +54,13 @@ class BundleInspection:
         said = [str(self.metadata[key]) for key in ("name", "version", "task") if self.metadata.get(key)]
         lines = [f"MONAI Bundle {self.folder}" + (f": {', '.join(said)}" if said else "")]
         lines.append(f"  weights: {self.weights or 'none that can be read'}")
-        lines += _listed("what prediction is built of", self.targets)
-        lines += _listed("named besides, never built here", self.unused)
-        lines += _listed("Python in it, not run unless it is trusted", self.expressions)
+        lines += _listed("used for prediction", self.targets)
+        lines += _listed("also named, but not used for prediction", self.unused)
+        lines += _listed("Python code, run only with --trust", self.expressions)
         lines.append(
-            "It opens as a predictor, and nothing of its Python is needed for that."
+            "It can be used for prediction without running its Python code."
             if self.problem is None
-            else f"It does not open without more: {self.problem}"
+            else f"It cannot be used for prediction as it is: {self.problem}"
         )
         return "\n".join(lines)
 

@@ -122,7 +122,7 @@ class BundlePreprocessor(Preprocessor):
             )
         if self._swaps_pictures and scan.file_name and not scan.geometry.is_picture:
             raise BadInputError(
-                f"{where}: has a place in space, and the bundle reads pictures, whose rows and columns MONAI swaps: "
+                f"{where}: has a position in space, but the bundle reads pictures, whose rows and columns MONAI swaps: "
                 f'name the reader in preprocessing of {self._file}: "reader": "NibabelReader"'
             )
         return finite(image.float(), where)
@@ -146,7 +146,8 @@ class BundlePreprocessor(Preprocessor):
                 raise
             raise BadInputError(
                 f"{self._folder}: its {len(scores)} channels are overlapping regions, which a label map cannot hold: "
-                f"say which id each of them writes, later over earlier: load_bundle(..., paints=(2, 1, 3)) ({error})"
+                "give the label id that each of them writes, later over earlier: load_bundle(..., paints=(2, 1, 3)) "
+                f"({error})"
             ) from error
 
 
@@ -195,14 +196,14 @@ def _check_way_from_one_channel(config: BundleConfig, steps: Sequence[Entry]) ->
         for name in ("argmax", "softmax"):
             if step.get(name) not in (None, False):
                 raise BadInputError(
-                    f"{config.file}: postprocessing: {_name(step)} has {name}, and the network one channel of output, "
-                    "which alone is always the greatest: expected Activationsd with sigmoid and AsDiscreted with a "
-                    "threshold"
+                    f"{config.file}: postprocessing: {_name(step)} has {name}, but the network has one output "
+                    "channel, which is then always the largest: expected Activationsd with sigmoid and AsDiscreted "
+                    "with a threshold"
                 )
     if not any(_name(step) == "AsDiscreted" and {"threshold", "rounding"} & step.keys() for step in steps):
         raise BadInputError(
-            f"{config.file}: postprocessing: no step makes label ids of the network's one channel of output: expected "
-            "AsDiscreted with a threshold"
+            f"{config.file}: postprocessing: no step converts the network's single output channel to label ids: "
+            "expected AsDiscreted with a threshold"
         )
 
 

@@ -233,7 +233,7 @@ def _network(config: BundleConfig, entry: Any, where: str) -> nn.Module:
         )
     if entry.get("_mode_", "default") != "default":
         raise BadInputError(
-            f"{config.file}: {where}#_mode_ is {entry['_mode_']!r}, expected none, which builds a network"
+            f"{config.file}: {where}#_mode_ is {entry['_mode_']!r}, expected no _mode_, so that the network is built"
         )
     arguments = {
         key: _argument(config, value, f"{where}#{key}")
@@ -345,7 +345,9 @@ def _argument(config: BundleConfig, value: Any, where: str) -> Any:
             raise BadInputError(f"{config.file}: {where} holds {len(value)} values, expected {_LONGEST_LIST} at most")
         return [_argument(config, part, f"{where}#{index}") for index, part in enumerate(value)]
     if isinstance(value, int | float) and abs(value) > _LARGEST_NUMBER:
-        raise BadInputError(f"{config.file}: {where} is {value!r}, which no network needs; it was not built")
+        raise BadInputError(
+            f"{config.file}: {where} is {value!r}, which is too large for an argument of a network; it was not built"
+        )
     return value
 
 
@@ -396,18 +398,19 @@ def _our_inferer(target: str, arguments: dict[str, Any]) -> tuple[Inferer, int |
         window = sides if across is None else [*sides[:across], 1, *sides[across:]]
         return NNUNetInferer(window, rounds_sums=arguments.get("rounds_sums") is not False), across, None
     amp = _AMP.get(str(arguments.pop("amp_dtype", None)))
-    divisor, axis = arguments.pop("divisor", None), arguments.pop("spatial_dim", None)
-    if target.endswith("SlicesInferer"):
-        roi_size, divided = ((*sides[:axis], 1, *sides[axis:]) for sides in (arguments["roi_size"], divisor))
-        return SlicesInferer(roi_size, divisor=divided, sw_batch_size=arguments.get("sw_batch_size")), axis, amp
-    if divisor is None:
-        return WindowInferer(**arguments), None, amp
-    windows = WholeOrWindowsInferer(arguments.pop("roi_size"), divisor=divisor)
-    for name, value in arguments.items():
-        if not hasattr(windows, name):
-            raise SettingsError(f"{name} is no argument of it")
-        setattr(windows, name, value)
-    return windows, None, amp
+    is_for_slices = target.endswith("SlicesInferer")
+    divisor, axis = arguments.pop("divisor", None), arguments.pop("spatial_dim") if is_for_slices else None
+    windows = WindowInferer(**arguments)  # refuses arguments that it does not have or that are out of range
+    roi_size: list[int] = arguments.pop("roi_size")
+    inferer: WindowInferer = windows
+    if is_for_slices:
+        roi_size, divisor = ([*sides[:axis], 1, *sides[axis:]] for sides in (roi_size, divisor))
+        inferer = SlicesInferer(roi_size, divisor=divisor)
+    elif divisor is not None:
+        inferer = WholeOrWindowsInferer(roi_size, divisor=divisor)
+    for name in arguments:
+        setattr(inferer, name, getattr(windows, name))
+    return inferer, axis, amp
 
 
 def _format_of(config: BundleConfig, side: str) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def load_predictor(
     """
     match kind_of_model(experiment):
         case "MONAI Bundle" | "nnU-Net" as kind if network is not None:
-            raise BadInputError(f"{experiment}: a model of {kind} says what its network is; leave out network")
+            raise BadInputError(f"{experiment}: {kind} models define their own network; leave out network")
         case "MONAI Bundle":
             return load_bundle(experiment, checkpoint=checkpoint, device=device, **options)
         case "nnU-Net":

@@ -89,9 +89,9 @@ class WeightsReport:
         parts += [
             f"{len(names)} {what}"
             for names, what in (
-                (self.mismatched, "of other shapes drawn anew"),
-                (self.missing, "that the file lacks drawn anew"),
-                (self.skipped, "of the file left out"),
+                (self.mismatched, "of other shapes randomly initialised"),
+                (self.missing, "missing in the file randomly initialised"),
+                (self.skipped, "of the file not used"),
             )
             if names
         ]
@@ -103,7 +103,7 @@ class WeightsReport:
             "fitted to the number of channels": self.adapted,
             "of other shapes (file -> network)": self.mismatched,
             "missing in the file": self.missing,
-            "left out of the file": self.skipped,
+            "in the file but not used": self.skipped,
         }
         return "\n".join(f"Starting weights, {what}: {', '.join(names)}" for what, names in lists.items() if names)
 
@@ -182,8 +182,8 @@ def read_checkpoint(file: Path) -> Any:
         told = str(error).rpartition("WeightsUnpickler error:")[2] or str(error)  # the advice before it does not help
         if (named := re.search(r"GLOBAL (\S+)", told)) is not None:
             raise BadInputError(
-                f"{file}: names the Python object {named[1]}, which a file of weights need not; nothing of it was "
-                "executed. Save the network's state_dict alone: torch.save(network.state_dict(), file)"
+                f"{file}: contains the Python object {named[1]}, expected only tensors; nothing in it was executed. "
+                "Save only the network's state_dict: torch.save(network.state_dict(), file)"
             ) from None
         reason = reason_in_short(error)
         if isinstance(error, pickle.UnpicklingError):
@@ -265,7 +265,7 @@ def _state_dict_in(content: object, file: Path) -> dict[str, Tensor]:
 def problem_of_weights(value: Tensor) -> str | None:
     """Return why a tensor cannot be a weight of a trained network; None if it can."""
     if value.is_nested or value.is_quantized or value.layout is not torch.strided or value.is_meta:
-        return "is no dense tensor with values"
+        return "is not a dense tensor with values"
     if value.is_complex():
         return "holds complex numbers"
     if value.is_floating_point() and not bool(torch.isfinite(value).all()):

@@ -7,6 +7,7 @@ the image instead of the whole image.
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -80,8 +81,8 @@ def noticing_nan(tiles: Iterable[Tile], case_id: str) -> Iterator[Tile]:
         yield tile
     if holds_nan:
         warnings.warn(
-            f"{case_id}: the network's output holds NaN, so that its label map says nothing there; are the weights "
-            "sound, and does it do better without half precision?",
+            f"{case_id}: the network's output contains NaN, where the label map is meaningless; check the weights, and "
+            "try without half precision",
             stacklevel=2,
         )
 
@@ -96,9 +97,18 @@ def buffer_on_disk(count: int, device: torch.device) -> Tensor:
 
     The operating system caches as much of it as fits into memory. The file is unlinked as soon as it is mapped, so that
     nothing remains even after a crash. ``TMPDIR`` sets its location. Only scores on the CPU are supported.
+
+    Raises:
+        BadInputError: If the disk is too full: writing to the mapped file would then kill the process.
     """
     if device.type != "cpu":
-        raise ValueError(f"scores on {device} cannot be summed on disk")
+        raise ValueError(f"scores on {device} cannot be accumulated on disk, only those on the CPU")
+    folder = tempfile.gettempdir()
+    if (free := shutil.disk_usage(folder).free) < _FLOAT * count:
+        raise BadInputError(
+            f"{folder}: has {in_units(free)} of free space, but unfinished scores take {in_units(_FLOAT * count)}: "
+            "free some, raise the memory limit, or set TMPDIR to another folder"
+        )
     give_back_freed_memory()  # otherwise the memory that the disk saves would stay occupied
     with tempfile.NamedTemporaryFile(prefix="candy-monai-", suffix=".scores", delete=False) as file:
         path = Path(file.name)
@@ -161,8 +171,8 @@ def _blended(
         scores = network(windows[: len(chunk)])
         if (len(scores), *scores.shape[2:]) != (len(chunk), *grid.window):
             raise ValueError(
-                f"the network made {tuple(scores.shape)} of {len(chunk)} windows of shape {grid.window}: expected "
-                "scores of the same size, one channel a class"
+                f"the network returned shape {tuple(scores.shape)} for {len(chunk)} windows of shape {grid.window}: "
+                "expected scores of the same spatial size, with one channel per class"
             )
         scores = scores.float()
         if buffer is None:
@@ -327,8 +337,8 @@ def fits_on_disk_only(needed: MemoryEstimate, memory: int) -> bool:
         return False
     if needed.without_buffer > memory:
         raise BadInputError(
-            f"needs about {in_units(needed.without_buffer)} even with unfinished scores on disk, and "
-            f"{in_units(memory)} may be used: allow more memory"
+            f"needs about {in_units(needed.without_buffer)} of memory even with unfinished scores on disk, but only "
+            f"{in_units(memory)} may be used: raise this limit, --memory (in Python memory=...)"
         )
     return True
 

@@ -18,6 +18,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from monai.data import MetaTensor
 
 from candy_monai.aliases import PathLike, Shape
@@ -34,6 +35,8 @@ from candy_monai.inference.inputs import GIVEN_SHAPE, Input, InputCase, Inputs, 
 from candy_monai.inference.manifest import Manifest
 from candy_monai.inference.outputs import left_over, prediction_error, target_paths, write_prediction
 from candy_monai.inference.prediction import Prediction, PredictionListener, PreparedCase
+from candy_monai.label_ids import highest_id
+from candy_monai.transforms.painting import id_type
 
 if TYPE_CHECKING:
     from candy_monai.data.pipelines.building import Pipeline
@@ -152,12 +155,13 @@ class CasePredictor(ABC):
         return self._predicted(self._read(case, probabilities), probabilities)
 
     def stream(self, source: Inputs, *, probabilities: bool = False) -> Iterator[Prediction]:
-        """Predict cases one after the other, with one of them in memory at a time.
+        """Predict cases one after the other, while the next one is read.
 
         Args:
-            source: One image of any kind, a folder, a dataset, a list of images, or a generator, which is advanced only
-                when the next image is needed. Files of a list are grouped by case as those of a folder. Items of MONAI
-                or PyTorch datasets may be dictionaries with an ``image``, or pairs of image and label.
+            source: One image of any kind, a folder, a dataset, a list of images, or a generator, which is always
+                advanced by one image ahead of the one that is predicted. Files of a list are grouped by case as those
+                of a folder. Items of MONAI or PyTorch datasets may be dictionaries with an ``image``, or pairs of image
+                and label.
             probabilities: As for `predict_image`.
 
         Yields:
@@ -301,7 +305,7 @@ class CasePredictor(ABC):
         """Return the segments of a DICOM SEG for each case, after checking that all can be written."""
         segments = read_segments(dict(self.classes), codes)
         if not segments:
-            raise BadInputError("a DICOM SEG needs the names of the classes, and the experiment does not know them")
+            raise BadInputError("a DICOM SEG needs the names of the classes, but the model does not have them")
         for case in cases:
             if case.problem is None:  # reported when the case is processed
                 check_series(next(iter(case.files), None), case.case_id)
@@ -349,7 +353,9 @@ class CasePredictor(ABC):
         if self._extra_postprocessing is not None:
             data = {PREDICTION: labels, IMAGE: case.cases[0].image}
             made = label_map_by(self._extra_postprocessing, data, tuple(labels.shape[1:]))
-            labels = MetaTensor(made.to(labels.dtype), meta=labels.meta)
+            highest = highest_id(made, what="the label map that postprocessing made")
+            holds_all = highest <= torch.iinfo(labels.dtype).max
+            labels = MetaTensor(made.to(labels.dtype if holds_all else id_type(1, (highest,))), meta=labels.meta)
         if (given := labels.meta.get(GIVEN_SHAPE)) is not None:
             labels, scores = _reshaped(labels, given), None if scores is None else _reshaped(scores, given)
         return replace(prediction, labels=labels, probabilities=scores)

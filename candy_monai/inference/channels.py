@@ -13,7 +13,7 @@ from candy_monai.errors import BadInputError, SettingsError
 
 CHANNEL_LIMIT = 16  # more files of one name are numbered cases; a longer axis is spatial
 _LAST = (
-    "; its last axis looks like that of the channels, which is the first one here: move it, for example with "
+    "; its last axis looks like the channel axis, which must be the first one: move it, for example with "
     "np.moveaxis(image, -1, 0)"
 )
 _SAYS_NOTHING = re.compile(r"(channel|modality|image|unknown)?[\W_]*\d*|nonorm|zscore|rescale.*|rgb.*|noname", re.ASCII)
@@ -43,7 +43,7 @@ class RunChannels:
         if not all(isinstance(number, int) and not isinstance(number, bool) for number in self.numbers):
             raise SettingsError(f"channels {self.numbers}: expected whole numbers, such as (1, 2)")
         if len(set(self.numbers)) < len(self.numbers) or min(self.numbers) < 0:
-            raise SettingsError(f"channels {self.numbers}: expected different numbers from 0 on")
+            raise SettingsError(f"channels {self.numbers}: expected distinct numbers from 0")
         if len(self.numbers) != len(self):
             raise SettingsError(f"channels {','.join(map(str, self.numbers))}: expected a number for each of {self}")
 
@@ -65,7 +65,7 @@ class RunChannels:
         wrong = [f"channel file _{number:04d} is missing" for number in self.expected if number not in there]
         if not self.numbers:
             extra = (number for number in there if number not in self.expected)
-            wrong += [f"channel file _{number:04d} is one too many" for number in extra]
+            wrong += [f"channel file _{number:04d} is unexpected" for number in extra]
         if not wrong:
             return None
         files = ", ".join(f"_{number:04d}" for number in there)
@@ -86,7 +86,7 @@ class RunChannels:
             return  # the files show whether there are too many channels
         fitting = [theirs.index(name) for name in mine if name is not None and theirs.count(name) == 1]
         fits = len(fitting) == len(mine) == len(set(fitting))
-        advice = f"these would be {_as_option(fitting)}" if fits else self._advice(range(len(names)))
+        advice = f"choose those of the run with {_as_option(fitting)}" if fits else self._advice(range(len(names)))
         listed = ", ".join(f"{number} {name}" for number, name in enumerate(names))
         raise BadInputError(f"{source}: the channels are {listed}, expected {self}; {advice}")
 
@@ -96,14 +96,14 @@ class RunChannels:
             if max(self.numbers) < image.shape[-1] <= CHANNEL_LIMIT < len(image):
                 raise BadInputError(f"{name}: has shape {tuple(image.shape)}{_LAST}")
             if max(self.numbers) >= len(image):
-                raise BadInputError(f"{name}: has channels 0 to {len(image) - 1}, and {self.numbers} were chosen")
+                raise BadInputError(f"{name}: has channels 0 to {len(image) - 1}, but {self.numbers} were chosen")
             same = self.numbers == tuple(range(len(image)))
             return image if same else image[torch.tensor(self.numbers, device=image.device)]
         if len(image) == len(self):
             return image
         advice = self._advice(range(len(image)))
         if len(image) < len(self):
-            advice = "give all of them in one file, or in files that end in _0000, _0001 and so on beside each other"
+            advice = "give all of them in one file, or in files in the same folder that end in _0000, _0001 and so on"
         last = _LAST if image.ndim > 2 and image.shape[-1] == len(self) else ""
         raise BadInputError(
             f"{name}: has {_channels(len(image))}, the network expects {len(self)} (shape {tuple(image.shape)}, "
@@ -115,9 +115,9 @@ class RunChannels:
         count = len(self)
         if len(there) < count:
             return f"give all of them, or choose others with {_as_option(range(count))}"
-        advice = f"say which are the run's, in its order, for example with {_as_option(there[-count:])}"
+        advice = f"choose those of the run, in its order, for example with {_as_option(there[-count:])}"
         if count == 1 and 0 not in there:
-            advice += "; or that the number belongs to the name of the case, with --channels none (channels=())"
+            advice += "; if the number belongs to the name of the case, use --channels none (channels=())"
         return advice
 
 

@@ -88,9 +88,13 @@ def read_segments(
         try:
             given = read_json(Path(codes))
         except (OSError, ValueError) as error:
-            raise SettingsError(f"{source}: found no JSON ({error}), expected codes by the names of classes") from error
+            raise SettingsError(
+                f"{source}: not valid JSON ({error}), expected an object with the codes of each class, by its name"
+            ) from error
     if given is not None and not isinstance(given, Mapping):
-        raise SettingsError(f"{source}: found {type(given).__name__}, expected codes by the names of classes")
+        raise SettingsError(
+            f"{source}: found {type(given).__name__}, expected an object with the codes of each class, by its name"
+        )
     known: dict[str, tuple[int, ...]] = {}
     for name, ids in classes.items():
         of_class = (ids,) if isinstance(ids, int) else tuple(ids)
@@ -100,7 +104,9 @@ def read_segments(
     for name in more:
         if name not in known:
             listed = ", ".join(known)
-            raise SettingsError(f"{source}: no class {name!r}, expected some of {listed}.{did_you_mean(name, known)}")
+            raise SettingsError(
+                f"{source}: unknown class {name!r}, expected any of {listed}.{did_you_mean(name, known)}"
+            )
     return tuple(
         Segment(label=name, ids=ids, **{"color": class_color(number), **_entry(f"{source}: {name}", more.get(name))})
         for number, (name, ids) in enumerate(known.items(), start=1)
@@ -128,14 +134,14 @@ def check_series(path: Path | None, name: str) -> None:
         return
     if len({frame.file for frame in series.frames}) > 1 and any(frame.index is not None for frame in series.frames):
         raise BadInputError(
-            f"{path}: found several multi-frame files that make one volume, expected one, or a file for each slice: a "
-            "DICOM SEG cannot reference them; leave out --to-dicom-seg (dicom_seg)"
+            f"{path}: found several multi-frame files that form one volume, expected a single one, or a file for each "
+            "slice: a DICOM SEG cannot reference them; leave out --to-dicom-seg (dicom_seg)"
         )
     needed = ["StudyInstanceUID", *([] if series.geometry.is_picture else ["FrameOfReferenceUID"])]
     header = pydicom.dcmread(series.frames[0].file, specific_tags=needed, stop_before_pixels=True)
     if missing := [keyword for keyword in needed if not header.get(keyword)]:
         raise BadInputError(
-            f"{series.frames[0].file}: found no {' and no '.join(missing)}, which a DICOM SEG takes from the images "
+            f"{series.frames[0].file}: found no {' and no '.join(missing)}, which a DICOM SEG copies from the images "
             "that it references; correct the headers, or leave out --to-dicom-seg (dicom_seg)"
         )
 
@@ -181,9 +187,8 @@ def save_dicom_seg(
         raise
     except Exception as error:  # scanner headers violate the standard in many ways
         raise BadInputError(
-            f"{series}: found headers that no DICOM SEG can reference ({' '.join(str(error).split())}), expected a "
-            "patient, a study and a frame of reference as the standard has them; correct them, or leave out "
-            "--to-dicom-seg (dicom_seg)"
+            f"{series}: found headers that a DICOM SEG cannot reference ({' '.join(str(error).split())}), expected a "
+            "valid patient, study and frame of reference; correct them, or leave out --to-dicom-seg (dicom_seg)"
         ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path, durable=False) as temporary:
@@ -296,6 +301,6 @@ def _entry(name: str, entry: object) -> dict[str, Any]:
         levels = entry[_COLOR]
         whole = isinstance(levels, list | tuple) and all(type(level) is int and 0 <= level <= 255 for level in levels)
         if not whole or len(levels) != 3:
-            raise SettingsError(f"{name}: {_COLOR} is {levels!r}, expected three whole numbers of 0 to 255")
+            raise SettingsError(f"{name}: {_COLOR} is {levels!r}, expected three whole numbers from 0 to 255")
         result[_COLOR] = tuple(levels)
     return result

@@ -75,9 +75,9 @@ class EnsemblePredictor(CasePredictor):
         for member in () if self._side_by_side else members:
             if member.preprocessor.own_postprocessing is None:
                 raise BadInputError(
-                    f"{member.folder}: its postprocessing replaces the plan's, and takes the logits of one grid: the "
-                    "experiments cannot be averaged, since they preprocess or cut images in different ways, or "
-                    "thresholds were given"
+                    f"{member.folder}: its custom postprocessing needs logits on a single grid, but these experiments "
+                    "preprocess images differently or use different windows, or thresholds were given: they cannot be "
+                    "averaged"
                 )
 
     @override
@@ -288,6 +288,7 @@ def _check_alike(first: NetworkPredictor, other: NetworkPredictor) -> None:
         ("channels", *(p.channel_names if all(map(any, named)) else () for p in (first, other))),
         ("spatial axes", first.num_dims, other.num_dims),
         ("classes", first.num_classes, other.num_classes),
+        ("ids of regions", first.paints, other.paints),
         ("postprocessing", *(list(p.own_postprocessing.postprocessing) for p in (first, other))),
         ("names of the classes", *(p.plan.class_names if p.plan else () for p in (first, other))),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -27,8 +28,7 @@ class ExpectedOverlap:
     def __init__(self, paints: Sequence[int] = (), *, thresholds: Sequence[float] = ()) -> None:
         self._paints = tuple(paints)
         self._thresholds = tuple(thresholds) or (0.5,)
-        self._sums: Tensor | None = None
-        self._peaks: Tensor | None = None
+        self._parts: list[Tensor] = []
 
     def add(self, scores: Tensor, *, weights: Tensor | None = None, are_probabilities: bool = False) -> None:
         """Add the scores ``(K, *box)`` of a part of a case, not yet divided by weights ``(*box)``."""
@@ -51,7 +51,7 @@ class ExpectedOverlap:
     @property
     def is_empty(self) -> bool:
         """Whether no voxel belongs to a class."""
-        return self._sums is None or not bool(self._sums[1].any())
+        return not self._parts or not bool(self._totals[1].any())
 
     @property
     def precision(self) -> float:
@@ -68,11 +68,11 @@ class ExpectedOverlap:
         return self._mean_ratio(2)
 
     def _mean_ratio(self, row: int) -> float:
-        if self._sums is None or self._peaks is None:
+        if not self._parts:
             return 0.0
-        common, predicted, _ = self._sums
-        ratios = common / self._sums[row].clamp_min(torch.finfo(torch.float64).tiny)
-        shares = torch.where(predicted > 0, 1.0, self._peaks.double())
+        totals = common, predicted, _, peaks = self._totals
+        ratios = common / totals[row].clamp_min(torch.finfo(torch.float64).tiny)
+        shares = torch.where(predicted > 0, 1.0, peaks)
         total = float(shares.sum())
         return float((shares * ratios).sum()) / total if total else 0.0
 
@@ -83,10 +83,15 @@ class ExpectedOverlap:
             numbers = torch.arange(len(probabilities), device=probabilities.device)
             inside = numbers[:, None] == probabilities.argmax(0)
         else:
-            inside = probabilities > probabilities.new_tensor(self._thresholds)[:, None]
+            thresholds = repeat(self._thresholds[0]) if len(self._thresholds) == 1 else self._thresholds
+            inside = torch.stack([own > least for own, least in zip(probabilities, thresholds, strict=False)])
         foreground = slice(int(is_exclusive), None)
-        sums = torch.stack([(probabilities * inside).sum(1), inside.float().sum(1), probabilities.sum(1)])
-        sums = sums[:, foreground].cpu().double()  # not every device has double precision
-        peaks = probabilities.amax(1)[foreground].cpu()
-        self._sums = sums if self._sums is None else self._sums + sums
-        self._peaks = peaks if self._peaks is None else torch.maximum(self._peaks, peaks)
+        sums = ((probabilities * inside).sum(1), inside.float().sum(1), probabilities.sum(1))
+        # Added up at the end: copying each part to the CPU, for double precision, would wait for the device.
+        self._parts.append(torch.stack([*sums, probabilities.amax(1)])[:, foreground])
+
+    @property
+    def _totals(self) -> tuple[Tensor, ...]:
+        """For each class the probability in its voxels, their number, the probability everywhere and its maximum."""
+        parts = torch.stack(self._parts).cpu().double()
+        return *parts[:, :3].sum(0), parts[:, 3].amax(0)

@@ -371,7 +371,8 @@ class SlicesInferer(WindowInferer):
         )
         if window == self.divisor or math.prod(window) > WHOLE_IMAGE_LIMIT * math.prod(self.roi_size):
             window = tuple(self.roi_size)
-        windows = WindowInferer(window, self.sw_batch_size)
+        blending = {"overlap": self.overlap, "mode": self.mode, "sigma_scale": self.sigma_scale}
+        windows = WindowInferer(window, self.sw_batch_size, **blending, padding_mode=self.padding_mode, cval=self.cval)
         windows.device, windows.sw_device, windows.new_buffer = self.device, self.sw_device, self.new_buffer
         return windows
 

@@ -100,7 +100,7 @@ class InputCase:
         if not image.numel():
             raise BadInputError(f"{name}: is empty (shape {tuple(image.shape)})")
         if image.is_complex():
-            raise BadInputError(f"{name}: holds complex numbers ({image.dtype}); give it their magnitude")
+            raise BadInputError(f"{name}: holds complex numbers ({image.dtype}); use their magnitude")
         left = channels if not self.has_run_channels else dataclasses.replace(channels, numbers=None)
         chosen = left.chosen_from(image, name)
         return image if chosen is image else MetaTensor(plain_tensor(chosen), meta=dict(image.meta))
@@ -160,7 +160,7 @@ def find_inputs(path: PathLike, *, channels: RunChannels) -> list[InputCase]:
         below = itertools.islice(path.rglob("*"), _MOST_LOOKED_AT)
         deeper = (file.parent for file in below if file.is_file() and dicom.is_dicom(file))
         if inner is None and (series := next(deeper, None)) is not None:
-            hint = f"; a DICOM series is further down, in {series}: name that folder, or the one that holds it"
+            hint = f"; a DICOM series is further down, in {series}: name that folder, or its parent"
         raise BadInputError(f"{path}: no image in this folder{hint}")
     return group_files(files, channels=channels)
 
@@ -339,7 +339,7 @@ def input_case(
             if len(cases) != 1:
                 raise BadInputError(
                     f"{given}: found a folder, expected one image; stream(...) and predict_to_files(...) predict all "
-                    "images of a folder (of a DICOM series, name the folder with its files)"
+                    "images of a folder (for a DICOM series, name the folder that contains its files)"
                 )
             return cases[0]
         return group_files([Path(given)], channels=channels)[0]
@@ -355,7 +355,7 @@ def input_case(
         return InputCase(case_id=case_id, read=partial(_from_parts, given, case_id, num_dims), has_run_channels=True)
     raise BadInputError(
         f"cannot predict {type(given).__name__}: expected a file, the files of its channels, a tensor, a nibabel "
-        "image, (array, spacing_mm), or a list of these, a channel each"
+        "image, (array, spacing_mm), or a list of these, one for each channel"
     )
 
 
@@ -426,7 +426,7 @@ def _image_of(item: Any) -> Any:
     if not isinstance(item, Mapping):
         return item
     if "image" not in item:
-        raise BadInputError(f"found a dictionary of {', '.join(map(repr, item))}, expected one with an 'image'")
+        raise BadInputError(f"found a dictionary with the keys {', '.join(map(repr, item))}, expected the key 'image'")
     return item["image"]
 
 
@@ -451,8 +451,8 @@ def _from_parts(parts: Sequence[Any], case_id: str, num_dims: int | None) -> Met
     for image, name in zip(images, names, strict=True):
         if len(image) != 1:
             raise BadInputError(
-                f"{name}: has shape {tuple(image.shape)}, expected one channel and the spatial axes, as of each image "
-                "in a list; several cases are predicted by stream(...) and predict_to_files(...)"
+                f"{name}: has shape {tuple(image.shape)}, expected one channel and the spatial axes, since each image "
+                "of a list is a channel; for several cases use stream(...) or predict_to_files(...)"
             )
     scans = [Scan.of(image, name=name) for image, name in zip(images, names, strict=True)]
     return joined(scans, names=names).tensor()

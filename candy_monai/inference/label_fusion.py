@@ -53,8 +53,8 @@ def fuse_label_maps(maps: Sequence[Tensor], *, method: FusionMethod = "majority"
         highest_id(labels, what=f"label map {place}")
         if labels.shape != maps[0].shape:
             raise BadInputError(
-                f"label map {place} has shape {tuple(labels.shape)}, the first {tuple(maps[0].shape)}; bring them onto "
-                "one grid"
+                f"label map {place} has shape {tuple(labels.shape)}, the first {tuple(maps[0].shape)}; resample them "
+                "to one grid"
             )
     stacked = torch.stack([labels.as_subclass(Tensor).long().cpu() for labels in maps])
     known = sorted({label_id for labels in maps for label_id in ids_in(labels)})
@@ -155,7 +155,7 @@ def _matched(folders: Sequence[Path]) -> dict[str, list[Path]]:
     found = [_by_id(folder) for folder in folders]
     everywhere = set.intersection(*map(set, found))
     problems = [
-        f"{folder}: lacks {join_names(lacking)}"
+        f"{folder}: label maps of {join_names(lacking)} are missing"
         for folder, files in zip(folders, found, strict=True)
         if (lacking := sorted(set().union(*found) - set(files)))
     ]
@@ -178,7 +178,7 @@ def _by_id(folder: Path) -> dict[str, Path]:
     files = image_files(folder)
     ids = [composed(case_id) for case_id in ids_of(files)]
     if twice := repeated(ids):
-        raise DatasetError(folder, [f"{case_id}: several files of that name" for case_id in twice])
+        raise DatasetError(folder, [f"{case_id}: several files of this name" for case_id in twice])
     by_id = dict(zip(ids, files, strict=True))
     return {
         case_id: file

@@ -179,16 +179,16 @@ class Manifest:
             ) from error
         if not isinstance(content, dict) or content.get("format") != FORMAT or not _is_whole(content):
             raise BadInputError(
-                f"{path}: found something else, expected a manifest of predictions of format {FORMAT}: move it away, "
-                "or choose another folder"
+                f"{path}: found other content, expected a manifest of predictions of format {FORMAT}: move it away, or "
+                "choose another folder"
             )
         return content
 
     def _counted(self, prediction: Prediction, ml: float | None) -> list[dict[str, Any]]:
         labels = prediction.labels.as_tensor().flatten()
         largest = max((label_id for _, ids in self._classes for label_id in ids), default=0)
-        if labels.amin() < 0:  # from custom postprocessing
-            labels = labels[labels >= 0]
+        if labels.amax() > largest:  # from custom postprocessing
+            labels = labels[labels <= largest]
         counts = torch.bincount(labels, minlength=largest + 1)
         found = []
         for name, ids in self._classes:

@@ -292,7 +292,7 @@ class NetworkPredictor(CasePredictor, HasDevice):
 
     def _on_device(self, image: Tensor) -> Tensor:
         image = plain_tensor(image).float()
-        if self.device().type == "cuda":
+        if self.device().type == "cuda" and image.device.type == "cpu":
             image = image.pin_memory()
         return image.to(self.device(), non_blocking=True)
 
@@ -300,7 +300,7 @@ class NetworkPredictor(CasePredictor, HasDevice):
         if not isinstance(mirror, bool):
             axes, num_dims = tuple(mirror), self.num_dims
             if len(set(axes)) < len(axes) or not all(0 <= axis < (num_dims or 3) for axis in axes):
-                raise SettingsError(f"mirror {axes}: expected different axes of 0 to {(num_dims or 3) - 1}")
+                raise SettingsError(f"mirror {axes}: expected distinct axes from 0 to {(num_dims or 3) - 1}")
             return axes
         if mirror and self.plan is None:
             raise SettingsError(f"{self._folder}: trained without a plan that names the axes: give mirror=(0, 1, ...)")

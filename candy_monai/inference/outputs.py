@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from candy_monai.data.images import dicom
-from candy_monai.data.images.formats import READABLE, codec_of
+from candy_monai.data.images.formats import DETACHED, READABLE, codec_of
 from candy_monai.data.images.names import image_suffix
 from candy_monai.data.images.writing import save_image
 from candy_monai.data.values import repeated
@@ -21,7 +21,7 @@ from candy_monai.inference.prediction import Prediction
 PROBABILITIES = "_probabilities"
 """The suffix of the case id in the name of a file of probabilities, beside the label map."""
 
-_IN_ONE_FILE = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"}
+IN_ONE_FILE = {".jpg": ".png", ".jpeg": ".png", **DETACHED}
 """The format of label maps whose image format is lossy or needs several files."""
 
 
@@ -97,8 +97,8 @@ def target_paths(
     is_source = isinstance(source, str | Path) and target.resolve() == Path(source).resolve()
     if is_source or target.resolve() in folders:
         raise BadInputError(
-            f"{target}: holds the images to predict, and a label map would be taken for one of them the next time; "
-            "choose another folder for the label maps"
+            f"{target}: contains the images to predict, and a label map there would be taken for an image in the next "
+            "prediction; choose another folder for the label maps"
         )
     paths = [target / f"{case.case_id}{_suffix(case)}" for case in cases]
     written = [path.name for path in paths]
@@ -108,14 +108,14 @@ def target_paths(
         raise BadInputError(f"{target}: several cases would be written to {twice[0]}; give them different names")
     if image_suffix(target) in READABLE and not target.is_dir():
         raise BadInputError(
-            f"{target}: looks like a file, and label maps are written into a folder under their images' names; "
+            f"{target}: looks like a file, but label maps are written into a folder, under the names of their images; "
             "name a folder"
         )
     check_writable(target)
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInputError(f"{target}: the folder cannot be made ({error.strerror}); choose another") from error
+        raise BadInputError(f"{target}: the folder cannot be created ({error.strerror}); choose another") from error
     return {case.case_id: path for case, path in zip(cases, paths, strict=True)}
 
 
@@ -128,9 +128,9 @@ def left_over(
         if case_id in failures:
             yield from ((file, f"{case_id} could not be predicted this time") for file in files if file.exists())
         elif not probabilities and files[1].exists():
-            yield files[1], "the label map beside it is new, and probabilities were not asked for this time"
+            yield files[1], "the label map beside it is new, and probabilities were not requested this time"
         elif not dicom_seg and files[2].exists():
-            yield files[2], "the label map beside it is new, and no DICOM SEG was asked for this time"
+            yield files[2], "the label map beside it is new, and no DICOM SEG was requested this time"
 
 
 def _probabilities_of(path: Path, case_id: str) -> Path:
@@ -148,4 +148,4 @@ def _suffix(case: InputCase) -> str:
     if codec_of(case.files[0]) is dicom:
         return ".png" if (grid := case.geometry()) is not None and grid.is_picture else ".nii.gz"
     suffix = image_suffix(case.files[0])
-    return _IN_ONE_FILE.get(suffix, suffix)
+    return IN_ONE_FILE.get(suffix, suffix)

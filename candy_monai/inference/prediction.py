@@ -132,7 +132,7 @@ def _put_together(tiles: Iterable[Tile], size: Shape) -> Tensor:
             scores = tile.sums.new_empty((len(tile.sums), *size), device="cpu")
         scores[(slice(None), *tile.place)] = tile.scores().cpu()
     if scores is None:
-        raise ValueError("no scores came for this case")
+        raise ValueError("the network returned no scores for this case")
     return scores
 
 

@@ -120,8 +120,8 @@ class Predictor(NetworkPredictor):
         if self._unknown_transforms:
             names, self._unknown_transforms = ", ".join(self._unknown_transforms), ()
             warnings.warn(
-                f"{self._folder}: the validation images went through {names} of their dataset, which this predictor "
-                "does not know and files have not been through: give it images that went through the same",
+                f"{self._folder}: in validation, images were transformed by {names} of their dataset, which this "
+                "predictor cannot apply to files: predict images that are transformed in the same way",
                 stacklevel=2,
             )
 
@@ -145,7 +145,8 @@ class Predictor(NetworkPredictor):
         except Exception as error:  # networks raise different errors for wrong arguments
             first = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ExperimentError(
-                f"{self._folder / DESCRIPTION}: bundle {bundle!r} cannot build a network of network.arguments ({first})"
+                f"{self._folder / DESCRIPTION}: bundle {bundle!r} cannot build a network from network.arguments "
+                f"({first})"
             ) from error
 
     def build_padding_module(self) -> nn.Module | None:
@@ -154,7 +155,7 @@ class Predictor(NetworkPredictor):
             return padding_from_dict(self.description.padding)
         except SettingsError as error:
             raise ExperimentError(
-                f"{self._folder / DESCRIPTION}: {error}; where the padding module was the trainer's own, pass "
+                f"{self._folder / DESCRIPTION}: {error}; if the trainer had its own padding module, pass "
                 "Predictor(..., padding=...) or override build_padding_module"
             ) from error
 
@@ -162,7 +163,7 @@ class Predictor(NetworkPredictor):
         """Return the result of the trainer's ``network_arguments``, from ``experiment.json``."""
         arguments = self.description.network.arguments
         if arguments is None:
-            raise ExperimentError(f"{self._folder}: experiment.json holds no arguments to build the network from")
+            raise ExperimentError(f"{self._folder}: experiment.json contains no arguments to build the network from")
         return arguments
 
     @override
@@ -192,7 +193,9 @@ class Predictor(NetworkPredictor):
         except RuntimeError as error:
             first = str(error).splitlines()[1 if "\n" in str(error) else 0].strip()
             name = type(network).__name__
-            raise ExperimentError(f"{weights_file}: does not fit the network {name}: {first[:200]}") from error
+            raise ExperimentError(
+                f"{weights_file}: the weights do not match the network {name}: {first[:200]}"
+            ) from error
         padding = self._padding if self._padding is not None else self.build_padding_module()
         self._run_with(network, padding=padding_of_slices(padding, axis), amp=self.description.setting("amp"))
 
@@ -201,7 +204,8 @@ class Predictor(NetworkPredictor):
             return inferer_from_description(self.description.inferer, plan)
         except SettingsError as error:
             raise ExperimentError(
-                f"{self._folder}: validated with an inferer of its own: pass it as Predictor(..., inferer=...)"
+                f"{self._folder}: validated with a custom inferer, which is not stored: pass it as Predictor(..., "
+                "inferer=...)"
             ) from error
 
 
@@ -218,8 +222,8 @@ def _refuse_models_from_elsewhere(folder: Path) -> None:
     for kind, files in kinds.items():
         if any(files):
             raise ExperimentError(
-                f"{folder}: {kind}, and Predictor opens experiments of candy_monai's (it found no {DESCRIPTION}): open "
-                "it by candy_monai.load_predictor(folder), which returns the predictor of any of them"
+                f"{folder}: is {kind}, but Predictor opens only experiments of candy_monai (there is no "
+                f"{DESCRIPTION}): use candy_monai.load_predictor(folder), which opens any of these"
             )
 
 

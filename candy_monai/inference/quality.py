@@ -181,7 +181,7 @@ class QualityModel:
             return cls(calibration=calibration, inputs=TypicalInputs.from_dict(content["inputs"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ExperimentError(
-                f"{path}: cannot be read ({error}); take the file from a copy, or remove it to predict without "
+                f"{path}: cannot be read ({error}); restore the file from a copy, or remove it to predict without "
                 "estimates of the Dice"
             ) from error
 
@@ -224,15 +224,15 @@ def judge(
     fewest: list[str] = min((unusual for _, unusual in sizes), key=len)
     warnings += fewest
     if not are_numbers:
-        warnings.append("the network's output holds NaN: it has failed on this image")
+        warnings.append("the network's output contains NaN: it has failed on this image")
     elif overlap.is_empty:
         if not any(model.inputs.has_empty_cases for model in models):
-            warnings.append("no voxel is of any class, and every training case has some")
+            warnings.append("the prediction has no foreground, but every training case has some")
     elif estimate is not None and median is not None and estimate < FAILED_SHARE * median:
         warnings.append(
             f"its Dice is estimated at {estimate:.2f}"
             + ("" if error is None else f" (such estimates are wrong by {error:.2f} on average)")
-            + f", and the median of validation cases is {median:.2f}"
+            + f", while the median of the validation cases is {median:.2f}"
         )
     return CaseQuality(
         estimated_dice=estimate,

@@ -331,7 +331,7 @@ def check_window(window: Sequence[int], *, overlap: float | Sequence[float], bat
     sides: tuple[object, ...] = tuple(window) if isinstance(window, Iterable) else (window,)
     if len(sides) not in (2, 3) or not all(isinstance(side, Integral) and int(side) >= 1 for side in sides):
         given = sides if isinstance(window, Iterable) else window
-        raise SettingsError(f"a window has 2 or 3 sides of at least one voxel, in whole numbers, got {given}")
+        raise SettingsError(f"the shape of a window must be 2 or 3 positive whole numbers, got {given}")
     check_overlap(overlap, num_dims=len(window))
     if batch_size < 1:
         raise SettingsError(f"the number of windows run at once must be at least 1, got {batch_size}")
@@ -343,4 +343,4 @@ def check_overlap(overlap: float | Sequence[float], *, num_dims: int | None = No
     if any(not 0 <= share < 1 for share in of_axes):
         raise SettingsError(f"the windows' overlap must be at least 0 and below 1, got {overlap}")
     if isinstance(overlap, Sequence) and num_dims not in (None, len(of_axes)):
-        raise SettingsError(f"there are overlaps for {len(of_axes)} axes, {of_axes}, and {num_dims} spatial axes")
+        raise SettingsError(f"the windows' overlap has {len(of_axes)} entries for {num_dims} spatial axes: {of_axes}")

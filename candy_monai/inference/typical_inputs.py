@@ -119,13 +119,13 @@ class TypicalInputs:
         spacing = [] if geometry is None or geometry.is_picture else sorted(geometry.spacing_mm)
         if len(spacing) == len(self.spacing_mm) and _lies_beyond(spacing, self.spacing_mm, _SPACING_FACTOR):
             found.append(
-                f"its spacing is {' x '.join(f'{length:.3g}' for length in spacing)} mm, that of the training images "
+                f"its spacing is {' x '.join(f'{length:.3g}' for length in spacing)} mm, in the training images "
                 f"{_as_text(self.spacing_mm)} mm"
             )
         shape = image.shape[1:]
         if len(shape) == len(self.shape) and _lies_beyond(shape, self.shape, _SIZE_FACTOR):
             found.append(
-                f"its size after preprocessing is {' x '.join(map(str, shape))}, that of the training images "
+                f"its size after preprocessing is {' x '.join(map(str, shape))}, in the training images "
                 f"{_as_text(self.shape)}"
             )
         for (name, ranges), values in zip(self.intensities.items(), _quantiles(image), strict=False):
@@ -138,7 +138,7 @@ class TypicalInputs:
             if beyond[worst] > 1:
                 found.append(
                     f"the {100 * QUANTILES[worst]:.0f} % quantile of channel {name!r} after normalization is "
-                    f"{values[worst]:.3g}, that of the training images {_as_text(ranges[worst : worst + 1])}"
+                    f"{values[worst]:.3g}, in the training images {_as_text(ranges[worst : worst + 1])}"
                 )
         return found
 
@@ -159,7 +159,7 @@ class TypicalInputs:
         unit = 1 / labels.numel() if geometry is None or not is_in_space else math.prod(geometry.spacing_mm) / 1000
         flat = labels.flatten()
         highest = max((label_id for usual in self.classes.values() for label_id in usual.ids), default=0)
-        counts = torch.bincount(flat[flat >= 0], minlength=highest + 1)
+        counts = torch.bincount(flat[flat <= highest], minlength=highest + 1)
         shares, found = [], []
         for name, usual in self.classes.items():
             size = int(counts[list(usual.ids)].sum()) * unit
@@ -171,7 +171,7 @@ class TypicalInputs:
                 shown = [f"{share if is_in_space else 100 * share:.3g}" for share in (size, usual.low, usual.high)]
                 unit_name = "ml" if is_in_space else "% of the picture"
                 usually = " to ".join(dict.fromkeys(shown[1:]))
-                found.append(f"its {name} takes {shown[0]} {unit_name}, that of the training cases {usually}")
+                found.append(f"its {name} occupies {shown[0]} {unit_name}, in the training cases {usually}")
         return (fmean(shares) if shares else 0.0), found
 
 

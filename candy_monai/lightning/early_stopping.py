@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -14,6 +15,8 @@ from candy_monai.forecasting.best_score import LEVELS, Forecast
 from candy_monai.forecasting.curve import ScoreRange
 from candy_monai.lightning.host import EarlyStopping, LightningModule, Trainer, planned_epochs
 from candy_monai.lightning.scores import MonitoredScores
+
+_OF_THE_OTHER_CRITERION = {"min_delta", "stopping_threshold", "divergence_threshold"}
 
 
 class ForecastEarlyStopping(EarlyStopping):
@@ -41,7 +44,8 @@ class ForecastEarlyStopping(EarlyStopping):
             lower); None before the first.
 
     Raises:
-        SettingsError: If an argument is out of range, or the Trainer has no end up to which to forecast.
+        SettingsError: If an argument is out of range or would have no effect, or the Trainer has no end up to which to
+            forecast.
     """
 
     def __init__(
@@ -57,6 +61,10 @@ class ForecastEarlyStopping(EarlyStopping):
         **arguments: Any,
     ) -> None:
         self._curve = MonitoredScores(mode, score_range)
+        if idle := sorted(_OF_THE_OTHER_CRITERION & arguments.keys()):
+            raise SettingsError(
+                f"{idle[0]} has no effect: it belongs to Lightning's EarlyStopping, which does not forecast"
+            )
         super().__init__(monitor=monitor, mode=mode, patience=patience, **arguments)
         if not 0.5 < confidence <= LEVELS[-1]:
             raise SettingsError(f"confidence must be above 0.5 and at most {LEVELS[-1]}, got {confidence!r}")
@@ -84,8 +92,10 @@ class ForecastEarlyStopping(EarlyStopping):
 
     @override
     def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
-        value = float(current)
-        self._curve.record(self._epoch, value)
+        if self.check_finite and not torch.isfinite(current):
+            stops: tuple[bool, str | None] = super()._evaluate_stopping_criteria(current)
+            return stops
+        self._curve.record(self._epoch, float(current))
         if self.monitor_op(current, self.best_score.to(current.device)):
             self.best_score = current
         self.forecast = self._curve.forecast(self._horizon)

@@ -192,7 +192,7 @@ class ExperimentFolder(Callback):
         try:
             saved = load_state(folder)
         except ExperimentError as error:
-            rank_zero_warn(f"ExperimentFolder: the run goes on in a new folder, since {error}")
+            rank_zero_warn(f"ExperimentFolder: the run continues in a new folder, since {error}")
             return None
         experiment = Experiment(folder, settings)
         with experiment.closed_on_failure():

@@ -69,7 +69,8 @@ class SegmentationPreviews(Callback):
         clock: Returns the time in seconds.
 
     Raises:
-        SettingsError: If the image or the label is not found in a batch.
+        SettingsError: If the image or the label is not found in a batch, or no logits match it; before training, if the
+            Trainer makes its sanity check.
     """
 
     def __init__(
@@ -117,7 +118,9 @@ class SegmentationPreviews(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if not self._is_due or self._num_offered >= self._num_cases:
+        # What would fail after the first epoch fails in Lightning's sanity check, before training.
+        is_tried = trainer.sanity_checking and trainer.is_global_zero and batch_idx == 0
+        if not is_tried and (not self._is_due or self._num_offered >= self._num_cases):
             return
         image, label = (_member(batch, key, what) for key, what in ((self._image, "image"), (self._label, "label")))
         if label.ndim == image.ndim - 1:
@@ -133,6 +136,13 @@ class SegmentationPreviews(Callback):
             )
         ids = labels_from_logits(logits, num_classes=logits.shape[1])
         count = min(len(ids), self._num_cases - self._num_offered)
+        if ids[:count].shape != label[:count].shape:
+            raise SettingsError(
+                f"SegmentationPreviews: labels of shape {tuple(label.shape)} do not match logits of shape "
+                f"{tuple(logits.shape)}, expected ids (B, 1, *spatial)"
+            )
+        if is_tried:
+            return
         self._num_offered += count
         dice = dice_per_class(ids[:count], label[:count], max(2, logits.shape[1]), batched=True, check_ids=False)
         scores = dice.nanmean(1).nan_to_num(1.0).tolist()  # a case without any class has no errors
@@ -188,7 +198,9 @@ def _member(batch: Any, key: str | int, what: str) -> Tensor:
         found = None
     if not isinstance(found, Tensor):
         known = f"keys {', '.join(map(repr, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
-        raise SettingsError(f"SegmentationPreviews: a validation batch has no {what} at {key!r} ({known}): say {what}=")
+        raise SettingsError(
+            f"SegmentationPreviews: a validation batch has no {what} at {key!r} ({known}): give its key with {what}="
+        )
     return found
 
 

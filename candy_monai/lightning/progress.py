@@ -100,8 +100,8 @@ class ForecastProgress(Callback):
         chance = chance_as_text(forecast.chance_above(max(known)))
         pl_module.print(
             f"{self.monitor}: {best:.4f} predicted at epoch {forecast.epoch}, {low:.4f} to {high:.4f} in 80 % of the "
-            f"trainings that get better; a better one than {self._curve.as_score(max(known)):.4f} comes with a chance "
-            f"of {chance}"
+            f"trainings that get better; the chance of a better one than {self._curve.as_score(max(known)):.4f} is "
+            f"{chance}"
         )
 
     @override

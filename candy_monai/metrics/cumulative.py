@@ -9,7 +9,7 @@ from monai.metrics import CumulativeIterationMetric
 from torch import Tensor
 from typing_extensions import override
 
-from candy_monai.errors import SettingsError
+from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.metrics.overlap import count_overlap
 
 Reduction = Literal["mean", "mean_batch", "mean_channel", "none"]
@@ -73,7 +73,7 @@ class OverlapMetric(CumulativeIterationMetric):
         Both are ids ``(B, 1, *spatial)``, or logits, probabilities or one-hot encoded ``(B, num_classes, *spatial)``.
         """
         if y is None:
-            raise ValueError("a reference is needed beside the prediction")
+            raise ValueError("the reference (y) is missing: call the metric with a prediction and a reference")
         counts = count_overlap(
             self._ids(y_pred, "prediction"),
             self._ids(y, "reference"),
@@ -96,7 +96,7 @@ class OverlapMetric(CumulativeIterationMetric):
         """
         scores = self.get_buffer()
         if not isinstance(scores, Tensor):
-            raise ValueError("nothing was gathered: call the metric on predictions and references first")
+            raise ValueError("nothing to aggregate: call the metric on predictions and references first")
         return _REDUCTIONS[_known_reduction(reduction or self.reduction)](scores)
 
     def _ids(self, given: Tensor, name: str) -> Tensor:
@@ -105,8 +105,11 @@ class OverlapMetric(CumulativeIterationMetric):
             return plain
         if plain.shape[1] != self.num_classes:
             raise ValueError(
-                f"expected a {name} of 1 channel of ids or {self.num_classes} channels, got shape {tuple(plain.shape)}"
+                f"expected a {name} with 1 channel of label ids or with {self.num_classes} channels, got shape "
+                f"{tuple(plain.shape)}"
             )
+        if plain.is_floating_point() and bool(plain.isnan().any()):  # it would be the greatest value
+            raise BadInputError(f"the {name} contains NaN, which belongs to no class")
         return plain.argmax(1, keepdim=True)
 
 

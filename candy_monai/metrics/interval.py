@@ -32,9 +32,9 @@ def half_width(standard_error: float, num_cases: float, *, confidence: float = C
     return float(stdtrit(num_cases - 1, 0.5 + confidence / 2)) * standard_error
 
 
-def number_as_text(value: float, digits: int = 4) -> str:
-    """Return a number in the format of tables; a dash for NaN."""
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+def number_as_text(value: float | None, digits: int = 4) -> str:
+    """Return a number in the format of tables; a dash for NaN and None."""
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def interval_as_text(ends: Sequence[float] | None) -> str:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from candy_monai.boxes import bounding_box
-from candy_monai.errors import SettingsError, did_you_mean
+from candy_monai.errors import BadInputError, SettingsError, did_you_mean
 from candy_monai.metrics.surface import check_masks
 
 LESION_METRICS = (
@@ -68,7 +68,7 @@ class LesionRule:
     def __post_init__(self) -> None:
         if self.matching not in get_args(Matching):
             raise SettingsError(
-                f"matching of lesions must be one of {', '.join(get_args(Matching))}: {self.matching!r}"
+                f"matching of lesions must be one of {', '.join(get_args(Matching))}, got {self.matching!r}"
             )
         if self.connectivity not in get_args(Connectivity):
             known = ", ".join(get_args(Connectivity))
@@ -111,7 +111,7 @@ class LesionRule:
             if not separator or name not in kinds:
                 known = [*presets, *(f"{entry}=" for entry in kinds)]
                 raise SettingsError(
-                    f"lesions: {word!r} is no rule; expected are {', '.join(known)}.{did_you_mean(name, known)}"
+                    f"lesions: unknown rule {word!r}; expected any of {', '.join(known)}.{did_you_mean(name, known)}"
                 )
             if name in given:
                 raise SettingsError(f"lesions: {name} is given twice in {text!r}")
@@ -131,14 +131,15 @@ class LesionRule:
         return rule
 
     def __str__(self) -> str:
-        neighbours = "faces, edges and corners" if self.connectivity == "full" else "faces alone"
+        neighbours = "faces, edges and corners" if self.connectivity == "full" else "faces only"
         match = f"matched one to one, best first, where their intersection over union is at least {self.iou:g}"
         if self.matching == "dilation":
             match = (
-                f"those of the reference that are joined by a dilation of {self.dilation} voxels are one, found where "
-                "a predicted one touches the dilation, and compared with all of these together"
+                f"reference components that merge after a dilation of {self.dilation} voxels are one lesion, detected "
+                "if a predicted component touches the dilated lesion, and compared with the union of all such "
+                "components"
             )
-        least = f"; of the reference above {self.least_mm3:g} mm3 alone" if self.least_mm3 else ""
+        least = f"; only reference lesions larger than {self.least_mm3:g} mm3 count" if self.least_mm3 else ""
         return f"components connected across {neighbours}; {match}{least}"
 
 
@@ -165,9 +166,12 @@ def lesion_metrics(
         none.
 
     Raises:
-        BadInputError: If the masks differ in shape or are not binary, or there is not a positive spacing for each axis.
+        BadInputError: If the masks differ in shape or are not binary, there is not a positive spacing for each axis, or
+            a name is unknown.
     """
     check_masks(prediction, reference, spacing_mm)
+    if unknown := [name for name in names if name not in LESION_METRICS]:
+        raise BadInputError(f"unknown lesion metric {unknown[0]!r}; expected any of {', '.join(LESION_METRICS)}")
     rule = LesionRule() if rule is None else rule
     one, other = (mask.bool().cpu().numpy() for mask in (prediction, reference))
     box = bounding_box(one | other, margin=rule.dilation if rule.matching == "dilation" else 0)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from candy_monai.boxes import bounding_box
 from candy_monai.errors import BadInputError
-from candy_monai.label_ids import holds_whole_numbers
+from candy_monai.label_ids import holds_whole_numbers, ids_in
 
 SURFACE_METRICS = ("hd95", "hd100", "assd", "masd", "surface_dice")
 """In the spacing's unit: the larger of the two directed 95th percentiles of the surface distances, and their maximum
@@ -69,7 +69,7 @@ def surface_metrics(
     """
     check_masks(prediction, reference, spacing_mm)
     if unknown := [name for name in names if name not in SURFACE_METRICS]:
-        raise BadInputError(f"there is no surface metric {unknown[0]!r}; known are {', '.join(SURFACE_METRICS)}")
+        raise BadInputError(f"unknown surface metric {unknown[0]!r}; expected any of {', '.join(SURFACE_METRICS)}")
     if not 0 <= tolerance_mm < math.inf:
         raise BadInputError(f"tolerance_mm must be 0 or more, got {tolerance_mm}")
     in_prediction, in_reference = bool(prediction.any()), bool(reference.any())
@@ -108,7 +108,14 @@ def check_masks(prediction: Tensor, reference: Tensor, spacing_mm: Sequence[floa
         raise BadInputError(f"prediction and reference differ in shape: {shapes[0]} and {shapes[1]}")
     for what, mask in (("prediction", prediction), ("reference", reference)):
         if not holds_whole_numbers(mask):
-            raise BadInputError(f"the {what} holds fractions, expected a mask: of probabilities take those above 0.5")
+            raise BadInputError(
+                f"the {what} holds fractions, expected a mask: threshold probabilities, for example at 0.5"
+            )
+        if mask.dtype != torch.bool and len(ids := [each for each in ids_in(mask) if each]) > 1:
+            raise BadInputError(
+                f"the {what} holds {len(ids)} ids, such as {ids[0]} and {ids[1]}, expected the mask of one class: "
+                f"{what} == {ids[0]}"
+            )
     if spacing_mm is not None and not (len(spacing_mm) == len(shapes[0]) and all(0 < s < math.inf for s in spacing_mm)):
         raise BadInputError(
             f"spacing_mm is {tuple(spacing_mm)} for masks of shape {shapes[0]}, expected a positive number for each "

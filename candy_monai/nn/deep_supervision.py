@@ -108,7 +108,7 @@ def downsample_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
         ValueError: If an axis would become longer, or the number of axes differs.
     """
     if len(size) != labels.ndim - 2 or any(new > old for new, old in zip(size, labels.shape[2:], strict=True)):
-        raise ValueError(f"labels of shape {tuple(labels.shape)} cannot be brought down to spatial size {tuple(size)}")
+        raise ValueError(f"labels of shape {tuple(labels.shape)} cannot be downsampled to spatial size {tuple(size)}")
     for axis, new in enumerate(size, start=2):
         old = labels.shape[axis]
         if new != old:

@@ -50,7 +50,9 @@ class _DiceAndEntropy(nn.Module):
             if not (math.isfinite(weight) and weight >= 0):
                 raise SettingsError(f"the weight of the {name} part must be finite and not negative, got {weight}")
         if not smooth > 0:
-            raise SettingsError(f"smooth must be positive, or an empty label divides by zero; got {smooth}")
+            raise SettingsError(
+                f"smooth must be positive, otherwise an empty label causes a division by zero; got {smooth}"
+            )
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self._weights = lambda_entropy, lambda_soft_dice
@@ -119,9 +121,10 @@ class _DiceAndEntropy(nn.Module):
         One-hot encoding aborts the process for an integer that is not a class; others are detected only here.
         """
         loss = self._weights[0] * entropy + self._weights[1] * dice_loss
-        if labels.device.type == "cpu" or not (labels.is_floating_point() or self.num_classes == 1):
+        are_masks = labels.shape[1] > 1
+        if labels.device.type == "cpu" or not (labels.is_floating_point() or are_masks or self.num_classes == 1):
             return loss
-        if labels.shape[1] > 1:
+        if are_masks:
             fits = (labels >= 0) & (labels <= 1)
         else:
             fits = (labels >= 0) & (labels < max(self.num_classes, 2)) & (labels == labels.round())
@@ -246,8 +249,8 @@ class DiceCELossWithLogits(_DiceAndEntropy):
     ) -> None:
         if num_classes == 1:
             raise SettingsError(
-                "num_classes=1 leaves cross-entropy nothing to decide: a softmax over one channel is always 1 and its "
-                "loss always 0; use DiceBCELossWithLogits(num_classes=1) instead"
+                "cross-entropy needs at least 2 classes: with num_classes=1 the softmax is always 1 and the loss "
+                "always 0; use DiceBCELossWithLogits(num_classes=1) instead"
             )
         super().__init__(num_classes, lambda_ce, lambda_soft_dice, smooth, include_background, batch_dice, ignore_index)
 
@@ -299,7 +302,7 @@ def as_loss(criterion: nn.Module) -> nn.Module:
     """Wrap a criterion that reports its parts as a plain loss that returns one tensor, as in MONAI and Lightning.
 
     Args:
-        criterion: Takes ``(logits, labels)``; one that already returns a bare tensor is unchanged.
+        criterion: Takes ``(logits, labels)``; the result of one that returns a bare tensor is unchanged.
     """
     return _LossOnly(criterion)
 

@@ -27,12 +27,12 @@ class _PadToMultiple(nn.Module):
         factors = (min_factor,) * self.num_dims if isinstance(min_factor, int) else tuple(min_factor)
         if len(factors) != self.num_dims or any(factor < 1 for factor in factors):
             raise SettingsError(
-                f"min_factor must be a positive integer, or {self.num_dims} of them, one an axis; got {min_factor}"
+                f"min_factor must be a positive integer, or {self.num_dims} of them, one per axis; got {min_factor}"
             )
         if mode not in _MODES:
             raise SettingsError(f"mode must be one of {', '.join(_MODES)}; got {mode!r}")
         if mode != "constant" and value != 0.0:
-            raise SettingsError(f"value={value} has no meaning with mode={mode!r}, which copies voxels")
+            raise SettingsError(f"value={value} has no effect with mode={mode!r}, which copies voxels; leave it out")
         self.min_factor = factors
         self.value = value
         self.mode = mode
@@ -89,7 +89,9 @@ class _PadToMultiple(nn.Module):
         widths = self.widths(size)
         padded = tuple(length + sum(width) for length, width in zip(size, widths, strict=True))
         if self._spatial(x) != padded:
-            raise ValueError(f"size {tuple(size)} pads to {padded}, but the tensor to restore is {tuple(x.shape)}")
+            raise ValueError(
+                f"size {tuple(size)} is padded to {padded}, but the tensor to restore has shape {tuple(x.shape)}"
+            )
         return _crop(x, [before for before, _ in widths], size)
 
     def _spatial(self, x: Tensor) -> Shape:
@@ -186,8 +188,8 @@ def restore_like(padding: nn.Module, x: Tensor, size: Sequence[int]) -> Tensor:
     sources = _probe(padding, size, x.device)
     if tuple(x.shape[-len(size) :]) != tuple(sources.shape):
         raise ValueError(
-            f"{type(padding).__name__} pads size {tuple(size)} to {tuple(sources.shape)}, but the tensor to restore is "
-            f"{tuple(x.shape)}"
+            f"{type(padding).__name__} pads size {tuple(size)} to {tuple(sources.shape)}, but the tensor to restore "
+            f"has shape {tuple(x.shape)}"
         )
     starts = [_offset(padding, sources, axis, size) for axis in range(len(size))]
     return _crop(x, starts, size)

@@ -45,7 +45,7 @@ def paint_regions(logits: Tensor, paints: Sequence[int]) -> Tensor:
         ValueError: If the logits have another number of channels.
     """
     if logits.shape[1] != len(paints):
-        raise ValueError(f"expected {len(paints)} regions on axis 1, got logits of {tuple(logits.shape)}")
+        raise ValueError(f"expected {len(paints)} regions on axis 1, got logits of shape {tuple(logits.shape)}")
     plain = logits.detach().as_subclass(Tensor)
     painted = torch.zeros_like(plain[:, :1], dtype=torch.int16)
     for scores, paint in zip(torch.split(plain, 1, dim=1), paints, strict=True):

@@ -100,7 +100,7 @@ class RelativeLinearLR(LRScheduler):
     def __init__(self, optimizer: Optimizer, num_steps: int, *, end_factor: float = 1e-3, last_epoch: int = -1) -> None:
         _check_steps(num_steps)
         if not 0 <= end_factor <= 1:
-            raise SettingsError(f"end_factor must lie in 0 to 1, got {end_factor}")
+            raise SettingsError(f"end_factor must be from 0 to 1, got {end_factor}")
         self.k = -1.0 / num_steps
         self.b = 1.0
         self.end_factor = end_factor
@@ -158,7 +158,10 @@ class PolyLRScheduler(LRScheduler):
             raise SettingsError(f"expected 0 <= min_lr <= initial_lr, got min_lr={min_lr}, initial_lr={initial_lr}")
         first, *others = (float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups)
         if first == 0 and others:
-            raise SettingsError("the first group's learning rate is 0, so the others have no ratio to it")
+            raise SettingsError(
+                "the learning rate of the first parameter group is 0, so the ratio of the others to it is undefined: "
+                "give it a positive learning rate"
+            )
         self.initial_lr = initial_lr
         self.max_steps = max_steps
         self.exponent = exponent

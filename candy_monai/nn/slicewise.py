@@ -25,7 +25,7 @@ class Slicewise(nn.Module):
 
     Args:
         network: Takes ``(B, C, H, W)``; returns a tensor whose last axes are ``H, W``, or a list, tuple or dictionary
-            of such tensors.
+            of such tensors. A loss among them is averaged over groups of slices; None is kept.
         axis: The spatial axis across the slices, 0 to 2.
     """
 
@@ -45,13 +45,18 @@ class Slicewise(nn.Module):
     def _as_volumes(self, groups: Sequence[Any], counts: tuple[int, ...]) -> Any:
         """Return the results for groups of slices, as volumes."""
         first = groups[0]
+        if isinstance(first, Tensor) and first.ndim == 0:
+            return torch.stack(tuple(groups)).mean()
         if isinstance(first, Tensor):
             outputs = first if len(groups) == 1 else torch.cat(tuple(groups))
             stacked = outputs.reshape(*counts, *outputs.shape[1:])
             return stacked.movedim(1, stacked.ndim - 3 + self.axis)
         if isinstance(first, dict):
             return {key: self._as_volumes([group[key] for group in groups], counts) for key in first}
-        return type(first)(self._as_volumes(values, counts) for values in zip(*groups, strict=True))
+        if not isinstance(first, list | tuple):
+            return first
+        parts = [self._as_volumes(values, counts) for values in zip(*groups, strict=True)]
+        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
 
 
 def build_for_slices(build: Callable[[Shape], nn.Module], example_shape: Shape, axis: int | None) -> nn.Module:
@@ -65,9 +70,8 @@ def build_for_slices(build: Callable[[Shape], nn.Module], example_shape: Shape, 
         return network
     if any(isinstance(layer, nn.Conv3d | nn.ConvTranspose3d) for layer in network.modules()):
         raise SettingsError(
-            "build_network returned a network with 3-D convolutions, which is to see slices (C, H, W) of volumes: "
-            "build a 2-D one for the example_shape that it is given, or train on volumes (--configuration 3d, or "
-            "slice_axis = None)"
+            "build_network returned a network with 3-D convolutions, but its input is slices (C, H, W) of volumes: "
+            "build a 2-D network for example_shape, or train on volumes (--configuration 3d, or slice_axis = None)"
         )
     return Slicewise(network, axis)
 

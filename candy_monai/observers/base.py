@@ -118,7 +118,7 @@ class ObserverGroup(Observer):
         name, kind = _name(watched.observer), type(error).__name__
         if kind not in watched.reported:
             watched.reported.add(kind)
-            self._say(f"{name} failed and the run goes on: {kind}: {_text_of(error)}")
+            self._say(f"{name} failed, and the run continues: {kind}: {_text_of(error)}")
         if watched.failures_in_a_row == MAX_FAILURES_IN_A_ROW and watched in self._watched:
             self._watched.remove(watched)
             self._say(f"{name} failed {MAX_FAILURES_IN_A_ROW} times in a row and is left out from now on")

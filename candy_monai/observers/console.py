@@ -149,7 +149,7 @@ def _expected(event: EpochFinished, forecast: Forecast) -> str:
         seconds = seconds_until(epoch, event.epoch, event.metrics)
         return f" in {duration_as_text(seconds)}" if seconds else ""
 
-    chance = f"a better one with a chance of {chance_as_text(forecast.chance_above(event.best_score))}"
+    chance = f"chance of a better one {chance_as_text(forecast.chance_above(event.best_score))}"
     if forecast.score > event.best_score:
         chance += f": {forecast.score:.4f} expected at epoch {forecast.epoch}{until(forecast.epoch)}"
     return f"{chance} · the run ends at epoch {event.num_epochs}{until(event.num_epochs)}"

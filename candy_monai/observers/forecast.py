@@ -67,8 +67,8 @@ class ForecastObserver(Observer):
             self._doubted_range = True
             least, largest = event.score_range
             self._log(
-                f"Warning: the validation score {event.score:g} is outside of the trainer's score_range "
-                f"({least}, {largest}), which the forecast leaves out of account: set score_range to what scores can be"
+                f"Warning: the validation score {event.score:g} is outside of the trainer's score_range ({least}, "
+                f"{largest}), which the forecast therefore ignores: set score_range to the possible range of scores"
             )
 
     def _is_news(self, event: EpochFinished, score: float) -> bool:
@@ -88,11 +88,14 @@ def forecast_messages(event: EpochFinished, prediction: Forecast, now: datetime)
     low, high = (limit - best for limit in prediction.interval)
     when = prediction.epoch if prediction.score > best else event.best_epoch
     end = duration_as_text(seconds_until(event.num_epochs, event.epoch, metrics))
+    completion = now + timedelta(seconds=seconds)
+    # If no better score is expected, the maximum is in the past.
+    time = [f"Estimated time of completion in {seconds:.1f} seconds at {completion:%m-%d %H:%M:%S}"] if seconds else []
     return [
         f"Maximum validation score {prediction.score:.4f} predicted at epoch {when}",
-        f"Estimated time of completion in {seconds:.1f} seconds at {now + timedelta(seconds=seconds):%m-%d %H:%M:%S}",
+        *time,
         f"Stopping now would cost {number_as_text(prediction.score - best)} "
         f"({number_as_text(low)} to {number_as_text(high)} in 80 % of the runs that get better)",
-        f"A better one than {best:.4f} comes with a chance of {chance_as_text(prediction.chance_above(best))}; "
-        f"the run ends at epoch {event.num_epochs}, in {end}",
+        f"The chance of a score above {best:.4f} is {chance_as_text(prediction.chance_above(best))}; the run ends at "
+        f"epoch {event.num_epochs}, in {end}",
     ]

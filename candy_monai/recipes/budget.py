@@ -167,7 +167,7 @@ def fit_to_time(
         raise SettingsError(
             f"the time is too short: preparing took {spent_s:.0f} s, {left}, one step takes {speed.step_s:.1f} s and "
             f"the final validation about {final_s:.0f} s; give more time, a lighter network or --epochs instead (the "
-            "preprocessed cases are kept: what that took is saved when you start again)"
+            "preprocessed cases are kept, so this time is saved when you start again)"
         )
     num_epochs = max(1, min(TARGET_EPOCHS, int(usable / SHORTEST_EPOCH_S)))
     epoch_s = usable / num_epochs

@@ -111,8 +111,8 @@ class Weighed:
         """Return one line about the candidates that were not chosen."""
         others = [str(candidate) for candidate in self.candidates if not candidate.is_chosen]
         if not others:
-            return "Weighed: nothing, since what was chosen leaves one plan"
-        return f"Weighed and not taken, with the steps that fit into the budget: {'; '.join(others)}"
+            return "No other plans were considered, since the options leave only one"
+        return f"Considered and not chosen, with the steps that fit into the budget: {'; '.join(others)}"
 
 
 def choose(
@@ -142,8 +142,11 @@ def choose(
     weighing.lighten(lightened)
     weighing.widen(widened)
     if not weighing.rejected:  # nothing was tried, but what was near is worth a word
-        weighing.reject(widened(weighing.plan), f"a wider network pays from {STEPS_TO_WIDEN} steps of the narrower on")
-        weighing.reject(lightened(weighing.plan), f"lighter steps pay where fewer than {FEWEST_STEPS} fit")
+        weighing.reject(
+            widened(weighing.plan),
+            f"a wider network pays off if more than {STEPS_TO_WIDEN} steps of the narrower one fit",
+        )
+        weighing.reject(lightened(weighing.plan), f"lighter steps pay off if fewer than {FEWEST_STEPS} fit")
     if other is not None:
         weighing.reject(*other)
     chosen = weighing.candidate(weighing.plan, "chosen", weighing.speed)
@@ -175,9 +178,9 @@ class _Weighing:
             if (measured := self._measured(relative)) is None:
                 return
             if measured.step_s > _WORTHWHILE * self.speed.step_s:
-                self.reject(relative, "its steps take hardly less time", measured)
+                self.reject(relative, "its steps are hardly faster", measured)
                 return
-            self._go_on_to(relative, measured, f"fewer than {FEWEST_STEPS} steps teach too little")
+            self._go_on_to(relative, measured, f"fewer than {FEWEST_STEPS} steps are too few")
             if self._num_steps(measured) > FEWEST_STEPS / _CLEARLY:
                 return  # the prediction was right: what a few steps more or less say does not count
 
@@ -256,8 +259,7 @@ def without_margin(plan: Plan) -> Plan:
 def lighter(plan: Plan, *, fixed: Sequence[str] = ()) -> Plan | None:
     """Return the plan with cheaper steps: fewer patches, else smaller ones, else a narrower network; or None.
 
-    The depth of the network is kept, and the
-    lowest level still has four voxels along each axis of a patch.
+    The depth of the network is kept, and the lowest level still has four voxels along each axis of a patch.
     """
     fixed = (*fixed, *plan.chosen)
     if "batch_size" not in fixed and plan.batch_size > _SMALLEST_BATCH:

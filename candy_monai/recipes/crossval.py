@@ -42,6 +42,7 @@ from candy_monai.recipes.prepare import (
     check_fold_options,
     checked_dataset,
     chosen_folds,
+    given_plan,
     memory_for,
     plan_for,
     store_of,
@@ -174,9 +175,9 @@ def _checked(
             continue
         if trained.validation is not None and set(trained.validation) != set(fold.validation):
             raise BadInputError(
-                f"{run.experiment}: leaves out {join_names(trained.validation)}, but {run.name} of the folds that are "
-                f"asked for leaves out {join_names(fold.validation)}: give the options that the folds were begun with, "
-                "or another folder (--out)"
+                f"{run.experiment}: was validated on {join_names(trained.validation)}, but {run.name} is now to be "
+                f"validated on {join_names(fold.validation)}: give the options that the folds were started with, or "
+                "another folder (--out)"
             )
         if change := change_in_words(trained, dataset, digests):
             yield change
@@ -191,12 +192,14 @@ def _begun_alike(options: TrainOptions, runs: Sequence[SeparateRun]) -> None:
     file = Path(options.out) / OPTIONS
     chosen = {name: value for name, value in json.loads(options.to_json()).items() if name not in _MAY_CHANGE}
     chosen = {name: value for name, value in chosen.items() if value not in (None, {}, [])}
+    chosen["plan"] = given_plan(options)
     begun = any(run.experiment is not None for run in runs)
-    if begun and file.is_file() and (changed := differences(read_json(file), chosen)):
+    # Earlier versions did not write the plan.
+    if begun and file.is_file() and (changed := differences({"plan": chosen["plan"], **read_json(file)}, chosen)):
         lines = "".join(f"\n  - {line}" for line in changed)
         raise BadInputError(
-            f"{options.out}: its folds were begun with other options (then -> now):{lines}\n"
-            "Give those again, or another folder (--out)"
+            f"{options.out}: its folds were started with other options (then -> now):{lines}\nGive those again, or "
+            "another folder (--out)"
         )
     Path(options.out).mkdir(parents=True, exist_ok=True)
     atomic_write_json(file, chosen)
@@ -236,9 +239,9 @@ def known_configurations(
         return "all"
     names = (asked,) if isinstance(asked, str) else tuple(dict.fromkeys(asked))
     if unknown := [name for name in names if name not in CONFIGURATIONS]:
-        raise SettingsError(f"unknown configuration {unknown[0]!r}: expected of {', '.join(CONFIGURATIONS)}, or all")
+        raise SettingsError(f"unknown configuration {unknown[0]!r}: expected {', '.join(CONFIGURATIONS)}, or all")
     if not names:
-        raise SettingsError(f"no configuration: expected one at least of {', '.join(CONFIGURATIONS)}, or all")
+        raise SettingsError(f"no configuration: expected at least one of {', '.join(CONFIGURATIONS)}, or all")
     return names  # type: ignore[return-value]  # they are known
 
 
@@ -264,7 +267,7 @@ def _run_all(
             free = sorted(set(range(num_parallel)) - running.keys())
             for slot in free[: len(waiting)]:
                 run = waiting.pop(0)
-                on_progress(f"{run.name}: {'resumed' if run.experiment else 'begun'}, output in {run.log}")
+                on_progress(f"{run.name}: {'resumed' if run.experiment else 'started'}, output in {run.log}")
                 running[slot] = run, launcher.start(run, slot)
             time.sleep(_POLL_S)
             if asked.is_pending:

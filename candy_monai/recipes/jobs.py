@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from candy_monai.aliases import PathLike
 from candy_monai.errors import BadInputError, RunFailedError, SettingsError, did_you_mean
@@ -33,7 +33,6 @@ from candy_monai.recipes.train import Parts
 from candy_monai.text import read_json
 
 LauncherName = Literal["slurm", "local"]
-LAUNCHERS: tuple[LauncherName, ...] = get_args(LauncherName)
 
 JOB = "job.json"
 """The file in a run's folder with the last job that was submitted for it."""
@@ -217,7 +216,7 @@ class JobLauncher:
             with _outside_of_this_job():
                 job = executor.submit(RunInJob(run))
         except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedSubmissionError) as error:
-            raise RunFailedError(f"{run.name}: the job was not taken: {' '.join(str(error).split())}") from error
+            raise RunFailedError(f"{run.name}: the job was not accepted: {' '.join(str(error).split())}") from error
         record = {"launcher": self.name, "id": job.job_id, "num_tasks": job.num_tasks}
         atomic_write_json(run.folder / JOB, record)
         self._say(f"{run.name} is job {job.job_id}")
@@ -299,12 +298,12 @@ def _parameters_of(name: LauncherName, arguments: Mapping[str, str]) -> dict[str
     for key in found:
         if key in _OURS:
             raise SettingsError(
-                f"--launcher-args {key}: follows from the job; for several processes a run give nodes and "
+                f"--launcher-args {key}: is set by candy-monai; for several processes per run, give nodes and "
                 "ntasks-per-node"
             )
         if known and key not in known:
             raise SettingsError(
-                f"--launcher-args {key}: jobs of this machine know {', '.join(known)}.{did_you_mean(key, known)}"
+                f"--launcher-args {key}: local jobs accept only {', '.join(known)}.{did_you_mean(key, known)}"
             )
     minutes = None if "time" not in found else _minutes(found.pop("time"))
     if name == "local":
@@ -312,8 +311,8 @@ def _parameters_of(name: LauncherName, arguments: Mapping[str, str]) -> dict[str
         return {"timeout_min": minutes or _DAYS_OF_LOCAL_JOBS * 24 * 60, "gpus_per_node": gpus}
     if minutes is None:
         raise SettingsError(
-            "--launcher slurm: say how long a job may take, --launcher-args time=12:00:00 or time=12h; a run that "
-            "needs more goes back into the queue and goes on"
+            "--launcher slurm: give the time limit of a job, --launcher-args time=12:00:00 or time=12h; a run that "
+            "needs more goes back into the queue and continues"
         )
     if shutil.which("sbatch") is None or shutil.which("squeue") is None or shutil.which("srun") is None:
         raise SettingsError("--launcher slurm: sbatch, squeue and srun are not found; use it where SLURM is installed")
@@ -347,7 +346,7 @@ def _minutes(text: str) -> int:
     hours, minutes, seconds = (*numbers, 0, 0)[:3]
     total = math.ceil(((int(days or 0) * 24 + hours) * 60) + minutes + seconds / 60)
     if not total:
-        raise SettingsError(f"--launcher-args time={text}: expected more than no time")
+        raise SettingsError(f"--launcher-args time={text}: expected a time above 0")
     return total
 
 

@@ -63,7 +63,8 @@ def find_label_issues(
     for run, record in zip(runs[1:], records[1:], strict=True):
         if record.digest != records[0].digest:
             raise BadInputError(
-                f"{run}: was trained on another dataset than {runs[0]}, or on another state of it; give runs on one"
+                f"{run}: was trained on another dataset than {runs[0]}, or on another version of it; give runs on the "
+                "same dataset"
             )
     source = dataset_again(records, dataset)
     refuse_inside(folder, source.folder)
@@ -73,8 +74,8 @@ def find_label_issues(
     unseen = [index for index, chosen in enumerate(is_unseen) if chosen]
     if not unseen:
         raise BadInputError(
-            f"{', '.join(map(str, runs))}: every case of {source.folder} was trained on, and what was trained on a "
-            "case says nothing of its label; give the folder of a cross-validation"
+            f"{', '.join(map(str, runs))}: every case of {source.folder} was used for training, and a model cannot "
+            "check the labels that it was trained on; give the folder of a cross-validation"
         )
     if change := change_in_words(records[0], source, file_digests(source.description, source.cases)):
         on_progress(change)

@@ -169,11 +169,13 @@ def share_of_cores(num_parallel: int) -> int:
 
 
 def environment_of(slot: int, num_parallel: int, device: str) -> dict[str, str]:
-    """Return the environment variables of a process: its share of the cores, and one of the GPUs."""
+    """Return the environment variables of a process: its share of the cores, and one of the GPUs that are visible."""
     environment = dict(os.environ)
     if num_parallel > 1:
         environment["OMP_NUM_THREADS"] = str(share_of_cores(num_parallel))
         num_gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
         if num_gpus > 1:
-            environment["CUDA_VISIBLE_DEVICES"] = str(slot % num_gpus)
+            visible = environment.get("CUDA_VISIBLE_DEVICES")  # the GPUs of this process, under the machine's names
+            names = [str(index) for index in range(num_gpus)] if visible is None else visible.split(",")
+            environment["CUDA_VISIBLE_DEVICES"] = names[slot % num_gpus].strip()
     return environment

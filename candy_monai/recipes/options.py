@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 OF_A_MACHINE = ("out", "store", "device", "jobs", "frontends", "plan", "splits", "note")
-"""Options that may differ between runs that are compared with each other."""
+"""Options that may differ between runs that are compared with each other; of a plan, only its path may differ."""
 
 
 def parsed_pairs(items: Iterable[str], *, flag: str = "--set", example: str = "batch_size=4") -> dict[str, str]:
@@ -80,7 +80,7 @@ MONAI_BUNDLE = "monai"
 """The bundle that trains a network of MONAI given by its name."""
 
 PATH = SettingKind("a path", lambda value: isinstance(value, str | os.PathLike), Path)
-DURATION = number("above 0, of seconds", lambda value: value > 0, seconds_of)
+DURATION = number("of seconds above 0", lambda value: value > 0, seconds_of)
 FOLD = SettingKind(
     "a number from 0, or 'all'",
     lambda value: value == "all" or whole_number(0).accepts(value),
@@ -292,8 +292,8 @@ class TrainOptions(Declared):
             raise SettingsError("give a number of epochs or a budget, not both: each decides how long to train")
         if self.freeze and self.init_from is None and self.trainer is None:
             raise SettingsError(
-                f"freeze {', '.join(map(repr, self.freeze))} without init_from: random weights would stay as they are; "
-                "say what to start from (--init-from), or leave out --freeze"
+                f"freeze {', '.join(map(repr, self.freeze))} without init_from: these parameters would keep their "
+                "random values; give weights to start from (--init-from), or leave out --freeze"
             )
         if self.network is not None and (self.bundle not in ("unet", MONAI_BUNDLE) or self.trainer is not None):
             other = f"--bundle {self.bundle}" if self.trainer is None else "--trainer"
@@ -322,7 +322,7 @@ class TrainOptions(Declared):
         cls.check_names(keywords, source="options")
         for field in dataclasses.fields(cls):
             if resumes and field.name in keywords and not field.metadata["resumes"]:
-                raise SettingsError(f"{field.name} is the run's own, and cannot be chosen anew when it is resumed")
+                raise SettingsError(f"{field.name} is fixed for a run, and cannot be changed when it is resumed")
         return dataclasses.replace(options or cls(), **keywords)
 
     @property

@@ -91,7 +91,7 @@ class CrossValidation:
         if not places:
             below = what_is_below(folder)
             raise ExperimentError(
-                f"{folder}: no cross-validation, expected a folder that candy-monai crossval made{below}"
+                f"{folder}: not a cross-validation, expected a folder that candy-monai crossval wrote{below}"
             )
         runs = {name: _finished_folds(place) for name, place in places.items()}
         described = {run: read_description(run) for folds in runs.values() for run in folds.values()}
@@ -279,8 +279,8 @@ def _finished_folds(folder: Path) -> dict[int, Path]:
     if lacking or not folds:
         which = f"fold {', '.join(lacking)}" if folds else "every fold"
         raise ExperimentError(
-            f"{folder}: {which} has no finished run, and a choice needs every case predicted by a model that left it "
-            "out: the same candy-monai crossval command goes on with what is missing"
+            f"{folder}: {which} has no finished run, and every case must be predicted by a model that was not trained "
+            "on it: the same candy-monai crossval command trains what is missing"
         )
     return {number: run for number, run in folds.items() if run is not None}
 
@@ -290,7 +290,9 @@ def _check_same_task(described: Mapping[Path, ExperimentDescription]) -> None:
     (first, one), *others = described.items()
     for run, other in described.items():
         if other.dataset is None or other.plan is None:
-            raise ExperimentError(f"{run}: was not begun by a plan, so that its dataset and its cases are unknown")
+            raise ExperimentError(
+                f"{run}: was not trained with a plan (candy-monai train), so its dataset and its cases are unknown"
+            )
     for run, other in others:
         mine, its = one.dataset, other.dataset
         assert mine is not None
@@ -304,7 +306,7 @@ def _check_same_task(described: Mapping[Path, ExperimentDescription]) -> None:
             if expected != found:
                 raise ExperimentError(
                     f"{run}: {what} is {found}, but for {first} it is {expected}: folds of different data have no "
-                    "common score; train them anew on one dataset"
+                    "common score; train them again on one dataset"
                 )
 
 
@@ -312,9 +314,9 @@ def _validation_of(run: Path, description: ExperimentDescription) -> tuple[str, 
     dataset = description.dataset
     validation = (dataset and dataset.validation) or ()
     if not validation:
-        raise ExperimentError(f"{run}: left out no case, so that it cannot be scored")
+        raise ExperimentError(f"{run}: has no validation cases, so it cannot be scored")
     if seen := sorted(set(validation) & set((dataset and dataset.training) or ())):
-        raise ExperimentError(f"{run}: was trained on {join_names(seen)}, which it says it left out")
+        raise ExperimentError(f"{run}: was trained on {join_names(seen)}, which are also among its validation cases")
     return tuple(validation)
 
 

@@ -150,7 +150,7 @@ class PlannedRun:
             every = "each epoch" if plan.validate_every == 1 else f"every {plan.validate_every} epochs and at the end"
             on_progress(f"Validating on {plan.num_validation_cases} of {num_cases} cases, {every}")
         if num_epochs * plan.iterations_per_epoch < FEWEST_USEFUL_STEPS:
-            on_progress("Warning: so few steps teach a network little; give a longer budget")
+            on_progress("Warning: so few steps are hardly enough to train a network; give a longer budget")
         training_s = num_epochs * plan.iterations_per_epoch * speed.step_s
         if training_s < FEWEST_USEFUL_SHARE * seconds:
             on_progress(
@@ -217,7 +217,7 @@ class PlannedRun:
             tell(self._score(trainer, folder))
         except BadInputError as error:  # a file that existed at the start: this is not bad input
             raise RunFailedError(
-                f"{folder}: is trained, but its best weights could not be scored; once this is mended, 'candy-monai "
+                f"{folder}: is trained, but its best weights could not be scored; once this is fixed, 'candy-monai "
                 f"resume {folder}' scores them: {error}"
             ) from error
         return folder
@@ -236,10 +236,10 @@ class PlannedRun:
         is_all = len(result) == num_cases
         number = f"all {num_cases}" if is_all else f"{len(result)} of {num_cases}"
         scored = "the only validation case" if num_cases == 1 else f"{number} validation cases"
-        few = "" if is_all else " (the budget holds no more)"
+        few = "" if is_all else " (more do not fit into the budget)"
         noise = "" if ends is None else f" (95 % interval {interval_as_text(ends)})"
         dice = result.mean_metrics["dice"]
-        score = "no Dice, since none of them has a class" if math.isnan(dice) else f"Dice {dice:.4f}{noise}"
+        score = "no Dice, since none of them has foreground" if math.isnan(dice) else f"Dice {dice:.4f}{noise}"
         trainer.log(f"The best weights on {scored}{few}, in the geometry of the files: {score}")
         if description.setting("save_report") is not False:
             write_report_safely(folder, trainer.log)  # once more, with these scores
@@ -256,8 +256,8 @@ class PlannedRun:
         while (number := self._affordable(count - len(done), case_s)) > 0:
             started = time.monotonic()
             chosen = evenly_spaced(prepared.validation, len(done) + number)
-            added = [case for case in prepared.dataset.cases if case.case_id in set(chosen) - set(done)]
-            results.append(judged.score(added))
+            added = set(chosen) - set(done)
+            results.append(judged.score(case for case in prepared.dataset.cases if case.case_id in added))
             done, case_s = chosen, (time.monotonic() - started) / len(added)
         cases = sorted(itertools.chain.from_iterable(results), key=lambda case: order[case.case_id])
         return dataclasses.replace(results[0], cases=tuple(cases))
@@ -311,7 +311,7 @@ class PlannedRun:
             forget_earlier_runs(trainer)
         trainer.options = SegmentationOptions(**{name: getattr(self.own, name) for name in PIPELINES})
         for name, value in (self.options.trainer_args or {}).items():
-            setattr(trainer, name, value)
+            setattr(trainer, name, tuple(value) if isinstance(value, list) else value)
         return trainer
 
     def _findings(self) -> str:

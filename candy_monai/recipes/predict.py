@@ -128,8 +128,8 @@ def _runs_of(folder: Path, checkpoint: str, on_progress: Callable[[str], None]) 
         return _finished_of(folder, folds, checkpoint, on_progress)
     if configurations := configurations_below(folder):
         raise ExperimentError(
-            f"{folder}: a cross-validation of the configurations {', '.join(configurations)}: choose among them, "
-            f"candy-monai select {folder}, or name one of them, such as {next(iter(configurations.values()))}"
+            f"{folder}: a cross-validation of the configurations {', '.join(configurations)}: choose among them with "
+            f"candy-monai select {folder}, or give one of them, such as {next(iter(configurations.values()))}"
         )
     below = what_is_below(folder, call="candy-monai predict {run} INPUT OUTPUT", takes_folds=True)
     if not folder.is_dir():
@@ -185,8 +185,8 @@ def _member(folder: Path, trainer_class: type[SegmentationTrainer] | None, optio
                     "network: predict in Python, Predictor(..., network=...)"
                 )
             raise ExperimentError(
-                f"{folder}: trained by {name}, a class of your own, which is never imported by a name that stands in a "
-                f"file: say where it is, --trainer FILE:{name} (in Python Predictor(..., network=...))"
+                f"{folder}: trained by {name}, a class of your own, which is never imported automatically: give its "
+                f"file with --trainer FILE:{name} (in Python Predictor(..., network=...))"
             )
         return experiment_predictor(folder, **options)
     trainer_class = trainer_with_network_of(trainer_class, description)

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -132,7 +132,7 @@ def prepare_dataset(
             changes, earlier = moved
             old = shlex.quote(str(earlier))
             on_progress(
-                f"The plan has moved with the dataset ({'; '.join(changes)}); to keep the old one: --plan {old}"
+                f"The plan has changed with the dataset ({'; '.join(changes)}); to keep the old one, give --plan {old}"
             )
     if left:
         count = str(len(raw)) if len(left) == len(raw) else f"{len(left)} of {len(raw)}"
@@ -233,8 +233,8 @@ def _planned(
     adopted = adopted_plan(given, plan(fingerprint, memory_bytes=memory_bytes), overrides, path=options.plan)
     if options.configuration not in ("auto", adopted.configuration):
         raise SettingsError(
-            f"{options.plan}: a plan of the configuration {adopted.configuration}, asked for {options.configuration}: "
-            "leave out --configuration or --plan"
+            f"{options.plan}: a plan for the configuration {adopted.configuration}, but --configuration is "
+            f"{options.configuration}: leave out --configuration or --plan"
         )
     return adopted, []
 
@@ -273,6 +273,15 @@ def plan_for(
         configuration=configuration,
         cpu_s=_cpu_s(options),
     )
+
+
+def given_plan(options: TrainOptions) -> dict[str, Any] | None:
+    """Return the entries of the plan that is used instead of a new one; None if there is none.
+
+    Raises:
+        BadInputError: If it cannot be read.
+    """
+    return None if options.plan is None else read_plan(options.plan).to_dict()
 
 
 def adapted(plan: Plan, trainer: type[SegmentationTrainer]) -> Plan:
@@ -384,7 +393,7 @@ def _sides(
     if not training or (not validation and len(dataset) > 1):
         raise BadInputError(
             f"fold {options.fold} has {len(training)} training and {len(validation)} validation cases of "
-            f"{len(dataset)}: each side needs one at least; choose other splits or groups, or --fold all to train on "
+            f"{len(dataset)}: both need at least one; choose other splits or groups, or --fold all to train on "
             "everything"
         )
     return training, validation

@@ -83,8 +83,8 @@ def in_words(calibration: Calibration) -> str:
     """Return the accuracy of the estimates in words, for a run's log."""
     if not calibration.is_enough:
         return (
-            f"Predictions get no estimate of their Dice without a reference: {calibration.num_cases} scored validation "
-            f"cases with a Dice, and it is fitted to {FEWEST_CASES} or more; warnings of unusual images stay"
+            f"Predictions get no estimate of their Dice without a reference: {calibration.num_cases} validation cases "
+            f"have a Dice, and the fit needs at least {FEWEST_CASES}; unusual images are still reported"
         )
     error, correlation = calibration.typical_error, calibration.rank_correlation
     found = [f"are wrong by {error:.3f} on average"] if error is not None else []

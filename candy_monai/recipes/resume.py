@@ -58,7 +58,8 @@ def resume_training(
         The experiment folder.
 
     Raises:
-        BadInputError: If the run has no plan, or its dataset or its store is not found.
+        BadInputError: If the run has no plan, its dataset or its store is not found, or a finished run had a budget and
+            is given more epochs.
         ExperimentError: If the folder is no experiment, is being trained elsewhere, or differs.
         RunFailedError: If it failed after it was resumed, for example because the disk was full.
     """
@@ -69,8 +70,8 @@ def resume_training(
     trained, plan = saved.description.dataset, saved.description.plan
     if saved.description.host is not None:
         raise BadInputError(
-            f"{folder}: was trained by the {saved.description.trainer} of {saved.description.host}, so only its script "
-            f"can go on with it: {resuming_call(folder, saved.description)}"
+            f"{folder}: was trained by the {saved.description.trainer} of {saved.description.host}, so only its "
+            f"script can resume it: {resuming_call(folder, saved.description)}"
         )
     if trained is not None and None in (trained.folder, trained.store, trained.training, trained.validation):
         raise BadInputError(f"{folder / DESCRIPTION}: does not name the dataset, the store and the cases of the run")
@@ -83,9 +84,14 @@ def resume_training(
     if saved.is_finished and options.num_epochs is None and validated:
         on_progress(f"{folder}: finished already, nothing is left to train")
         return folder
+    if saved.is_finished and options.num_epochs is not None and saved.settings.time_limit_s is not None:
+        raise SettingsError(
+            f"{folder}: was trained within a budget, which a resumed run keeps, so that there is no time for more "
+            f"epochs; start a new run from its weights: candy-monai train {trained.folder} --init-from {folder}"
+        )
     seed = saved.settings.seed
     if seed is None:
-        raise ExperimentError(f"{folder / STATE}: does not hold the seed that a run draws; take it from a copy")
+        raise ExperimentError(f"{folder / STATE}: does not hold the seed of the run; restore the file from a copy")
     processes = Processes.from_environment()
     device = processes.device_of(find_device(options.device))
     trainer = _trainer_class(saved, options.trainer)
@@ -117,10 +123,11 @@ def _trainer_args(trainer: type[SegmentationTrainer], saved: SavedRun) -> dict[s
     if attributes is None:
         return None
     try:
-        check_trainer_args(trainer, found := dict(attributes))  # type: ignore[call-overload]  # what else raises
+        found: dict[str, Any] = dict(attributes)  # type: ignore[call-overload]  # what else raises
+        check_trainer_args(trainer, found)
     except (TypeError, ValueError) as error:
         raise ExperimentError(f"{saved.folder / DESCRIPTION}: {TRAINER_ARGS}: {error}") from error
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+    return found
 
 
 def _prepared_again(
@@ -161,15 +168,18 @@ def _store_that_was(trained: DatasetRecord, folder: Path) -> Path:
         return store
     if has_been_used(beside):  # both were moved
         return beside
-    raise BadInputError(f"{store}: the store is not there any more; say where it is, or is to be (--store)")
+    raise BadInputError(
+        f"{store}: the folder of preprocessed cases no longer exists; give its new path, or another folder for it, "
+        "with --store"
+    )
 
 
 def _trainer_class(saved: SavedRun, trainer: str | type[object] | None) -> type[SegmentationTrainer]:
     name, bundle = saved.description.trainer, saved.description.bundle
     if trainer is None and bundle is None:
         raise BadInputError(
-            f"{saved.folder}: trained by {name}, a class of your own, which is never imported by a name that stands in "
-            f"a file: say where it is, --trainer FILE:{name}"
+            f"{saved.folder}: trained by {name}, a class of your own, which is never imported automatically: give its "
+            f"file with --trainer FILE:{name}"
         )
     try:
         found = find_trainer(bundle=bundle, own=trainer)

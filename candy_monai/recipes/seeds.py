@@ -126,8 +126,8 @@ def repeat_seeds(
         scores = read_json(experiments[seed] / VALIDATION_SCORES)
         if scored_on is not None and scores["num_cases"] != scored_on:
             on_progress(
-                f"Warning: seed {seed} was scored on {scores['num_cases']} cases and another on {scored_on}, as the "
-                "budget had time for: the spread holds this difference, too"
+                f"Warning: seed {seed} was scored on {scores['num_cases']} cases and another on {scored_on}, as many "
+                "as fit into the budget: the standard deviation includes this difference"
             )
         scored_on = scores["num_cases"]
         names |= scores.get("class_names", {})

@@ -111,7 +111,7 @@ def select(
         postprocessing=tuple(cleaner.steps),
         reasons=tuple(reasons),
         candidates=tuple(scores.values()),
-        trials=tuple({name: _plain(value) for name, value in trial.to_dict().items()} for trial in cleaner.trials),
+        trials=tuple(trial.to_dict() for trial in cleaner.trials),
         scores=_described(best, candidates[best], cleaner.result, found),
     )
     chosen.save()
@@ -144,7 +144,7 @@ def _best(scores: dict[str, dict[str, Any]], folder: Path) -> str:
     known = {name: found for name, found in scores.items() if found["dice"] is not None}
     if not known:
         raise BadInputError(
-            f"{folder}: no case has a class, in its reference or predicted: there is nothing to choose by"
+            f"{folder}: no case has foreground, in its reference or its prediction, so there are no scores to choose by"
         )
     return max(known, key=lambda name: (known[name]["dice"], -len(known[name]["configurations"])))
 
@@ -152,10 +152,10 @@ def _best(scores: dict[str, dict[str, Any]], folder: Path) -> str:
 def _why(best: str, scores: dict[str, dict[str, Any]]) -> str:
     dice = {name: found["dice"] for name, found in scores.items() if found["dice"] is not None}
     others = ", ".join(f"{name} {value:.4f}" for name, value in dice.items() if name != best)
-    number = f"of {dice[best]:.4f} over {scores[best]['num_cases']} cases out of fold"
+    number = f"{dice[best]:.4f} over {scores[best]['num_cases']} cases out of fold"
     if not others:
-        return f"{best}: the only configuration, with a mean Dice {number}"
-    return f"{best}: the greatest mean Dice, {number} ({others})"
+        return f"{best}: the only configuration, with a mean Dice of {number}"
+    return f"{best}: the highest mean Dice, {number} ({others})"
 
 
 def _why_steps(trials: list[Trial]) -> list[str]:
@@ -170,7 +170,3 @@ def _why_steps(trials: list[Trial]) -> list[str]:
 def _member(run: Path, folder: Path) -> Member:
     digest = digest_of_file(weight_file(run, BEST))
     return Member(experiment=run.relative_to(folder).as_posix(), weights_sha256=digest)
-
-
-def _plain(value: object) -> object:
-    return as_json_number(value) if isinstance(value, float) else value

@@ -135,8 +135,8 @@ class Selection:
         for member, experiment in zip(self.members, self.experiments, strict=True):
             if digest_of_file(weight_file(experiment, BEST)) != member.weights_sha256:
                 raise ExperimentError(
-                    f"{experiment}: its best weights are others than those that {self.folder / INFERENCE} was chosen "
-                    f"with: choose again, candy-monai select {self.folder}"
+                    f"{experiment}: its best weights are not those that {self.folder / INFERENCE} was chosen with: "
+                    f"choose again with candy-monai select {self.folder}"
                 )
 
 
@@ -151,8 +151,8 @@ def selection_in(folders: Sequence[PathLike]) -> Selection | None:
         return None
     if len(folders) > 1:
         raise BadInputError(
-            f"{chosen[0]}: holds {INFERENCE}, a choice of models with their postprocessing, which stands by itself: "
-            "give it alone, or name the experiments to average"
+            f"{chosen[0]}: holds {INFERENCE}, a choice of models with their postprocessing, which cannot be combined "
+            "with others: give only this folder, or the experiments to average"
         )
     return Selection.read(chosen[0])
 
@@ -176,24 +176,28 @@ class _Reader:
 def _member(entry: Mapping[str, Any], folder: Path, file: Path) -> Member:
     place, digest = entry.get("experiment"), entry.get("weights_sha256")
     if set(entry) != {"experiment", "weights_sha256"} or not isinstance(place, str) or not isinstance(digest, str):
-        raise BadInputError(f"{file}: the member {str(entry)[:100]} is none, expected experiment and weights_sha256")
+        raise BadInputError(
+            f"{file}: the member {str(entry)[:100]} is not valid, expected experiment and weights_sha256"
+        )
     path = PurePosixPath(place)
     is_inside = not path.is_absolute() and ".." not in path.parts and "\\" not in place and ":" not in place
     if not is_inside or not (folder / place).resolve().is_relative_to(folder.resolve()):
-        raise BadInputError(f"{file}: the member {place!r} lies outside the cross-validation, which no member may")
+        raise BadInputError(
+            f"{file}: the member {place!r} lies outside the cross-validation, expected a path inside it"
+        )
     if not _DIGEST.fullmatch(digest):
-        raise BadInputError(f"{file}: {digest[:80]!r} is no SHA-256 of the weights of {place}")
+        raise BadInputError(f"{file}: {digest[:80]!r} is not a SHA-256 digest (of the weights of {place})")
     if not (folder / place / DESCRIPTION).is_file():
         raise BadInputError(
-            f"{file}: the member {place} is no experiment (it has no {DESCRIPTION}); choose again, candy-monai select "
-            f"{folder}"
+            f"{file}: the member {place} is not an experiment (it has no {DESCRIPTION}); choose again with "
+            f"candy-monai select {folder}"
         )
     return Member(experiment=place, weights_sha256=digest)
 
 
 def _threshold(value: float, file: Path) -> float:
     if not 0 < value < 1:
-        raise BadInputError(f"{file}: the threshold {value} is no probability between 0 and 1")
+        raise BadInputError(f"{file}: the threshold is {value}, expected a probability between 0 and 1")
     return float(value)
 
 
@@ -214,7 +218,7 @@ def _step(entry: Entry, file: Path, label_ids: set[int]) -> Entry:
             known.append(without_small_components(ids, least))
     if entry not in known:
         raise BadInputError(
-            f"{file}: the step {str(entry)[:200]} is none that candy-monai select chooses from: the largest component, "
-            f"removal of small components, or filling of holes, of ids among {sorted(label_ids)}"
+            f"{file}: the step {str(entry)[:200]} is unknown, expected one that candy-monai select chooses from: the "
+            f"largest component, removal of small components, or filling of holes, of ids among {sorted(label_ids)}"
         )
     return entry

@@ -40,7 +40,7 @@ def requeued_if_interrupted(say: Callable[[str], None]) -> Iterator[None]:
         SettingsError: If this is not a SLURM job, or ``scontrol`` is not available.
     """
     if (job := job_id()) is None:
-        raise SettingsError("--requeue: this is no job of SLURM, SLURM_JOB_ID is not set; leave it out, or use sbatch")
+        raise SettingsError("--requeue: this is not a SLURM job (SLURM_JOB_ID is not set); leave it out, or use sbatch")
     if shutil.which("scontrol") is None:
         raise SettingsError("--requeue: scontrol is not found, which puts a job back into the queue; add it to PATH")
     try:
@@ -73,7 +73,7 @@ def _requeued(job: str) -> str:
     done = _scontrol("requeue", job)
     if done.returncode:
         return f"job {job} could not be put back into the queue: {done.stderr.strip() or done.returncode}"
-    return f"job {job} is back in the queue; the same command goes on when it starts again"
+    return f"job {job} is back in the queue; the same command continues when it starts again"
 
 
 def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:

@@ -63,7 +63,7 @@ class StartingExperiment:
         if None not in (description.bundle, bundle) and description.bundle != bundle:
             raise BadInputError(
                 f"{folder}: its network is of the bundle {description.bundle!r}, and one of {bundle!r} is to be "
-                f"trained: say --bundle {description.bundle}, or leave out --init-from"
+                f"trained: give --bundle {description.bundle}, or leave out --init-from"
             )
         if description.plan is None:
             return None
@@ -83,9 +83,9 @@ class StartingExperiment:
                 raise SettingsError(
                     f"{self.folder}: has a {theirs.network_dims}-D network, and a {made.network_dims}-D one is to be "
                     f"trained on this dataset: "
-                    + (f"say --configuration {wanted}" if made.num_dims == 3 else "start from other weights")
+                    + (f"give --configuration {wanted}" if made.num_dims == 3 else "start from other weights")
                 )
-            notes.append(f"Configuration {wanted}, as that of {self.folder}, whose weights are to fit")
+            notes.append(f"Configuration {wanted}, to fit the weights of {self.folder}")
             configuration, made = wanted, replan({}, wanted)
         topology = theirs.network_topology
         if made.slice_axis is not None:
@@ -100,12 +100,12 @@ class StartingExperiment:
         if not other:
             return made, notes
         changes = (f"{name} {as_text(network[name])} instead of {as_text(getattr(made, name))}" for name in other)
-        notes.append(f"Network taken over from {self.folder}: {'; '.join(changes)}")
+        notes.append(f"Network adopted from {self.folder}: {'; '.join(changes)}")
         try:
             followed = replan({name: value for name, value in network.items() if name not in overrides}, configuration)
         except SettingsError as error:
             raise SettingsError(
-                f"{self.folder}: its network cannot be taken over for this dataset ({error}): choose filters, "
+                f"{self.folder}: its network cannot be adopted for this dataset ({error}): choose filters, "
                 "kernel_sizes, strides and patch_shape by --set, or leave out --init-from"
             ) from error
         return followed, notes
@@ -124,20 +124,20 @@ class StartingExperiment:
         mine, theirs = made.class_names, self.plan.class_names
         if mine != theirs and made.num_classes == self.plan.num_classes:
             found.append(
-                f"Warning: the classes of {self.folder} are {', '.join(theirs)}, and here {', '.join(mine)}: as many, "
-                "so that the last layer is taken over, too"
+                f"Warning: the classes of {self.folder} are {', '.join(theirs)}, and here {', '.join(mine)}: their "
+                "number is equal, so the last layer is loaded, too"
             )
         elif made.num_classes == self.plan.num_classes and bool(made.regions) != bool(self.plan.regions):
             kinds = ("regions that may overlap", "classes that exclude each other")
             found.append(
-                f"Warning: the last layer of {self.folder}, which is taken over, was trained for "
+                f"Warning: the last layer of {self.folder}, which is loaded, was trained for "
                 f"{kinds[not self.plan.regions]}, and here are {kinds[not made.regions]}"
             )
         if (spacings := self._other_spacing(made)) is not None:
             theirs_mm, mine_mm = spacings
             found.append(
-                f"Warning: {self.folder} saw images at a spacing of {theirs_mm} mm, and here it is {mine_mm} mm: "
-                "what its weights know has another size; the same spacing is set by --set spacing_mm"
+                f"Warning: {self.folder} was trained at a spacing of {theirs_mm} mm, and here it is {mine_mm} mm: "
+                "structures have another size in voxels; --set spacing_mm=... sets the same spacing"
             )
         if len(made.channel_names) == len(self.plan.channel_names):
             for what, mine, theirs in (
@@ -147,7 +147,7 @@ class StartingExperiment:
                 if mine != theirs:
                     found.append(
                         f"Warning: the {what} of {self.folder} are {', '.join(theirs)}, and here {', '.join(mine)}: "
-                        "the first layer is taken over as it is, channel by channel"
+                        "the first layer is loaded unchanged, channel by channel"
                     )
         return found
 

@@ -9,13 +9,14 @@ which continues the run.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
 import platform
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from candy_monai.aliases import PathLike
 from candy_monai.columns import EPOCH_DURATION, SCORE
+from candy_monai.data.datasets.folds import Fold, pick_fold
 from candy_monai.device import find_device
 from candy_monai.errors import RunFailedError, SettingsError
 from candy_monai.experiment.description import differences, read_description
@@ -48,7 +50,15 @@ from candy_monai.recipes.launching import (
     share_of_cores,
 )
 from candy_monai.recipes.options import OF_A_MACHINE, TrainOptions
-from candy_monai.recipes.prepare import adapted, checked_dataset, chosen_folds, memory_for, plan_for, store_of
+from candy_monai.recipes.prepare import (
+    adapted,
+    checked_dataset,
+    chosen_folds,
+    given_plan,
+    memory_for,
+    plan_for,
+    store_of,
+)
 from candy_monai.recipes.sweep_space import SearchSpace
 from candy_monai.recipes.train import Parts, chosen_trainer
 
@@ -66,6 +76,7 @@ _EXPERIMENT = "candy_monai:experiment"
 _FAILURE = "candy_monai:failure"
 _IS_INTERRUPTED = "candy_monai:interrupted"
 _GOES_ON_WITH = "candy_monai:goes_on_with"
+_OF_LATER_VERSIONS = ("plan", "validation")
 _UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 
 
@@ -123,7 +134,7 @@ def sweep_dataset(
     require("plotly", extra="optuna", purpose="draw the plots of a sweep")
     options = TrainOptions.of(options, keywords)
     if options.fold == "all":
-        raise SettingsError("a sweep goes by validation scores, and --fold all holds out no case: choose a fold")
+        raise SettingsError("a sweep compares validation scores, and --fold all has no validation cases: choose a fold")
     searched = SearchSpace.read(space, options)
     launcher = launcher or LauncherHere(num_parallel, options.device)
     device = find_device("auto" if launcher.is_elsewhere else options.device)
@@ -135,7 +146,7 @@ def sweep_dataset(
     checked = checked_dataset(dataset, store, jobs=options.jobs)
     fingerprint = checked.fingerprint
     assert fingerprint is not None  # a dataset without problems has one
-    chosen_folds(checked.dataset, options)
+    fold = pick_fold(chosen_folds(checked.dataset, options), options.fold)
 
     def plan_with(chosen: TrainOptions) -> None:
         trainer = chosen_trainer(chosen)
@@ -146,7 +157,9 @@ def sweep_dataset(
         searched.check_with(options, plan_with)
     name = name or f"sweep-{checked.dataset.folder.resolve().name}"
     if not re.fullmatch(r"[\w.-]+", name):
-        raise SettingsError(f"the name of a sweep is its folder's, too: expected letters, digits, . _ -, got {name!r}")
+        raise SettingsError(
+            f"--name is also the name of the sweep's folder: expected letters, digits, . _ -, got {name!r}"
+        )
     folder = Path(options.out) / name
     folder.mkdir(parents=True, exist_ok=True)
     jobs = options.jobs
@@ -172,7 +185,7 @@ def sweep_dataset(
             name,
             storage=storage if storage is not None else _journal(folder),
             pruner=pruner or ForecastPruner(score_range=(0, 1)),
-            settings=_settings(checked.dataset.folder.resolve().name, fingerprint.digest, searched, options),
+            settings=_settings(checked.dataset.folder.resolve().name, fingerprint.digest, searched, options, fold),
             seed=seed,
         )
         try:
@@ -183,7 +196,7 @@ def sweep_dataset(
         finished = [trial for trial in finished if not _is_interrupted(trial)]
         failures = [trial for trial in finished if trial.state == TrialState.FAIL]
         logs = ", ".join(str(trial.user_attrs.get(_FAILURE)) for trial in failures)
-        raise RunFailedError(f"none of {len(finished)} trials was completed; why, say: {logs}")
+        raise RunFailedError(f"none of {len(finished)} trials was completed; for the reasons, see {logs}")
     return folder
 
 
@@ -271,7 +284,7 @@ class _Sweep:
             trial.set_user_attr(_IS_INTERRUPTED, True)
             study.tell(trial, state=TrialState.FAIL)
             study.enqueue_trial(trial.params, user_attrs={_GOES_ON_WITH: _first_of(trial)})
-            self.say(f"Trial {trial.number} was interrupted; the same command goes on with its run")
+            self.say(f"Trial {trial.number} was interrupted; the same command continues its run")
 
     def _place(self, trial: Trial | FrozenTrial) -> str:
         machine = "" if self.launcher.is_elsewhere else platform.node()
@@ -319,7 +332,7 @@ class _Sweep:
         if run.scores is not None:  # it was interrupted between its end and its report
             self._finish(running, study, code=0)
             return
-        self.say(f"Trial {trial.number} {'resumed' if run.experiment else 'begun'}: {what}")
+        self.say(f"Trial {trial.number} {'resumed' if run.experiment else 'started'}: {what}")
         slot = next(slot for slot in range(self.num_parallel) if slot not in self._running)
         self._running[slot] = running, self.launcher.start(run, slot)
 
@@ -430,20 +443,32 @@ def _study(
     kept = study.user_attrs.get(_SETTINGS)
     if kept is None:
         if number:
-            raise SettingsError(f"the study {name!r} in this storage was not made by a sweep; choose another --name")
+            raise SettingsError(f"the study {name!r} in this storage was not created by a sweep; choose another --name")
         study.set_user_attr(_SETTINGS, settings)
-    elif changed := differences(kept, settings):
+    elif changed := differences({name: settings[name] for name in _OF_LATER_VERSIONS} | kept, settings):
         lines = "".join(f"\n  - {line}" for line in changed)
         raise SettingsError(
-            f"the study {name!r} was begun otherwise:{lines}\nGo on with it as it was, or give another --name"
+            f"the study {name!r} was started with other settings:{lines}\nGive those again, or another --name"
         )
     return study
 
 
-def _settings(dataset: str, digest: str, space: SearchSpace, options: TrainOptions) -> dict[str, Any]:
+def _settings(dataset: str, digest: str, space: SearchSpace, options: TrainOptions, fold: Fold) -> dict[str, Any]:
     """Return the settings that trials must have in common to be comparable, as plain values."""
     kept = {key: value for key, value in sorted(json.loads(options.to_json()).items()) if key not in OF_A_MACHINE}
-    return json.loads(json.dumps({"dataset": dataset, "digest": digest, "space": space.to_dict(), "options": kept}))  # type: ignore[no-any-return]
+    settings = {
+        "dataset": dataset,
+        "digest": digest,
+        "space": space.to_dict(),
+        "options": kept,
+        "plan": given_plan(options),
+        "validation": f"{len(fold.validation)} cases, {_digest_of(fold.validation)}",
+    }
+    return json.loads(json.dumps(settings))  # type: ignore[no-any-return]
+
+
+def _digest_of(case_ids: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(case_ids)).encode()).hexdigest()[:16]
 
 
 def _write_results(study: optuna.Study, folder: Path, *, page: bool = True) -> list[FrozenTrial]:

@@ -86,7 +86,7 @@ class SearchSpace:
         except OSError as error:
             raise SettingsError(f"{path}: cannot be read ({error.strerror}); name a YAML or JSON file") from error
         except ValueError as error:
-            raise SettingsError(f"{path}: is no text ({error})") from error
+            raise SettingsError(f"{path}: is not a text file ({error})") from error
         content: Mapping[str, Any] = parsed_yaml(path, text)
         if not content:
             raise SettingsError(f"{path}: names no setting to search; expected lines such as {_EXAMPLE}")
@@ -213,7 +213,7 @@ def _distribution(value: object, *, fractions: bool) -> BaseDistribution:
         raise ValueError(f"got {value!r}, expected for example {_EXAMPLE}")
     if "choices" in value:
         if len(value) > 1:
-            raise ValueError(f"choices stand alone, got {', '.join(value)} together")
+            raise ValueError(f"choices cannot be combined with other entries, got {', '.join(value)}")
         return _categories(value["choices"])
     for name in value:
         if name not in _NUMBERS:
@@ -258,7 +258,7 @@ def _categories(choices: object) -> CategoricalDistribution:
         raise ValueError(f"choices must be a list of values, got {choices!r}")
     plain = [_plain(choice) for choice in choices]
     if len({(type(choice), choice) for choice in plain}) < len(plain):
-        raise ValueError(f"a choice comes twice in {choices!r}")
+        raise ValueError(f"choices must differ, got {choices!r}")
     return CategoricalDistribution(plain)
 
 

@@ -76,7 +76,7 @@ def train_dataset(
     if options.amp not in ("auto", "off") and device.type == "cpu" and options.amp not in precisions_at_hand(device):
         say(f"Warning: this processor emulates {options.amp}, which takes many times as long as float32 (--amp off)")
     if options.budget_s is not None and options.budget_s < SHORTEST_KEPT_S:
-        say("Note: a run with a budget below one minute may end a few seconds late: scoring opens its weights anew")
+        say("Note: a run with a budget below one minute may end a few seconds late: scoring loads its weights again")
     with processes.connected(device):
         with processes.main_process_first():
             prepared = prepare_dataset(
@@ -153,7 +153,7 @@ def check_trainer_args(trainer: type[SegmentationTrainer], attributes: Mapping[s
                 hint = f" The plan decides it: --set {_OF_THE_PLAN[name]}=..."
             raise SettingsError(f"--trainer-args: {trainer.__name__} has no attribute {name!r} that can be set.{hint}")
         default = known[name]
-        kinds = (int, float) if isinstance(default, float) else (type(default),)
+        kinds = {float: (int, float), tuple: (tuple, list)}.get(type(default), (type(default),))  # JSON has lists
         if value is not None and default is not None:
             is_one = isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool)
             if not is_one:

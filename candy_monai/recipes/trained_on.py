@@ -21,7 +21,7 @@ def folder_of_dataset(trained: DatasetRecord, given: PathLike | None = None) -> 
     """
     folder = trained.folder if given is None else given
     if folder is None or not Path(folder).is_dir():
-        raise BadInputError(f"{folder}: the dataset is not there any more; say where it is now (--dataset)")
+        raise BadInputError(f"{folder}: the dataset no longer exists; give its new path with --dataset")
     return Path(folder)
 
 
@@ -34,7 +34,9 @@ def dataset_again(trained: Sequence[DatasetRecord], given: PathLike | None = Non
     dataset = NNUNetDataset(folder_of_dataset(trained[0], given))
     used = {case_id for each in trained for case_id in (*(each.training or ()), *(each.validation or ()))}
     if missing := sorted(used - set(dataset.case_ids)):
-        raise BadInputError(f"{dataset.folder}: lacks {join_names(missing)}, which the models were trained with")
+        raise BadInputError(
+            f"{dataset.folder}: lacks the cases {join_names(missing)}, with which the models were trained"
+        )
     return dataset
 
 
@@ -43,6 +45,6 @@ def change_in_words(trained: DatasetRecord, dataset: NNUNetDataset, digests: Dig
     if trained.digest in (None, digests.whole):
         return None
     return (
-        f"Warning: {dataset.folder}: is not what the models were trained on: its cases, images, labels or dataset.json "
-        "have changed since"
+        f"Warning: {dataset.folder}: has changed since the models were trained: its cases, images, labels or "
+        "dataset.json differ"
     )

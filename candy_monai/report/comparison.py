@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from candy_monai.aliases import PathLike
-from candy_monai.columns import EPOCH_DURATION
+from candy_monai.columns import EPOCH_DURATION, better_of
+from candy_monai.data.values import join_names
 from candy_monai.errors import BadInputError
 from candy_monai.experiment.description import as_json
+from candy_monai.experiment.runs import distinct_names
 from candy_monai.experiment.score_prediction import duration_as_text
 from candy_monai.experiment.summary import Summary
 from candy_monai.metrics.interval import half_width, mean_of_known
-from candy_monai.report.curves import Figure, better_of, figures, hex_color
+from candy_monai.report.curves import Figure, Series, figures, hex_color
 from candy_monai.report.document import (
     REPORT,
     VERSION,
@@ -41,6 +43,7 @@ MOST_VIEW_BYTES = 6_000_000
 _SAME = 1e-6
 """Scores that differ by less than this are treated as equal."""
 _MOST_CLASSES = 4  # with curves of their own
+_LONGEST_LIST = 12
 _ABOUT_THE_RUN = ("format", "id", "settings", "environment", "plan", "dataset", "pipelines", "budget")
 
 
@@ -101,7 +104,7 @@ def compared_runs(folders: Sequence[PathLike], *, names: Sequence[str] | None = 
         raise BadInputError(f"{', '.join(twice)}: given more than once; a run is compared with others")
     facts = [RunFacts.of(path) for path in paths]
     runs = []
-    for one, name in zip(facts, names or _names(paths), strict=True):
+    for one, name in zip(facts, names or distinct_names([path.resolve() for path in paths]), strict=True):
         kept, views = read_kept(one.folder / REPORT)
         progress, (final, damaged) = progress_of_folder(one.folder, one.description), read_final(one.folder)
         run = ComparedRun(name=name, facts=one, progress=progress, kept=kept, views=views, final=final, damaged=damaged)
@@ -147,7 +150,10 @@ def content_of_runs(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
 
 
 def differences_of(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
-    """Return the differences between runs: groups with rows of a name and a text for each run."""
+    """Return the differences between runs: groups with rows of a name and a text for each run.
+
+    Of long lists, such as the cases, only the entries that not all runs have are shown.
+    """
     groups = []
     for title in ("settings", "plan", "dataset", "network and trainer", "environment"):
         flat = [_flattened(_part(run, title)) for run in runs]
@@ -155,28 +161,28 @@ def differences_of(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
         for name in dict.fromkeys(name for one in flat for name in one):
             values = [one.get(name) for one in flat]
             if any(value != values[0] for value in values[1:]):
-                rows.append([name, *("–" if value is None else shown(value) for value in values)])
+                rows.append([name, *_shown_apart(values)])
         groups.append({"title": title, "rows": rows})
     return groups
 
 
 def overlaid(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
     """Return figures of the metrics that at least two runs have, a curve for each run."""
-    by_curve: dict[tuple[str, str], dict[int, Any]] = {}
-    about: dict[tuple[str, str], Figure] = {}
+    by_curve: dict[tuple[str, str], dict[int, Series]] = {}
+    about: dict[str, Figure] = {}
     for index, run in enumerate(runs):
         for figure in figures(run.progress.metrics, run.facts.class_names):
             if figure.key.startswith("classes:") and len(figure.series) > _MOST_CLASSES:
                 continue
+            about.setdefault(figure.key, figure)
             for series in figure.series:
-                where = figure.key, "" if len(figure.series) == 1 else series.name
-                by_curve.setdefault(where, {})[index] = series
-                about.setdefault(where, figure)
+                by_curve.setdefault((figure.key, series.name), {})[index] = series
+    num_curves = Counter(key for key, _ in by_curve)
     drawn: list[dict[str, Any]] = []
-    for (key, side), curves in by_curve.items():
+    for (key, name), curves in by_curve.items():
         if len(curves) < 2:
             continue
-        figure = about[key, side]
+        figure, side = about[key], name if num_curves[key] > 1 else ""
         lines = [
             {"name": runs[i].name, "color": hex_color(i + 1), "x": curve.x, "y": curve.y, "run": i}
             for i, curve in curves.items()
@@ -241,9 +247,7 @@ def _table_of_runs(names: Sequence[str], scores: Sequence[Sequence[float]]) -> T
             ]
         )
     count = f"{len(best)} cases" if len(best) > 1 else "one case"
-    note = (
-        f"On the {count} that all runs have scored; differences are those of the same case, and so are their intervals."
-    )
+    note = f"On the {count} that all runs have scored; differences and their intervals are computed case by case."
     return Table(title="Scores", note=note, columns=columns, rows=rows)
 
 
@@ -320,7 +324,10 @@ def _notes(
     notes = ["Scores of the best weights on whole cases." if final else "Scores of each run's last validation."]
     if not final and any(run.final is not None for run in runs):
         lacking = ", ".join(run.name for run in runs if run.final is None)
-        notes.append(f"Of {lacking} the best weights were not scored in the end, so that no run is taken by those.")
+        notes.append(
+            f"The best weights of {lacking} were not scored at the end, so the last validations of all runs are "
+            "compared."
+        )
     notes += [f"{run.name}: {run.damaged}" for run in runs if run.damaged]
     without = [run.name for run, (cases, _) in zip(runs, scored, strict=True) if not cases]
     if without:
@@ -329,14 +336,15 @@ def _notes(
     digests = {None if dataset is None else dataset.digest for dataset in datasets}
     if len(digests) > 1:
         notes.append(
-            "Attention: the runs are of different data, or of different states of them; cases of one name may differ."
+            "Attention: the runs were trained on different data, or different versions of it; cases of the same name "
+            "may differ."
         )
     training = [set(dataset.training or ()) for dataset in datasets if dataset is not None]
     ids = [{case.case_id for case in cases} for cases, _ in scored]
     if any(one & other for one in ids for other in training):
         notes.append("Attention: cases that one run is scored on are among those that another was trained on.")
     if len({frozenset(one) for one in ids if one}) > 1:
-        notes.append("The runs are scored on different cases; what is compared are those that all have.")
+        notes.append("The runs are scored on different cases; only the cases that all have are compared.")
     return notes
 
 
@@ -353,7 +361,7 @@ def _views(runs: Sequence[ComparedRun]) -> tuple[list[list[Any]], str]:
         chosen.append(case_id)
         total += size
     views = [[view for view in run.views if view["id"] in chosen] for run in runs]
-    note = f"{left_out} cases more are in the runs' own pages." if left_out else ""
+    note = f"{left_out} more cases are in the runs' own pages." if left_out else ""
     return views, note
 
 
@@ -378,20 +386,19 @@ def _flattened(content: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in content.items():
         path = f"{where}.{name}" if where else str(name)
-        if isinstance(value, Mapping):
-            found |= _flattened(value, path)
-        elif isinstance(value, list | tuple) and len(value) > 12:
-            found[path] = f"{len(value)}: {', '.join(map(str, value[:6]))}, ..."
-        else:
-            found[path] = as_json(value)
+        found |= _flattened(value, path) if isinstance(value, Mapping) else {path: as_json(value)}
     return found
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
-    """Return for each folder the shortest end of its path that is unique."""
-    parts = [path.resolve().parts for path in paths]
-    for count in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(one[-count:]) for one in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [str(path) for path in paths]
+def _shown_apart(values: Sequence[Any]) -> list[str]:
+    """Return different values as texts; if some are long lists, only what not all of them hold."""
+    if all(not isinstance(value, list) or len(value) <= _LONGEST_LIST for value in values):
+        return ["–" if value is None else shown(value) for value in values]
+    lists = [list(map(shown, value)) if isinstance(value, list) else [] for value in values]
+    everywhere = set.intersection(*map(set, lists))
+    texts = []
+    for value, entries in zip(values, lists, strict=True):
+        own = [entry for entry in entries if entry not in everywhere]
+        apart = f"not in all: {join_names(own, limit=6)}" if own else "all of them in every run"
+        texts.append(("–" if value is None else shown(value)) if not entries else f"{len(entries)} entries, {apart}")
+    return texts

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from candy_monai.columns import EPOCH_DURATION, LEARNING_RATE, LOSS, SCORE, VALIDATION, class_at_end
+from candy_monai.columns import EPOCH_DURATION, LEARNING_RATE, LOSS, SCORE, VALIDATION, better_of, class_at_end
 from candy_monai.plotting.canvas.colors import class_color
 
 MOST_POINTS = 600
@@ -21,10 +21,14 @@ MOST_CLASSES = 8
 WORST = 5
 """Number of summarised classes that are drawn and named, those with the worst final values."""
 
-_LOWER = re.compile("loss|error|hausdorff|distance|hd95|hd100|assd|masd|falsepositives|perplexity")
-_HIGHER = re.compile("score|dice|iou|jaccard|accuracy|precision|recall|sensitivity|specificity|auc|f1")
 _CLASS = re.compile(r"(.+) (\d+)")
-_TITLES = {SCORE: "Validation score", LOSS: "Loss", LEARNING_RATE: "Learning rate", EPOCH_DURATION: "Seconds an epoch"}
+_TITLES = {SCORE: "Validation score", LOSS: "Loss", LEARNING_RATE: "Learning rate", EPOCH_DURATION: "Seconds per epoch"}
+_LOOKS = {
+    SCORE: ("score", "validation"),
+    LEARNING_RATE: (_TITLES[LEARNING_RATE], "plain"),
+    EPOCH_DURATION: (_TITLES[EPOCH_DURATION], "plain"),
+}
+"""Name and colour of curves that are neither of training nor of validation alone."""
 
 Numbers = NDArray[np.float64]
 
@@ -34,7 +38,8 @@ class Series:
     """One curve.
 
     Attributes:
-        name: The name in the legend. color: ``training``, ``validation``, ``plain``, or a colour as ``#rrggbb``.
+        name: The name in the legend.
+        color: ``training``, ``validation``, ``plain``, or a colour as ``#rrggbb``.
         x: Epochs, counted from 1.
         y: The values.
     """
@@ -95,13 +100,6 @@ def figures(metrics: Mapping[str, Sequence[float]], class_names: Mapping[int, st
         groups.setdefault(_group(name, class_names), []).append(name)
     drawn = [_figure(key, names, metrics, class_names) for key, names in groups.items()]
     return sorted((figure for figure in drawn if figure.series), key=_place)
-
-
-def better_of(name: str) -> str | None:
-    """Return whether higher or lower values of a metric are better, guessed from its name."""
-    if _LOWER.search(name.lower()):
-        return "lower"
-    return "higher" if _HIGHER.search(name.lower()) else None
 
 
 def class_of_metric(name: str, class_names: Mapping[int, str]) -> tuple[str, int] | None:
@@ -168,12 +166,9 @@ def _figure(
 ) -> Figure:
     columns = {name: np.asarray(metrics[name], dtype=np.float64) for name in names}
     if not key.startswith("classes:"):
-        title = _TITLES.get(key, key)
-        pair = len(names) > 1 or key in (LOSS, SCORE)
-        series = [
-            _series(_side(name) if pair else title, _color(name, pair), values) for name, values in columns.items()
-        ]
-        return Figure(key=key, title=title, better=better_of(key), series=[curve for curve in series if curve.x])
+        series = [_series(*_look(name), values) for name, values in columns.items()]
+        curves = [curve for curve in series if curve.x]
+        return Figure(key=key, title=_TITLES.get(key, key), better=better_of(key), series=curves)
     base = key.removeprefix("classes:")
     better = better_of(base)
     title = f"{_plain(base)} by class"
@@ -230,13 +225,7 @@ def _series(name: str, color: str, values: Numbers) -> Series:
     return Series(name=name, color=color, x=[int(place) + 1 for place in places], y=rounded(values[places]))
 
 
-def _side(name: str) -> str:
-    if name == SCORE:
-        return "score"
-    return "validation" if name.startswith(VALIDATION) else "training"
-
-
-def _color(name: str, pair: bool) -> str:
-    if not pair:
-        return "plain"
-    return "validation" if name.startswith(VALIDATION) else "training"
+def _look(name: str) -> tuple[str, str]:
+    """Return the name and the colour of a metric's curve."""
+    side = "validation" if name.startswith(VALIDATION) else "training"
+    return _LOOKS.get(name, (side, side))

@@ -32,7 +32,7 @@ from candy_monai.report.facts import (
 )
 from candy_monai.report.progress import RunProgress, forecast_of, progress_of_folder, status_of, tiles_of, with_kept
 from candy_monai.report.script import as_script
-from candy_monai.report.tables import ScoredCase, Table, scored_cases, table_of_cases, table_of_classes
+from candy_monai.report.tables import ScoredCase, Table, scored_cases, tables_of_cases
 from candy_monai.report.viewing import read_kept, validated_cases
 
 REPORT = "report.html"
@@ -226,10 +226,7 @@ def cases_of_run(
 def tables_of(facts: RunFacts, kept: Mapping[str, Any], final: Summary | None) -> list[Table]:
     """Return the tables of cases and of classes."""
     cases, names, note = cases_of_run(facts, kept, final)
-    if not cases:
-        return []
-    tables = [table_of_cases(cases, names, note=note), table_of_classes(cases, names)]
-    return [table for table in tables if table is not None]
+    return tables_of_cases(cases, names, note=note)
 
 
 def as_plain(value: Any) -> Any:

@@ -16,16 +16,7 @@ from candy_monai.experiment.summary import summary_of
 from candy_monai.report.comparison import ComparedRun, compared_runs, content_of_runs, overlaid
 from candy_monai.report.document import VERSION, Document, as_plain
 from candy_monai.report.page import write_page
-from candy_monai.report.tables import (
-    Cell,
-    Column,
-    ScoredCase,
-    Table,
-    as_cell,
-    scored_cases,
-    table_of_cases,
-    table_of_classes,
-)
+from candy_monai.report.tables import Cell, Column, ScoredCase, Table, as_cell, scored_cases, tables_of_cases
 
 CROSS_VALIDATION_PAGE = "crossval.html"
 
@@ -51,7 +42,7 @@ def write_evaluation(
         "written": datetime.now().timestamp(),
         "status": {"state": "finished"},
         "tiles": _tiles(cases, {**(summary.get("foreground_mean") or {}), **summary.get("mean_values", {})}),
-        "tables": _tables(cases, names, note=note),
+        "tables": as_plain(tables_of_cases(cases, names, note=note)),
     }
     count = "1 case" if len(cases) == 1 else f"{len(cases)} cases"
     return write_page(
@@ -86,7 +77,7 @@ def write_cross_validation(folder: PathLike, *, to: PathLike | None = None) -> P
     if is_final and (lacking := [run.name for run in runs if run.final is None]):
         note += f" Those of {', '.join(lacking)} are not scored yet."
     note += "".join(f" {run.name}: {run.damaged}" for run in runs if run.damaged)
-    tables = _tables(cases, names, note=note)
+    tables = as_plain(tables_of_cases(cases, names, note=note))
     if tables:
         tables[0]["columns"].insert(1, as_plain(Column(name="fold", is_number=False)))
         for row in tables[0]["rows"]:
@@ -103,7 +94,7 @@ def write_cross_validation(folder: PathLike, *, to: PathLike | None = None) -> P
         "figures": as_plain(overlaid(runs)),
         "tables": tables,
     }
-    status = f"{len(runs)} folds with {len(cases)} cases that are scored"
+    status = f"{len(runs)} folds with {len(cases)} scored cases"
     return write_page(
         Document(title=folder.resolve().name, status=status, content=content),
         Path(to or folder / CROSS_VALIDATION_PAGE),
@@ -122,13 +113,6 @@ def _table_of_folds(
             [run.name, run.progress.state, float(run.progress.epoch), float(len(cases)), score, str(run.facts.folder)]
         )
     return Table(title="Folds", columns=columns, rows=rows)
-
-
-def _tables(cases: Sequence[ScoredCase], names: Mapping[int, str], *, note: str) -> list[dict[str, Any]]:
-    if not cases:
-        return []
-    tables = [table_of_cases(cases, names, note=note), table_of_classes(cases, names)]
-    return [as_plain(table) for table in tables if table is not None]
 
 
 def _tiles(cases: Sequence[ScoredCase], means: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:

@@ -219,16 +219,17 @@ def commands_of(
         "" if description.bundle is not None else " --trainer FILE.py:" + shlex.quote(description.trainer or "Trainer")
     )
     found = []
-    if not can_go_on:
+    is_timed = description.setting("time_limit_s") is not None  # more epochs leave such a run no more time
+    if not can_go_on or (is_complete and is_timed):
         pass
     elif description.dataset is not None and description.host is None:
         more = f" --epochs {2 * _epochs(description)} --schedule restart" if is_complete else ""
-        title = "Train longer" if is_complete else "Go on with the training"
+        title = "Train longer" if is_complete else "Resume the training"
         found.append(Command(title=title, command=f"candy-monai resume {run}{own}{more}"))
     elif not is_complete:
-        title = "Go on with the training"
+        title = "Resume the training"
         if description.host is not None:
-            title += ", in the script that began it"
+            title += ", in the script that started it"
         found.append(Command(title=title, command=resuming_call(folder, description)))
     if description.num_classes is not None or description.plan is not None:
         found.append(Command(title="Predict new images", command=f"candy-monai predict {run} IMAGES PREDICTIONS{own}"))

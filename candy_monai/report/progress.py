@@ -203,7 +203,7 @@ def status_of(progress: RunProgress) -> dict[str, Any]:
         "running": "is being trained",
         "finished": "is finished",
         "interrupted": f"was interrupted, and {how} be continued",
-        "failed": f"has failed, and {how} be continued{' once the cause is mended' * progress.can_go_on}",
+        "failed": f"has failed, and {how} be continued{' once the cause is fixed' * progress.can_go_on}",
     }[progress.state]
     status: dict[str, Any] = {"state": progress.state, "words": words, "reason": progress.reason}
     durations = [value for value in progress.metrics.get(EPOCH_DURATION, ()) if math.isfinite(value)]
@@ -242,7 +242,7 @@ def _forecast_tile(found: Forecast, best: float | None) -> dict[str, Any]:
     if found.interval is None:
         return {"label": "Forecast", "value": "none", "detail": str(found.reason)}
     low, high = found.interval
-    chance = "" if best is None else f"; a better one comes with a chance of {chance_as_text(found.chance_above(best))}"
+    chance = "" if best is None else f"; the chance of a better one is {chance_as_text(found.chance_above(best))}"
     detail = f"at epoch {found.epoch}; {low:.4f} to {high:.4f} in 80 % of the runs that get better{chance}"
     return {"label": "Forecast", "value": number_as_text(found.score), "detail": detail}
 
@@ -290,7 +290,7 @@ def _unfinished(folder: Path) -> tuple[State, str]:
             return ("interrupted" if reason.startswith(_SIGNALS) or not reason else "failed"), reason
         if _BEGIN.search(line):
             break
-    return "interrupted", "it ended without a word, as a process that is killed does"
+    return "interrupted", "it ended without a message, as a killed process does"
 
 
 def _is_being_trained(folder: Path) -> bool:

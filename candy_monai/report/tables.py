@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from candy_monai.columns import better_of
 from candy_monai.errors import BadInputError
 from candy_monai.experiment.summary import Summary
 from candy_monai.metrics.interval import mean_of_known
-from candy_monai.report.curves import better_of
 
 MOST_CLASS_COLUMNS = 12
 """Maximum number of classes with a column in a table of cases; with more, it names the worst class of each case."""
@@ -87,16 +87,22 @@ def scored_cases(summary: Summary) -> list[ScoredCase]:
     return cases
 
 
+def tables_of_cases(cases: Sequence[ScoredCase], class_names: Mapping[int, str], *, note: str = "") -> list[Table]:
+    """Return the table of cases and that of classes, if there are any."""
+    if not cases:
+        return []
+    by_class = table_of_classes(cases, class_names)
+    return [table_of_cases(cases, class_names, note=note), *([] if by_class is None else [by_class])]
+
+
 def table_of_cases(cases: Sequence[ScoredCase], class_names: Mapping[int, str], *, note: str = "") -> Table:
     """Return a table of cases with the mean of each metric, and the first metric of each class."""
     names = list(dict.fromkeys(name for case in cases for name in case.metrics))
     metric = main_metric(cases)
     ids = sorted({i for case in cases for i in case.classes.get(metric, {}) if i != 0})
+    with_score = not names or _differs(cases)
     columns = [Column(name="case", is_number=False)]
-    columns += (
-        [Column(name="score", better="higher")] if not any(case.metrics for case in cases) or _differs(cases) else []
-    )
-    with_score = len(columns) > 1
+    columns += [Column(name="score", better="higher")] if with_score else []
     columns += [Column(name=_heading(name, cases), better=better_of(name)) for name in names]
     by_class = 1 < len(ids) <= MOST_CLASS_COLUMNS
     if by_class:

@@ -23,7 +23,7 @@ from candy_monai.training.toolbox import TrainerToolbox
 
 _MOST_CHANGES = 5
 """Maximum number of changes of the trained parameters; a trainer that changes them each epoch gains nothing."""
-_OTHERS_ARE_TRAINED = "other parameters are trained than before"
+_OTHERS_ARE_TRAINED = "the set of trained parameters has changed"
 _FROM_NOW_ON = "Gradients are averaged after the passes of each step: {reason}"
 
 
@@ -104,8 +104,9 @@ class GradientAverage:
         except RuntimeError as error:
             if self._early is not None and "ready only once" in str(error):
                 raise BadInputError(
-                    "backward reached a parameter in two passes, after steps with one pass each: gradients are sent "
-                    "while they are computed then; set _one_pass = False on the trainer, which averages them afterwards"
+                    "a step made two backward passes, after steps with one pass each, during which gradients are "
+                    "sent while they are computed: set _one_pass = False on the trainer to average them after all "
+                    "passes"
                 ) from error
             raise
 
@@ -176,7 +177,7 @@ class GradientAverage:
         assert self._watch is not None
         self._watch.close()
         self._watch = PassWatch(trained_parameters(self._toolbox))
-        self._log(_FROM_NOW_ON.format(reason=f"{_OTHERS_ARE_TRAINED}; the next step decides anew"))
+        self._log(_FROM_NOW_ON.format(reason=f"{_OTHERS_ARE_TRAINED}, which is decided again at the next step"))
 
     def _send_late(self, reason: str) -> None:
         self.close()
@@ -199,7 +200,7 @@ class GradientAverage:
             return _OTHERS_ARE_TRAINED
         if isinstance(found, str) or found is None:
             return found
-        return f"one step's last backward left {self._name(found)} without its gradient, or with that of other passes"
+        return f"after the last backward pass of a step, {self._name(found)} had no gradient, or one from another pass"
 
     def _parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the network and the optimizer, including those that are frozen."""

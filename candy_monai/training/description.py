@@ -98,8 +98,8 @@ def check_score_range(score_range: object) -> None:
         if not others and (len(numbers) < 2 or numbers[0] < numbers[1]):
             return
     raise SettingsError(
-        "score_range must be the least and the largest validation score, each None for no bound, such as (0, 1) or "
-        f"(None, 0), got {score_range!r}"
+        "score_range must be the smallest and the largest possible validation score, None for no bound, such as "
+        f"(0, 1) or (None, 0), got {score_range!r}"
     )
 
 

@@ -86,7 +86,7 @@ class EarlierMembers:
         """Continue the run that `recover_from` chose."""
         trainer: Any = self
         if self._recovered is None:
-            raise ExperimentError("choose the run to go on with first: recover_from(experiment_id)")
+            raise ExperimentError("choose the run to continue first: recover_from(experiment_id)")
         experiment, self._recovered = self._recovered, None
         trainer.resume(experiment, num_epochs, **keywords)
 
@@ -119,7 +119,7 @@ class EarlierOption:
 
     def _options(self, value: Any, *, where: str) -> SegmentationOptions:
         if callable(value) or hasattr(value, "__get__"):
-            raise SettingsError(f"{where}.{self._name} is {value!r}, which nothing reads: {self._advice()}")
+            raise SettingsError(f"{where}.{self._name} is {value!r}, which is no longer used: {self._advice()}")
         if self._name == "augmentation" and value is None:
             value = ()  # only that of the plan
         return SegmentationOptions(**{self._name: value})

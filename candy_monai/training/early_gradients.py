@@ -64,7 +64,7 @@ class PassWatch:
         if len(reached) < len(self.order):
             return SEVERAL_PASSES
         if not all(isinstance(parameter, nn.Parameter) for parameter in self.order):
-            return "the optimizer has tensors that are no parameters"
+            return "the optimizer has tensors that are not nn.Parameter objects"
         wanted = reached if expected is None else {id(parameter) for parameter in expected}
         for parameter in self.parameters:
             has = id(parameter) in reached

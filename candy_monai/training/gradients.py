@@ -166,8 +166,8 @@ class ScaledBackward:
 
 
 _UNSCALED = (
-    'amp="fp16" scales what goes through loss.backward(): call that instead of torch.autograd.backward, and assign no '
-    'gradients, or train with amp="bf16", which needs no scale'
+    'amp="fp16" scales the loss in loss.backward(): call that instead of torch.autograd.backward and do not assign '
+    'gradients yourself, or train with amp="bf16", which needs no loss scaling'
 )
 
 

@@ -39,7 +39,7 @@ class Loaders(NamedTuple):
                 found = type(loader).__name__
                 raise BadInputError(
                     f"the {what} loader is a {found}, expected a torch.utils.data.DataLoader: DataLoader(dataset, "
-                    "batch_size=...) makes one of a dataset"
+                    "batch_size=...) makes one from a dataset"
                 )
         if length(training) == 0:
             raise BadInputError(
@@ -287,11 +287,11 @@ def _set_epoch(loader: DataLoader[Any], epoch: int) -> None:
 def why_not_exact(loader: DataLoader[Any]) -> str | None:
     """Return why a resumed run could differ from an uninterrupted one with this loader; None if it will not."""
     if isinstance(loader.dataset, IterableDataset):
-        return "the loader reads a stream, whose position is not known"
+        return "the loader reads an IterableDataset, whose position is not known"
     if isinstance(loader.dataset, SmartCacheDataset):
         return "the cases that a SmartCacheDataset holds in an epoch depend on the epochs before"
     if isinstance(loader.sampler, PositionedSampler) and follows_position(loader.dataset):
         return None
     if loader.num_workers and loader.persistent_workers:
-        return "the loader's workers live on between epochs, and their generators cannot be saved"
+        return "the loader's workers are persistent, and their random generators cannot be saved"
     return None

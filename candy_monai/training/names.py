@@ -98,7 +98,7 @@ def similar_names(trainer: object) -> Iterator[str]:
         is_method = _is_method(trainer, name)
         alike = sorted(other for other in known if _is_method(trainer, other) == is_method)
         if close := difflib.get_close_matches(name, alike, n=1, cutoff=_SIMILAR):
-            yield f"{WARNING}nothing of the library uses {type(trainer).__name__}.{name}. Did you mean {close[0]!r}?"
+            yield f"{WARNING}candy_monai does not use {type(trainer).__name__}.{name}. Did you mean {close[0]!r}?"
 
 
 def _is_method(trainer: object, name: str) -> bool:

@@ -67,11 +67,11 @@ class LossWatch:
         return f"the loss became {loss} in epoch {self._epoch} at step {step}{cases}"
 
 
-_UNKNOWN = "of cases that the loader does not name: DataLoader(..., collate_fn=collate_cases) would"
+_UNKNOWN = "its cases are unknown; DataLoader(..., collate_fn=collate_cases) names them"
 
 _ADVICE = (
     "check these images for NaN or extreme values and try a smaller learning rate, "
-    'or pass non_finite="skip" to leave such steps out'
+    'or pass non_finite="skip" to skip such steps'
 )
 
 

@@ -152,7 +152,7 @@ def words_at_start(
     settings, progress = experiment.settings, experiment.progress
     extent = f"{settings.num_epochs} epoch{'s' * (settings.num_epochs != 1)}"
     if settings.time_limit_s is not None:
-        extent = f"as many epochs as {settings.time_limit_s:.0f} s hold ({settings.num_epochs} at most)"
+        extent = f"as many epochs as fit into {settings.time_limit_s:.0f} s (at most {settings.num_epochs})"
     yield f"Experiment {experiment.experiment_id} in {experiment.folder}"
     yield f"{trainer} on {where}, {extent}, seed {settings.seed}"
     if is_resumed:
@@ -165,10 +165,10 @@ def words_at_start(
 def caveats(settings: TrainSettings, loaders: Loaders) -> Iterator[str]:
     """Yield the log messages about limitations of a run, for its start."""
     if loaders.validation is None:
-        yield "No validation: the best weights are the last, and there is no score, forecast or early stop"
+        yield "No validation: the last weights are saved as the best, and there is no score, forecast or early stopping"
     timed = settings.time_limit_s is not None
-    if reason := "its schedule follows the clock" if timed else why_not_exact(loaders.training):
-        yield f"If this run is interrupted, going on may not give the same numbers: {reason}"
+    if reason := "its learning rate schedule follows the elapsed time" if timed else why_not_exact(loaders.training):
+        yield f"If this run is interrupted, the resumed run may give other numbers: {reason}"
 
 
 def words_at_end(experiment: Experiment) -> Iterator[str]:

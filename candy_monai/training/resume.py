@@ -76,18 +76,18 @@ class SavedRun:
         planned = self.settings.num_epochs
         if num_epochs is None or num_epochs == planned:
             if schedule is not None:
-                raise SettingsError(f"schedule={schedule!r} is for another number of epochs than the {planned} planned")
+                raise SettingsError(f"schedule={schedule!r} needs a num_epochs other than the {planned} planned epochs")
             return dataclasses.replace(self, force=force)
         if num_epochs < planned:
             raise SettingsError(
-                f"the run was begun with {planned} epochs, and can be continued to more, not {num_epochs}"
+                f"the run was started with {planned} epochs: num_epochs must not be smaller, got {num_epochs}"
             )
         choices = ("keep", "restart") if self.is_finished else ("keep", "stretch")
         if schedule not in choices:
             state = "finished" if self.is_finished else "unfinished"
             raise SettingsError(
-                f"{num_epochs} epochs instead of {planned}: say what the learning rate does in this {state} run, "
-                f"schedule={' or '.join(map(repr, choices))}; got {schedule!r}"
+                f"{num_epochs} epochs instead of {planned}: choose how the learning rate continues in this {state} "
+                f"run, schedule={' or '.join(map(repr, choices))}; got {schedule!r}"
             )
         longer = dataclasses.replace(self.settings, num_epochs=num_epochs)
         return dataclasses.replace(self, settings=longer, schedule=schedule, force=force)
@@ -240,7 +240,7 @@ def refusing_what_does_not_fit(folder: Path, what: str) -> Iterator[None]:
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = reason_in_short(error, longest=300)
-        raise ExperimentError(f"{folder}: what was saved does not fit {what}: {reason}") from error
+        raise ExperimentError(f"{folder}: the saved state does not fit {what}: {reason}") from error
 
 
 def _load_weights(toolbox: TrainerToolbox, weights: RunWeights, ema: Mapping[str, Any] | None) -> None:
@@ -279,9 +279,9 @@ def _readable(weights: dict[str, Any]) -> dict[str, Any]:
             kind = re.search(r"GLOBAL (\S+) was not", str(error))
             found = f" ({kind[1]})" if kind else ""
             raise BadInputError(
-                f"{name} in the network's state_dict, which get_extra_state returned, holds what cannot be saved so "
-                f"that it is read back safely{found}: return tensors, Python's numbers and text, and lists and "
-                "dictionaries of them; of NumPy's, numbers by .item() and arrays by torch.from_numpy"
+                f"{name} in the network's state_dict, which get_extra_state returned, contains an object that cannot "
+                f"be loaded with weights_only=True{found}: return tensors, Python's numbers and strings, and lists "
+                "and dictionaries of them; convert NumPy's numbers by .item() and its arrays by torch.from_numpy"
             ) from error
     return weights
 

@@ -41,8 +41,8 @@ def optimizer_returned(trainer: object, value: object) -> optim.Optimizer:
     optimizer = returned(trainer, "build_optimizer", value, optim.Optimizer)
     steps_itself = not type(trainer).step.__module__.startswith("candy_monai.")  # type: ignore[attr-defined]
     if needs_closure(optimizer) and not steps_itself:
-        hint = "its step needs a closure that computes the loss anew; override `step` to pass one"
-        wanted = "an optimizer that steps by the gradients that backward has left, such as torch.optim.AdamW"
+        hint = "its step needs a closure that recomputes the loss; override `step` to pass one"
+        wanted = "an optimizer whose step needs only the gradients, such as torch.optim.AdamW"
         raise _refused(trainer, "build_optimizer", f"a {type(optimizer).__name__}", wanted, hint)
     return optimizer
 
@@ -62,7 +62,7 @@ def scheduler_returned(trainer: object, value: Any, optimizer: optim.Optimizer) 
         # An optimizer may wrap another one and share its parameter groups.
         if not groups or any(group is own for group in groups for own in optimizer.param_groups):
             return value  # type: ignore[no-any-return]
-        hint = "the rates would never change: give the schedule the optimizer that build_scheduler gets"
+        hint = "the learning rate would never change: pass the optimizer that build_scheduler receives"
         raise _refused(trainer, "build_scheduler", f"a {type(value).__name__} of another optimizer", wanted, hint)
     raise _refused(trainer, "build_scheduler", _shown(value), wanted, _forgotten(value))
 
@@ -89,7 +89,7 @@ def score_returned(trainer: object, method: str, value: object, *, one_output: b
     score = _checked_score(trainer, method, score, wanted)
     metrics = _checked_metrics(trainer, method, metrics, wanted)
     if one_output and not isinstance(output, Tensor):
-        hint = "of several outputs return the one to look at"
+        hint = "of several outputs, return the one to show in previews"
         raise _refused(trainer, method, f"{_shown(output)} as the output", wanted, hint)
     return score, metrics, output
 

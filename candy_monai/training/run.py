@@ -289,7 +289,7 @@ class TrainingRun:
         column = column_beside(metric)
         self.current().history.record(column, value)
         if column != metric:
-            message = f"The metric {metric!r} is kept as {column!r}: the run has a column of this name"
+            message = f"The metric {metric!r} is recorded as {column!r}: the run already has a column of this name"
             self.reporter.log_once(message, on_screen=False)
 
     @property
@@ -364,12 +364,12 @@ class TrainingRun:
         batch, accumulate = self.current().progress.batch, self.settings.accumulate
         if (rest := batch % accumulate) and batch != length(self.loaders.training):
             self.reporter.log_once(
-                f"{WARNING}the last batches of each epoch are left out where they are fewer than accumulate="
-                f"{accumulate}, here {rest}: the training loader does not say how many it has"
+                f"{WARNING}the last batches of each epoch are skipped if they are fewer than accumulate={accumulate}, "
+                f"here {rest}: the training loader has no length"
             )
         attachment = attachment_of(self.toolbox.model)
         if attachment is not None and attachment.compile_failure is not None:
-            self.reporter.log(f"The network could not be compiled and runs as it is: {attachment.compile_failure}")
+            self.reporter.log(f"The network could not be compiled and runs uncompiled: {attachment.compile_failure}")
             attachment.compile_failure = None
 
     def validation_is_due(self) -> bool:
@@ -409,7 +409,8 @@ class TrainingRun:
         if processes.world_size > 1 and not experiment.progress.batch:
             self.reporter.log_once(
                 f"{WARNING}{self.callbacks.name}.train_epoch does not call super().train_epoch(), which averages the "
-                f"gradients: unless it does so itself, each of the {processes.world_size} processes trains by itself"
+                f"gradients: unless it does so itself, each of the {processes.world_size} processes trains "
+                "independently"
             )
         self.reporter.report_saved_epoch(wait=True)
         experiment.history.absorb(processes.all_gather(experiment.history.pending()))
@@ -489,7 +490,7 @@ class TrainingRun:
         attributes = self.callbacks.attributes()
         if experiment is not None and (names := unsaved_parts(attributes, self.toolbox, self.loaders, state)):
             self.reporter.log_once(
-                f"Not saved with the run, so that a resumed one begins with new ones: {', '.join(names)}; "
-                "get_extra_state can return their states, and set_extra_state take them up"
+                f"Not saved with the run, and created anew when it is resumed: {', '.join(names)}; return their "
+                "states from get_extra_state, and load them in set_extra_state"
             )
         return state

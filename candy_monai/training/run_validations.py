@@ -102,13 +102,13 @@ class RunValidations:
         parts = self._processes.all_gather(cases.scores)
         if with_nan := list(chain.from_iterable(self._processes.all_gather(cases.with_nan))):
             self._reporter.log_once(
-                f"{WARNING}the output of validate_case holds NaN for {join_names(with_nan, limit=4)}: their scores say "
-                "nothing, or are left out of the mean; look at their images for NaN and infinite values"
+                f"{WARNING}the output of validate_case holds NaN for {join_names(with_nan, limit=4)}: their scores "
+                "are meaningless, or left out of the mean; check their images for NaN and infinite values"
             )
         experiment.score_rests_on(*certainty(parts))
         score = mean_score(parts)
         if math.isnan(score):
-            self._reporter.log_once(f"{WARNING}the validation score is NaN: no validated case has one")
+            self._reporter.log_once(f"{WARNING}the validation score is NaN: no validation case has a score")
         return score
 
     def gathered(self) -> Validated | None:

@@ -277,7 +277,7 @@ class SegmentationTrainer(Trainer, EarlierOptions):
         if unused:
             raise SettingsError(
                 f"{type(self).__name__}.options has {' and '.join(unused)}, which only a run with a plan applies "
-                "(candy-monai train, or train_dataset): in a run of your own loaders give the dataset "
+                "(candy-monai train, or train_dataset): in a run with your own loaders, give the dataset "
                 "transform=JointTransform(...)"
             )
         super()._check_one(image, label)
@@ -342,7 +342,10 @@ class SegmentationTrainer(Trainer, EarlierOptions):
         if labels.ndim in (4, 5) and labels.shape[1] == max(self.num_classes, 2):
             advice = "one-hot labels become ids by labels.argmax(1, keepdim=True)"
         elif labels.ndim in (4, 5):
-            advice = "give one channel of ids; of masks for overlapping regions, ids and the attribute regions"
+            advice = (
+                "give one channel of label ids; for overlapping regions, set the attribute regions instead of giving "
+                "one mask for each"
+            )
         else:
             advice = "give the labels an axis for the channel: label[None] in the dataset"
         return f"{found}, expected (B, 1, *spatial) of label ids: {advice}"
@@ -361,7 +364,9 @@ class SegmentationTrainer(Trainer, EarlierOptions):
         """Return the optimizer steps of a run, which is how long a schedule is that ends with it."""
         steps_an_epoch = length(self._dataloader)
         if steps_an_epoch is None:
-            raise BadInputError("the training loader is a stream without a length: override build_scheduler for it")
+            raise BadInputError(
+                "the training loader has no length, which the default schedule needs: override build_scheduler"
+            )
         return num_epochs * steps_an_epoch
 
     def _class_advice(self, found: str, num_classes: int) -> str:

@@ -41,14 +41,12 @@ def how_to_resume(trainer: type, folder: Path, *, is_planned: bool, bundle: str 
         bundle: The trainer's bundle; None for a user's own trainer.
     """
     if not is_planned:
-        return (
-            f"To go on with this run, call in the same script, instead of train():\n    trainer.resume({folder.name!r})"
-        )
+        return f"To resume this run, call in the same script, instead of train():\n    trainer.resume({folder.name!r})"
     command = ["candy-monai", "resume", str(folder)]
     if bundle is None:
         files = (member.__code__.co_filename for member in vars(trainer).values() if isinstance(member, FunctionType))
         command += ["--trainer", f"{next(files, 'FILE')}:{trainer.__name__}"]
-    return f"To go on with this run: {shlex.join(command)}"
+    return f"To resume this run: {shlex.join(command)}"
 
 
 def _signals() -> list[signal.Signals]:
@@ -120,7 +118,7 @@ class StopRequest:
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self.is_pending and number == signal.SIGINT:
-            raise Interrupted("a second Ctrl-C; the last saved state is whole")
+            raise Interrupted("a second Ctrl-C; the last saved state is intact")
         self.ask(signal.Signals(number).name)
 
 

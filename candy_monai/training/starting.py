@@ -58,7 +58,7 @@ class Frozen:
 
     def __str__(self) -> str:
         fixed = f", and the statistics of {self.num_fixed} normalisation layers" if self.num_fixed else ""
-        return f"Frozen: {len(self.names)} parameters of {self.num_values:,} values{fixed}"
+        return f"Frozen: {len(self.names)} parameter tensors with {self.num_values:,} values{fixed}"
 
     def close(self) -> None:
         """Make the parameters trainable again."""

@@ -265,7 +265,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
         watch.settle()
         run.finish_training()
         if watch.num_skipped:
-            self.log(f"{watch.num_skipped} steps left out: first, {watch.first_skipped}")
+            self.log(f"Skipped steps: {watch.num_skipped}; the first one: {watch.first_skipped}")
 
     def _train_batch(self, batch: object, toolbox: TrainerToolbox) -> tuple[Scalar, Metrics, tuple[str, ...], int]:
         """Compute the gradients of one batch and return its loss, its metrics, its case ids, if known, and its size."""

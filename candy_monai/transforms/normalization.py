@@ -63,7 +63,7 @@ class NormalizeForeground(Transform):
         img = convert_to_tensor(img, track_meta=get_track_meta())
         values = (img.as_tensor() if isinstance(img, MetaTensor) else img).float()
         if len(values) != len(self.channels):
-            raise ValueError(f"found an image of {len(values)} channels, expected {len(self.channels)}")
+            raise ValueError(f"found an image with {len(values)} channels, expected {len(self.channels)}")
         mask = None
         over_foreground = [channel for channel in self.channels if _over_foreground(channel)]
         if over_foreground:

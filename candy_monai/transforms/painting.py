@@ -207,7 +207,7 @@ class LabelPainter:
             ValueError: If parts are missing.
         """
         if self._labels is None or (self.resamples and self._num_planes < self._source[self._axis]):
-            raise ValueError(f"parts are missing: {self._num_planes} of {self._source[self._axis]} planes came")
+            raise ValueError(f"parts are missing: {self._num_planes} of {self._source[self._axis]} planes were added")
         return self._labels
 
     def probabilities(self) -> Tensor:
@@ -220,7 +220,7 @@ class LabelPainter:
         """
         self.labels()
         if self._probabilities is None:
-            raise ValueError("probabilities were not asked for")
+            raise ValueError("probabilities were not requested")
         return self._probabilities
 
     def _as_probabilities(self, scores: Tensor, ids: Tensor) -> Tensor:

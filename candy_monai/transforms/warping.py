@@ -136,7 +136,9 @@ class RandWarp(RandomizableTransform):
         volume = tuple(int(size) for size in data)
         self.shape = volume if self.spatial_size is None else self.spatial_size
         if len(self.shape) != len(volume):
-            raise ValueError(f"spatial_size {self.shape} has not the {len(volume)} axes of an image of {volume}")
+            raise ValueError(
+                f"spatial_size {self.shape} has {len(self.shape)} axes, but the image has {len(volume)}: {volume}"
+            )
         if center is not None:
             self.start = start_around(center, volume, self.shape)
         elif self.random_center:
@@ -288,7 +290,7 @@ class RandWarpd(RandomizableTransform, MapTransform):
             if volume is None:
                 self.warper.randomize(shape, center)
             elif shape != volume:
-                raise ValueError(f"{key} has the spatial shape {shape}, and another key {volume}")
+                raise ValueError(f"{key} has the spatial shape {shape}, but another key has {volume}")
             volume = shape
             d[key] = self.warper(d[key], mode=mode, fill=fill, randomize=False)
         return d

@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 from candy_monai.inference.inferers import WindowInferer
+from candy_monai.inference.predictor import Predictor
 from candy_monai.live_bytes import LiveBytes
 from candy_monai.network import meta_copy
+from tests.toys import small_trainer
 
 
 def network():
@@ -31,6 +33,15 @@ def test_windows_are_those_of_a_cpu_wherever_the_scores_are_kept(device, keeps_o
     assert {scores.device.type, labels.device.type} == {places[keeps_on]}
     torch.testing.assert_close(scores.cpu(), expected, rtol=1e-3, atol=1e-3)
     assert (labels.cpu() != expected.argmax(1, keepdim=True)).float().mean() < 1e-3
+
+
+def test_an_image_may_be_on_the_device_already(device, tmp_path):
+    trainer = small_trainer(tmp_path)
+    trainer.train(1, save_preview=False, save_report=False)
+    network = trainer.build_network((1, 16, 16))
+    predictor = Predictor(trainer.experiment_folder(), network=network, device=device)
+    image = torch.randn(1, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(predictor.predict(image.to(device)).cpu(), predictor.predict(image))
 
 
 @pytest.mark.cuda

@@ -176,7 +176,7 @@ def test_a_step_takes_the_memory_that_its_plan_says(tmp_path, monkeypatch):
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_processes_that_are_connected_by_nccl_train_as_one_on_a_cpu(count, tmp_path):
     if count > torch.cuda.device_count():
-        pytest.skip(f"PyTorch finds {torch.cuda.device_count()} CUDA devices")
+        pytest.skip(f"PyTorch finds {torch.cuda.device_count()} CUDA device(s)")
     ends = []
     for device, processes in (("cpu", 1), ("cuda", count)):
         launched = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), str(BY_PROCESSES)]

@@ -108,4 +108,4 @@ def test_a_script_that_was_killed_goes_on_to_the_same_bits(tmp_path, count):
 def test_handlers_in_the_first_process_only_are_refused(tmp_path):
     code, output = run(FIRST_ONLY, tmp_path, count=2)
     assert code != 0
-    assert "put the same into the train_handlers of every process" in output
+    assert "put the same handlers into the train_handlers of every process" in output

@@ -34,4 +34,4 @@ def test_each_figure_is_a_line_also_on_a_cpu():
 def test_without_a_gpu_the_benchmark_says_so():
     done = _run()
     assert done.returncode == 2
-    assert "PyTorch finds 0 CUDA devices" in done.stdout
+    assert "PyTorch finds 0 CUDA device(s)" in done.stdout

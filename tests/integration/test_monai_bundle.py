@@ -103,7 +103,7 @@ def test_a_bundle_of_real_data_passes_every_check(name, trained, bare, tmp_path)
     cases = _held_out(experiment, dataset, tmp_path / "data")
     bundle = export_monai_bundle([experiment], tmp_path / "bundle_segmentation")
     check_files(bundle)
-    assert "voxels got the id" in (bundle / "docs" / "README.md").read_text()
+    assert "voxels have the id" in (bundle / "docs" / "README.md").read_text()
     check_description(bundle, bare, SCHEMA)
     assert _least_share(bundle, experiment, bare, tmp_path / "data", tmp_path) >= 0.995
     check_torchscript(bundle, bare, tmp_path)

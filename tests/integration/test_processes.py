@@ -110,7 +110,7 @@ def test_gradients_sent_while_they_are_computed_are_those_averaged_afterwards_wh
     # Between two steps nothing is sent but the three parts of the gradients; the first two make ready.
     assert plain["sent"][2:4] == [["all_reduce"] * 3] * 2
     assert accumulated["sent"][3] == ["all_reduce"] * 3
-    assert "left side.weight without its gradient" in left_out["said"][1]
+    assert "side.weight had no gradient" in left_out["said"][1]
     assert "backward makes several passes" in twice["said"][1]
     assert "backward changes gradients after its pass" in clipped["said"][1]
     assert left_out["sent"][6] == ["all_reduce"]

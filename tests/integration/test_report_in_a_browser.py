@@ -211,6 +211,19 @@ def test_a_filter_takes_words_and_conditions(browser, many_classes):
     assert max(found) < 0.75
 
 
+def test_an_infinite_distance_is_the_largest_for_sorting_and_for_conditions(browser, tmp_path):
+    cases = [
+        {"case": case_id, "metrics": {"1": {"HD95": distance}}}
+        for case_id, distance in zip("abcdef", (3.5, "inf", 20.0, None, 7.25, 1.0), strict=True)
+    ]
+    write_evaluation({"metric_per_case": cases}, tmp_path / "page.html", title="HD95", names={})
+    browser.resize(*DESK)
+    browser.open(tmp_path / "page.html")
+    assert column(browser, "Cases", 1) == ["∞", "20.00", "7.25", "3.50", "1.00", "–"]
+    browser.press("hd95>10", on="section.card input[type=search]")
+    assert column(browser, "Cases", 1) == ["∞", "20.00"]
+
+
 def test_the_viewer_draws_three_planes_and_each_overlay_changes_them(browser, page):
     opened(browser, page)
     assert browser.run("return document.querySelectorAll('canvas').length") == 3

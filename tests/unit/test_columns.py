@@ -1,6 +1,21 @@
 import math
 
-from candy_monai.columns import by_class, worth_listing
+import pytest
+
+from candy_monai.columns import better_of, by_class, worth_listing
+from candy_monai.evaluation.class_metrics import CLASS_METRICS
+
+
+def test_which_values_are_better_follows_from_the_name():
+    assert [better_of(name) for name in ("val score", "HD95", "ce loss", "soft dice", "my number")] == [
+        "higher", "lower", "lower", "higher", None,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLASS_METRICS)
+def test_the_names_of_the_metrics_of_evaluations_tell_which_values_are_better(name):
+    metric = CLASS_METRICS[name]
+    assert [better_of(name), better_of(f"val {name}"), better_of(metric.summary_name)] == [metric.better] * 3
 
 
 def test_columns_of_classes_are_found_by_the_names_of_the_classes():

@@ -249,7 +249,7 @@ def test_an_error_in_the_secrets_file_does_not_show_a_secret(home, text):
 
 @pytest.mark.parametrize("name", ["", "two words", "config", "a=b", "1st", "naïve"])
 def test_a_name_that_no_environment_variable_could_have_is_refused(home, name):
-    with pytest.raises(SettingsError, match="cannot name a secret"):
+    with pytest.raises(SettingsError, match="not a valid name of a secret"):
         save_secret(name, "x")
     assert not (home / "secrets.yml").exists()
 

@@ -107,7 +107,7 @@ def test_what_torchrun_says_below_srun_holds(started_with):
         ({"SLURM_PROCID": "4"}, "SLURM_PROCID is 4 of 4 tasks"),
         ({"SLURM_PROCID": ""}, "SLURM_PROCID to a number, and it holds ''"),
         ({"SLURM_STEP_NUM_TASKS": "four"}, "SLURM_STEP_NUM_TASKS or SLURM_NTASKS to a number, and it holds 'four'"),
-        ({"SLURM_PTY_PORT": "40000"}, "srun --pty began 4 tasks.*--ntasks=1"),
+        ({"SLURM_PTY_PORT": "40000"}, "srun --pty started 4 tasks.*--ntasks=1"),
     ],
 )
 def test_tasks_that_cannot_be_one_run_are_refused_with_what_to_do(started_with, change, said):
@@ -125,7 +125,7 @@ def test_a_variable_that_is_missing_is_named(started_with):
 def test_what_one_process_does_is_refused_to_several(started_with):
     started_with(**TASK)
     name_as_torchrun()
-    with pytest.raises(SettingsError, match=r"^'x' is the work of one process, and 4 were started.*srun --ntasks=1$"):
+    with pytest.raises(SettingsError, match=r"^'x' runs in a single process, but 4 were started.*srun --ntasks=1$"):
         refuse_several("'x'")
 
 

@@ -99,9 +99,9 @@ class _Stream(IterableDataset):
 @pytest.mark.parametrize(
     ("loader", "words"),
     [
-        (DataLoader(_Stream()), "over a stream"),
-        (DataLoader(range(4), batch_sampler=[[0, 1], [2, 3]]), "batch sampler of its own"),
-        (DataLoader(range(2)), "2 training samples cannot be shared out among 3"),
+        (DataLoader(_Stream()), "over an IterableDataset"),
+        (DataLoader(range(4), batch_sampler=[[0, 1], [2, 3]]), "with a batch_sampler"),
+        (DataLoader(range(2)), "2 training samples cannot be split among 3"),
     ],
 )
 def test_loaders_that_cannot_be_shared_out_are_refused(loader, words):

@@ -13,7 +13,7 @@ def test_json_of_any_editor_is_read(tmp_path, encoding):
 
 def test_a_name_that_json_gives_twice_is_an_error(tmp_path):
     (tmp_path / "a.json").write_text('{"labels": {"a": 1, "b": 2, "a": 3}}')
-    with pytest.raises(ValueError, match="'a' is there twice"):
+    with pytest.raises(ValueError, match="'a' occurs more than once"):
         read_json(tmp_path / "a.json")
 
 

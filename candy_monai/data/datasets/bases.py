@@ -49,7 +49,7 @@ class CaseDataset(Dataset[Item], HasDevice, ABC, Generic[Item]):
     def __init__(self, case_ids: Sequence[str], *, device: Device = "cpu") -> None:
         super().__init__(device)
         if twice := repeated(case_ids):
-            raise BadInputError(f"the case ids {twice} occur more than once; ids must tell cases apart")
+            raise BadInputError(f"the case ids {twice} occur more than once; ids must be unique")
         self._case_ids = tuple(case_ids)
 
     @property

@@ -211,7 +211,9 @@ class DerivedDataset(_Wrapper):
 
     def __init__(self, base: SupervisedDataset, *, transform: PairTransform | None = None) -> None:
         if not isinstance(base, SupervisedDataset):
-            raise BadInputError(f"expected a dataset of images with labels first, got a {type(base).__name__}")
+            raise BadInputError(
+                f"expected a dataset of images with labels as the first argument, got a {type(base).__name__}"
+            )
         ids = base.case_ids
         super().__init__(ids, ids, case_ids=ids, transform=transform, device=base.device())
         self._base = base
@@ -299,7 +301,7 @@ def check_same_ids(
     problems = [f"{case_id}: {one} without {other}" for case_id in sorted(set(first) - set(second))]
     problems += [f"{case_id}: {other} without {one}" for case_id in sorted(set(second) - set(first))]
     for what, ids in ((one, first), (other, second)):
-        problems += [f"{case_id}: {count} {what}s of that name" for case_id, count in Counter(ids).items() if count > 1]
+        problems += [f"{case_id}: {count} {what}s of this name" for case_id, count in Counter(ids).items() if count > 1]
     if problems:
         raise DatasetError(where, problems)
 
@@ -322,5 +324,5 @@ def _image(tensor: Tensor, device: torch.device) -> MetaTensor:
 def _label(tensor: Tensor, image_ndim: int | None, device: torch.device) -> MetaTensor:
     """Return label ids with a channel axis, which is added if they have one axis less than the image."""
     if not holds_whole_numbers(tensor):
-        raise BadInputError("found label values that are not whole numbers, expected ids of classes")
+        raise BadInputError("found label values that are not whole numbers, expected class ids")
     return _copied(tensor[None] if tensor.ndim + 1 == image_ndim else tensor, torch.int64, device)

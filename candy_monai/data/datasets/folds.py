@@ -146,7 +146,7 @@ def resolve_groups(groups: Grouping, ids: Sequence[str], *, what: str = "groups"
         try:
             pattern = re.compile(groups)
         except re.error as error:
-            raise BadInputError(f"{what}: {groups!r} is no regular expression ({error})") from error
+            raise BadInputError(f"{what}: {groups!r} is not a regular expression ({error})") from error
         found = {case_id: match[pattern.groups > 0] for case_id in ids if (match := pattern.search(case_id))}
     else:
         found = _read_group_table(Path(groups))
@@ -212,11 +212,11 @@ def checked_splits(path: Path, case_ids: Sequence[str]) -> tuple[tuple[Fold, ...
     for index, fold in enumerate(folds):
         where = f"{path.name}: fold {index}"
         if not fold.train:
-            problems.append(f'{where} has no case to train on ("train" is empty); name some')
+            problems.append(f'{where} has no training case ("train" is empty); name at least one')
         if not fold.validation and len(known) != 1:  # a single case has no validation
             problems.append(
-                f"{where} has no case to validate on (\"val\" is empty); name some, or choose the fold 'all', which "
-                "trains on every case"
+                f"{where} has no validation case (\"val\" is empty); name at least one, or choose the fold 'all', "
+                "which trains on every case"
             )
         named = (*fold.train, *fold.validation)
         if unknown := sorted(set(named) - known):

@@ -93,6 +93,6 @@ def _refuse_new_ids(before: Tensor, after: Tensor) -> None:
         invented = sorted({*ids_in(after)} - {0, *ids_in(before)})  # padding may add the background
     if invented:
         raise BadInputError(
-            f"the transform made label values that were not there, for example {invented[0]}: labels must be "
-            'interpolated by nearest neighbour, in MONAI with mode=("bilinear", "nearest") for image and label'
+            f"the transform created label values that were not in the label map, for example {invented[0]}: "
+            'interpolate labels with nearest neighbour, in MONAI with mode=("bilinear", "nearest") for image and label'
         )

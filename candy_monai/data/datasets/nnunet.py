@@ -214,7 +214,7 @@ class NNUNetDataset(SupervisedDataset):
         makes_own = k is not None or groups is not None or stratify_by is not None
         if splits is not None and makes_own:
             raise SettingsError(
-                "splits states the folds, so k, groups and stratify_by cannot apply: give one or the other"
+                "splits defines the folds, so k, groups and stratify_by have no effect: give either splits or these"
             )
         path = None if makes_own or self._split != "Tr" else self._splits_file(splits)
         if path is None:
@@ -247,7 +247,7 @@ class NNUNetDataset(SupervisedDataset):
     def _splits_file(self, given: PathLike | None) -> Path | None:
         if given is not None:
             if not Path(given).is_file():
-                raise BadInputError(f"{given}: no such file; expected nnU-Net splits")
+                raise BadInputError(f"{given}: no such file; expected a file of splits in nnU-Net's format")
             return Path(given)
         preprocessed = os.environ.get("nnUNet_preprocessed")  # noqa: SIM112 - the name is nnU-Net's
         folders = [self._folder, *([Path(preprocessed) / self._folder.resolve().name] if preprocessed else [])]

@@ -153,7 +153,7 @@ def _channel_names(content: Mapping[str, Any], problems: list[str]) -> tuple[str
         return ()
     numbers = [str(index) for index in range(len(names))]
     if sorted(names) != sorted(numbers):
-        problems.append(f"{key!r} has the numbers {sorted(names)}, expected 0 to {len(names) - 1}")
+        problems.append(f"{key!r} has the channel numbers {sorted(names)}, expected 0 to {len(names) - 1}")
         return ()
     return tuple(str(names[number]) for number in numbers)
 
@@ -173,7 +173,7 @@ def _labels(content: Mapping[str, Any], problems: list[str]) -> tuple[dict[str, 
         return {}, None
     if all(str(key).isdecimal() for key in given) and all(isinstance(value, str) for value in given.values()):
         if len(set(given.values())) < len(given):
-            problems.append(f"'labels' gives two ids one name: {given}; names must differ")
+            problems.append(f"'labels' gives two ids the same name: {given}; names must differ")
         given = {name: int(key) for key, name in given.items()}  # v1 maps ids to names
     labels: dict[str, int | tuple[int, ...]] = {}
     for name, value in given.items():
@@ -222,16 +222,18 @@ def _label_problems(
         problems.append(f"label ids {ids} have gaps, expected 0 to {len(ids) - 1}; remap a copy of the labels: {remap}")
     has_regions = len(plain) < len(labels)
     if not has_regions and len(set(plain)) < len(plain):
-        problems.append(f"two labels have one id: {dict(labels)}")
+        problems.append(f"two labels have the same id: {dict(labels)}; ids must differ")
     if ignore is not None and ignore != ids[-1] + 1:
-        problems.append(f"the ignore label is {ignore}, expected the id after the highest, {ids[-1] + 1}")
+        problems.append(f"the ignore label has the id {ignore}, expected {ids[-1] + 1}, the highest other id plus 1")
     if order is None:
         return problems
     foreground = sum(value != 0 for value in labels.values())
     if ignore is not None and ignore in order:
         problems.append(f"'regions_class_order' holds the ignore label {ignore}; leave it out")
     elif len(order) != foreground:
-        problems.append(f"'regions_class_order' has {len(order)} ids, expected {foreground}: one a foreground label")
+        problems.append(
+            f"'regions_class_order' has {len(order)} ids, expected {foreground}: one for each foreground label"
+        )
     elif set(order) - set(ids):
         problems.append(f"'regions_class_order' holds {sorted(set(order) - set(ids))}, expected ids among {ids}")
     return problems
@@ -255,9 +257,9 @@ def region_order_problem(description: DatasetDescription) -> str | None:
     if not changed:
         return None
     return (
-        f"dataset.json: 'regions_class_order' {list(order)} makes other ids of a perfect prediction: "
-        f"{', '.join(changed)}; list the regions in 'labels' from the outermost inwards, and for each an id that no "
-        "later region holds"
+        f"dataset.json: 'regions_class_order' {list(order)} would change label ids of a perfect prediction: "
+        f"{', '.join(changed)}; list the regions in 'labels' from the outermost to the innermost, and for each an id "
+        "that no later region contains"
     )
 
 
@@ -276,7 +278,9 @@ def _file_ending(content: Mapping[str, Any], folder: Path, problems: list[str]) 
     for name in names:
         if (suffix := image_suffix(name)) in READABLE and not Path(name).name.startswith("."):
             return suffix
-    problems.append("'file_ending' is missing, and no image tells it; expected for example \".nii.gz\"")
+    problems.append(
+        "'file_ending' is missing, and there is no image to infer it from; expected for example \".nii.gz\""
+    )
     return ""
 
 

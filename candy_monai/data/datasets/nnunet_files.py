@@ -77,8 +77,8 @@ def _find_cases(
             cases.append(NNUNetCase(case_id=case_id, images=images, label=labels.get(case_id)))
     for case_id in sorted(labels.keys() - channels.keys()):
         others = _other_files(folder / f"images{split}", case_id, ending)
-        hint = f" There is {others[0]}." if others else did_you_mean(case_id, channels.keys() - labels.keys())
-        problems.append(f"{case_id}: images{split}/{case_id}_0000{ending} is missing, a label is there.{hint}")
+        hint = f" Found {others[0]}." if others else did_you_mean(case_id, channels.keys() - labels.keys())
+        problems.append(f"{case_id}: images{split}/{case_id}_0000{ending} is missing, but there is a label.{hint}")
     return tuple(cases), problems
 
 
@@ -98,9 +98,9 @@ def _listing_problems(cases: tuple[NNUNetCase, ...]) -> list[str]:
     missing = [(case.case_id, path) for case in cases for path in case.files if not path.is_file()]
     return [
         *(f"{case_id}: is listed in dataset.json more than once; remove all but one" for case_id in twice),
-        *(f"{case_id}: {path} is listed in dataset.json and does not exist{_unset(path)}" for case_id, path in missing),
+        *(f"{case_id}: {path} is listed in dataset.json but does not exist{_unset(path)}" for case_id, path in missing),
         *(
-            f"{case.case_id}: {case.label} is listed in dataset.json as its image and as its label; name the other file"
+            f"{case.case_id}: {case.label} is listed in dataset.json as both image and label; correct one of them"
             for case in cases
             if case.label in case.images
         ),
@@ -120,13 +120,13 @@ def _files(folder: Path, ending: str, problems: list[str]) -> dict[str, Path]:
         if path.name.startswith(".") or not path.name.lower().endswith(ending):
             continue
         if (shown := path.name.encode(errors="backslashreplace").decode()) != path.name:
-            problems.append(f"{folder.name}/{shown}: the name is not UTF-8 text, as another system wrote it; rename it")
+            problems.append(f"{folder.name}/{shown}: the file name is not valid UTF-8; rename the file")
             continue
         name = composed(path.name[: -len(ending)])
         first = found.setdefault(name, path)
         if first is not path:
             alike = composed(first.name) == composed(path.name)
-            why = " (their accents are encoded in two ways)" if alike else ""
+            why = " (the names differ only in the encoding of accents)" if alike else ""
             problems.append(f"{name}: found both {first.name} and {path.name} in {folder.name}{why}; remove one")
     return found
 
@@ -153,5 +153,5 @@ def _channel_problem(case_id: str, files: Mapping[int, Path], description: Datas
     extra = [path.name for channel, path in sorted(files.items()) if channel not in expected]
     if extra:
         names = list(description.channel_names)
-        return f"{case_id}: {', '.join(extra)} in {folder} beyond the channels {names} of dataset.json"
+        return f"{case_id}: found {', '.join(extra)} in {folder}, expected only the channels {names} of dataset.json"
     return None

@@ -92,9 +92,8 @@ def patients_on_both_sides(folds: Sequence[Fold], *, first: int = 0) -> list[str
     examples = [case_id for case_id in everything if patient_of[case_id] == patient][:2]
     return [
         f"{len(divided)} of {len(set(patient_of.values()))} patients are both in training and in validation "
-        f"({', '.join(per_fold)}), if {' and '.join(examples)} are of one patient, as their names say; "
-        f"validation scores are then too high; to keep each patient on one side of a fold, train with "
-        f"--groups '{names.groups}'"
+        f"({', '.join(per_fold)}), if {' and '.join(examples)} are of one patient, as their names suggest; validation "
+        f"scores are then too high. To keep each patient on one side of a fold, train with --groups '{names.groups}'"
     ]
 
 

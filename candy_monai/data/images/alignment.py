@@ -70,7 +70,7 @@ def misalignment(found: Geometry, expected: Geometry, *, against: str) -> str | 
     for geometry in (found, expected):
         if not _is_grid(geometry):
             whose = "" if geometry is found else f"{against.rsplit(' ', 1)[0]}: "
-            return f"{whose}affine {geometry.affine[:3].tolist()} is none of a grid; correct the header"
+            return f"{whose}the affine {geometry.affine[:3].tolist()} does not define a grid; correct the header"
     if problem := misfit(found, expected, against=against):
         return problem
     if _voxels_apart(found, expected) > _MOST_VOXELS_APART:

@@ -86,7 +86,9 @@ def read(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
         with np.errstate(over="ignore"):
             stack[places[frame]] = values
         if not is_label and np.isinf(stack[places[frame]]).any():
-            raise UnusableFileError(f"{frame}: values beyond single precision, {_scaled(frame)}; correct the header")
+            raise UnusableFileError(
+                f"{frame}: values exceed the range of float32 after scaling {_scaled(frame)}; correct the header"
+            )
     assert stack is not None
     channels = stack[..., None] if stack.ndim == 3 else stack
     if series.geometry.is_picture:
@@ -101,7 +103,7 @@ def read_header(path: Path) -> Geometry:
 
 def write(path: Path, array: NDArray[np.generic], geometry: Geometry, *, beside: Path) -> None:
     """Raise an error, since DICOM files are not written."""
-    raise ValueError("images are not written as DICOM; label maps are, as segmentations, by save_dicom_seg")
+    raise ValueError("images cannot be written as DICOM; save_dicom_seg writes label maps as DICOM SEG")
 
 
 def read_series(path: Path) -> Series:
@@ -139,7 +141,7 @@ def _files_of(folder: Path, state: tuple[tuple[str, int, int], ...]) -> tuple[Di
     read = [read_file(file) for file in files if _is_dicom_file(file)]
     images = {entry.file for entry in read if entry.frames}
     if images and (others := [file.name for file in files if file not in images]):
-        warnings.warn(f"{folder}: left out what is no DICOM image: {_listed(others)}", stacklevel=2)
+        warnings.warn(f"{folder}: left out files that are not DICOM images: {_listed(others)}", stacklevel=2)
     return tuple(read)
 
 
@@ -166,8 +168,8 @@ def _series(path: Path, state: tuple[tuple[str, int, int], ...]) -> Series:
             for uid, few in by_series.items()
         )
         raise UnusableFileError(
-            f"found {len(by_series)} series, expected one: {listed}; name a file of the series that is meant instead "
-            "of the folder, or move the others away"
+            f"found {len(by_series)} series, expected one: {listed}; name a file of the wanted series instead of the "
+            "folder, or move the other series away"
         )
     return _stacked(images)
 
@@ -199,8 +201,8 @@ def _stacked(images: Sequence[DicomFile]) -> Series:
     tilt = float(np.degrees(np.arccos(np.clip(np.dot(step, normal) / np.linalg.norm(step), -1, 1))))
     if tilt > _STRAIGHT:
         warnings.warn(
-            f"{first.file.parent}: the slices lean by {tilt:.1f} degrees, as of a tilted gantry; the result has the "
-            "same slanted grid, which some viewers straighten",
+            f"{first.file.parent}: the slices are sheared by {tilt:.1f} degrees, as with a tilted gantry; the result "
+            "has the same sheared grid, which some viewers ignore",
             stacklevel=2,
         )
     geometry = Geometry.in_space((*first.shape[::-1], len(frames)), affine, num_channels=first.num_channels)
@@ -220,8 +222,8 @@ def _check_alike(images: Sequence[DicomFile], frames: Sequence[Frame]) -> None:
     for frame in frames:
         if frame.position is None or frame.orientation is None:
             raise UnusableFileError(
-                f"{frame}: found no ImagePositionPatient, expected {len(frames)} slices that say where they lie; name "
-                "a single file where each is a picture of its own"
+                f"{frame}: found no ImagePositionPatient or ImageOrientationPatient, expected both for each of "
+                f"{len(frames)} slices; name a single file if each is a separate picture"
             )
         problem = None
         if (frame.shape, frame.num_channels) != (first.shape, first.num_channels):
@@ -233,8 +235,8 @@ def _check_alike(images: Sequence[DicomFile], frames: Sequence[Frame]) -> None:
             problem = f"PixelSpacing {list(frame.spacing_mm)}, {first} has {list(first.spacing_mm)}"
         if problem:
             raise UnusableFileError(
-                f"{frame}: found {problem}, expected slices of one size and direction; give each stack a folder of "
-                "its own"
+                f"{frame}: found {problem}, expected slices of one size, spacing and direction; move each stack into "
+                "its own folder"
             )
 
 
@@ -255,8 +257,8 @@ def _step(frames: Sequence[Frame], normal: NDArray[np.float64]) -> NDArray[np.fl
         one, other = frames[nearest], frames[nearest + 1]
         count = int((depths <= max(_SAME_PLACE * expected, 1e-4)).sum())
         raise UnusableFileError(
-            f"found {one} and {other} at one position ({list(one.position or ())}; {count} such pairs), expected one "
-            "image for each; give each phase, echo or repetition a folder of its own"
+            f"found {one} and {other} at the same position ({list(one.position or ())}; {count} such pairs), expected "
+            "one image per position; move each phase, echo or repetition into its own folder"
         )
     step: NDArray[np.float64] = (positions[-1] - positions[0]) / (len(frames) - 1)
     off = np.linalg.norm(positions - positions[0] - np.arange(len(frames))[:, None] * step, axis=1)
@@ -268,12 +270,12 @@ def _step(frames: Sequence[Frame], normal: NDArray[np.float64]) -> NDArray[np.fl
         what = "slices between them are missing" if found > 1.5 * expected else "they are not evenly spaced"
         raise UnusableFileError(
             f"found {found:.4g} mm from {frames[at]} to {frames[at + 1]}, expected {expected:.4g} mm as between the "
-            f"others: {what}; export the whole series again, or resample it to even slices"
+            f"others: {what}; export the whole series again, or resample it to evenly spaced slices"
         )
     at = int(np.argmax(off))
     raise UnusableFileError(
-        f"{frames[at]}: found a slice {off[at]:.4g} mm beside the line of the others, expected one straight stack; "
-        "give each stack a folder of its own"
+        f"{frames[at]}: found a slice {off[at]:.4g} mm off the line through the others, expected one straight stack; "
+        "move each stack into its own folder"
     )
 
 

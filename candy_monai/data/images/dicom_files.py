@@ -104,8 +104,8 @@ def read_file(file: Path) -> DicomFile:
         meta = pydicom.filereader.read_file_meta_info(file)
         if str(meta.get("TransferSyntaxUID", "")) == _DEFLATED:
             raise UnusableFileError(
-                f"{file.name}: found a deflated file, which is not unpacked here, expected pixels compressed frame by "
-                "frame or not at all; convert it, for example with dcmconv +te"
+                f"{file.name}: found a deflated file, which is not supported, expected pixels that are uncompressed or "
+                "compressed frame by frame; convert it, for example with dcmconv +te"
             )
         header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
         kind = pydicom.uid.UID(str(meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID", ""))).name
@@ -131,7 +131,7 @@ def read_file(file: Path) -> DicomFile:
 def _undecodable(file: Path, error: Exception) -> str:
     found = " ".join(str(error).split()) or type(error).__name__
     return (
-        f"{file.name}: found a file of {file.stat().st_size} bytes that does not decode ({found[:300]}), expected a "
+        f"{file.name}: found a file of {file.stat().st_size} bytes that cannot be decoded ({found[:300]}), expected a "
         "DICOM image; it may be truncated or misnamed: copy or export it again"
     )
 
@@ -151,8 +151,8 @@ def _frames(file: Path, header: Any) -> Iterator[Frame]:
         )
     if "MOSAIC" in (header.get("ImageType") or ()):
         raise UnusableFileError(
-            f"{file.name}: found a mosaic, which holds all slices in one picture, expected a file or a frame for each; "
-            "export it as enhanced DICOM, or convert it, for example with dcm2niix"
+            f"{file.name}: found a mosaic, which holds all slices in one picture, expected a file or a frame for each "
+            "slice; export it as enhanced DICOM, or convert it, for example with dcm2niix"
         )
     channels = 3 if header.get("PhotometricInterpretation") == "PALETTE COLOR" else header.get("SamplesPerPixel") or 1
     frame = Frame(file=file, index=None, shape=shape, num_channels=int(channels))
@@ -162,8 +162,8 @@ def _frames(file: Path, header: Any) -> Iterator[Frame]:
     if not per_frame and not shared:
         if count != 1:
             raise UnusableFileError(
-                f"{file.name}: found {count} frames without functional groups that say where each lies, such as those "
-                "of a film, expected slices of a volume (an enhanced multi-frame image) or one picture"
+                f"{file.name}: found {count} frames without functional groups that give their positions, as in a cine "
+                "loop, expected slices of a volume (an enhanced multi-frame image) or a single picture"
             )
         yield _placed(frame, [header])
         return
@@ -203,7 +203,7 @@ def _placed(frame: Frame, sources: Sequence[Any]) -> Frame:
 
     slope = numbers("RescaleSlope", 1) or (1.0,)
     if slope[0] == 0:
-        raise UnusableFileError(f"{frame}: RescaleSlope is 0, which makes all values one; correct the header")
+        raise UnusableFileError(f"{frame}: RescaleSlope is 0, which makes all values equal; correct the header")
     frame = replace(frame, slope=slope[0], intercept=(numbers("RescaleIntercept", 1) or (0.0,))[0])
     position, orientation = numbers("ImagePositionPatient", 3), numbers("ImageOrientationPatient", 6)
     if position is None and orientation is None:
@@ -212,7 +212,9 @@ def _placed(frame: Frame, sources: Sequence[Any]) -> Frame:
     stated = {"ImagePositionPatient": position, "ImageOrientationPatient": orientation, "PixelSpacing": spacing}
     for keyword, value in stated.items():
         if value is None:
-            raise UnusableFileError(f"{frame}: found no {keyword}, which says where the slice lies; export it again")
+            raise UnusableFileError(
+                f"{frame}: found no {keyword}, which gives the position of the slice; export it again"
+            )
     assert orientation is not None
     assert spacing is not None
     axes = np.reshape(orientation, (2, 3))
@@ -260,7 +262,7 @@ def _check_pixels(pydicom: Any, dataset: Any, file: Path) -> None:
     if not any(keyword in dataset for keyword in _PIXELS):
         raise UnusableFileError(
             f"{file.name}: found no pixel data, expected {dataset.Rows} x {dataset.Columns} pixels; it may be "
-            "truncated or a header alone: copy or export it again"
+            "truncated or contain only a header: copy or export it again"
         )
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_compressed:

@@ -48,7 +48,7 @@ class Geometry:
         spatial, rest = tuple(shape[:3]), [length for length in shape[3:] if length > 1]
         if len(spatial) < 2 or len(rest) > 1 or (rest and num_channels > 1):
             raise UnusableFileError(
-                f"has the shape {tuple(shape)}, expected 2 or 3 spatial axes and at most one axis of channels"
+                f"has the shape {tuple(shape)}, expected 2 or 3 spatial axes and at most one channel axis"
             )
         return cls(
             spatial_shape=spatial,
@@ -92,7 +92,7 @@ def affine_problem(affine: NDArray[np.floating], num_dims: int) -> str | None:
         return "holds NaN or infinite numbers"
     lengths = np.linalg.norm(axes, axis=0)
     if not lengths.all():
-        return f"gives axis {int(np.argmin(lengths))} the voxel size 0"
+        return f"has the voxel size 0 along axis {int(np.argmin(lengths))}"
     if not np.isfinite(lengths).all() or np.linalg.svd(axes / lengths, compute_uv=False)[-1] < _FLATTEST:
-        return "lays all axes in one plane or line, so that voxels have no volume"
+        return "is singular (all axes lie in one plane or line, so that voxels have no volume)"
     return None

@@ -106,8 +106,8 @@ def _geometry(path: Path, header: Any) -> Geometry:
     if problem := affine_problem(affine, rank):
         spacing = [header.GetSpacing(axis) for axis in range(rank)]
         raise UnusableFileError(
-            f"the header gives no position: with spacing {spacing}, the affine {problem}; write a right spacing and "
-            "directions, for example by converting the original again"
+            f"the header gives no position: with spacing {spacing}, the affine {problem}; write a valid spacing and "
+            "valid directions, for example by converting the original again"
         )
     affine[:3] *= _stated_unit(path)
     shape = [header.GetDimensions(axis) for axis in range(num_axes)]
@@ -127,5 +127,7 @@ def _stated_unit(path: Path) -> float:
     stated = found[1].decode("utf-8", errors="replace").replace('"', " ").lower().split()[:3]
     factors = {IN_MM[unit] for unit, names in _UNIT_NAMES.items() for name in stated if name in names}
     if len(factors) > 1:
-        raise UnusableFileError(f"its axes have different units ({', '.join(stated)}); expected one for all, as mm")
+        raise UnusableFileError(
+            f"its axes have different units ({', '.join(stated)}); expected the same unit for all, such as mm"
+        )
     return factors.pop() if factors else 1.0

@@ -26,7 +26,7 @@ _UNITS = {1: IN_MM["m"], 2: IN_MM["mm"], 3: IN_MM["um"]}
 _UNIT_BITS = 7
 _MOST_QUANTIZED = 0.005  # half a step of integers scaled in hundredths: the error of rounding
 _SINGLE_PRECISION = 1e-6
-_REMEDY = "write a right header, for example by converting the original again"
+_REMEDY = "write a valid header, for example by converting the original again"
 
 
 def read(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
@@ -108,7 +108,7 @@ def _in_mm(image: SpatialImage, stated: NDArray[np.float64] | None) -> NDArray[n
     """Return an image's affine in millimetres; ``stated`` is the one in its file, in the header's unit."""
     affine = np.array(image.affine if stated is None else stated, dtype=np.float64)
     if stated is None and (problem := affine_problem(affine, min(len(image.shape), 3))):
-        raise UnusableFileError(f"the affine {problem}: {affine.tolist()}; give the image a right one")
+        raise UnusableFileError(f"the affine {problem}: {affine.tolist()}; give the image a valid one")
     header = image.header
     if "xyzt_units" in getattr(header, "keys", tuple)():  # NIfTI only; "unknown" counts as millimetres
         affine[:3] *= _UNITS.get(int(header["xyzt_units"]) & _UNIT_BITS, 1.0)
@@ -156,14 +156,14 @@ def _stated_affine(start: bytes, path: Path) -> NDArray[np.float64] | None:
         affine = np.asarray(header.get_qform(), dtype=np.float64)
         found = affine_problem(affine, num_dims)
     except ValueError as error:  # the quaternion's norm exceeds 1
-        found = f"holds no rotation ({error})"
+        found = f"is not a rotation ({error})"
     if found is not None:
         turned = f"the qform (quatern_b, quatern_c, quatern_d, qoffset_x, qoffset_y, qoffset_z) {found}"
         raise UnusableFileError(
             f"the header gives no position: {'; '.join(filter(None, (problem, turned)))}; {_REMEDY}"
         )
     if problem:
-        warnings.warn(f"{path}: {problem}; taking the qform, which is sound", stacklevel=2)
+        warnings.warn(f"{path}: {problem}; using the qform instead, which is valid", stacklevel=2)
     return affine
 
 
@@ -171,7 +171,7 @@ def _check_offset(header: Any) -> None:
     if header["vox_offset"] == 0:  # nibabel refuses other values within the header, but would read the header here
         raise UnusableFileError(
             f"the header says that the samples begin at byte 0 (vox_offset), expected {header.single_vox_offset} or "
-            "more, as of a .hdr and .img pair that was renamed; convert the original again"
+            "more; the file may be half of a renamed pair of .hdr and .img: convert the original again"
         )
 
 

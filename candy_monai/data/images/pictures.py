@@ -56,8 +56,8 @@ def read(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
     with Image.open(path) as picture:
         if is_label and picture.format == "JPEG":
             raise UnusableFileError(
-                "JPEG changes the values that it stores, label ids among them; export the labels from their original, "
-                "as PNG, and in an nnU-Net folder the images, too"
+                "JPEG is lossy and changes label ids; export the labels from their original as PNG, and in an nnU-Net "
+                "folder the images, too"
             )
         geometry = _geometry_of(picture)
         samples = _samples_of(picture, path, is_label=is_label)
@@ -83,15 +83,15 @@ def write(path: Path, array: NDArray[np.generic], geometry: Geometry, *, beside:
     suffix = image_suffix(path)
     if suffix in TIFFS and array.ndim > 3:
         if len(array) > 1:
-            raise ValueError("a volume of TIFF pages holds one channel")
+            raise ValueError(f"a TIFF volume can hold only one channel, found {len(array)}")
         _tifffile("write").imwrite(path, array[0], photometric="minisblack")
         text = json.dumps({"spacing": geometry.spacing_mm})
         beside.with_name(f"{stem_of(beside)}.json").write_text(text, encoding="utf-8")
         return
     if array.ndim != 3:
-        raise ValueError(f"{suffix} holds a picture, the array has {array.ndim - 1} spatial axes")
+        raise ValueError(f"{suffix} can only hold a 2-D picture, the array has {array.ndim - 1} spatial axes")
     if suffix in (".jpg", ".jpeg"):
-        raise ValueError("JPEG changes the values that it stores")
+        raise ValueError("JPEG is lossy and changes the values")
     kinds = (np.uint8, np.uint16, *((np.float32,) if suffix in TIFFS else ())) if len(array) == 1 else (np.uint8,)
     if array.dtype not in kinds:
         raise ValueError(f"{suffix} cannot hold {array.dtype} samples with {len(array)} channels")
@@ -107,14 +107,14 @@ def spacing_file(path: Path, *, is_label: bool) -> Path | None:
 
 def _warn_of_turn(path: Path) -> None:
     warnings.warn(
-        f"{path.parent}: pictures whose EXIF data ask for a turn; they are read as stored, as labels drawn on them "
-        "must be: turn the pictures themselves where that is wrong",
+        f"{path.parent}: pictures whose EXIF data specify a rotation or flip, which is ignored: they are read as "
+        "stored, and must match their labels as stored; rotate the pixels themselves if they do not",
         stacklevel=3,
     )
 
 
 def _tifffile(verb: str) -> Any:  # it has no types
-    what = "3-D TIFF files, TIFF colours of 16 bits and turned TIFF pictures"
+    what = "3-D, 16-bit colour and rotated TIFF files"
     return require("tifffile", extra="tiff", purpose=f"{verb} {what}")
 
 
@@ -149,7 +149,7 @@ def _samples_of(picture: ImageFile.ImageFile, path: Path, *, is_label: bool) -> 
         grey, alpha = array[..., 0], array[..., 1]
         opaque = 0xFFFF if alpha.dtype == np.uint16 else 0xFF
         if np.any(alpha != opaque):
-            raise UnusableFileError("grey samples of which some are transparent; save it without transparency")
+            raise UnusableFileError("a grey picture with transparency; save it without transparency")
         return grey[None]
     return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
 
@@ -201,7 +201,7 @@ def _beyond_pillow(path: Path) -> _Series | None:
         sizes = [math.prod(series.shape) for series in file.series]
         if (count := sizes.count(max(sizes))) > 1:
             raise UnusableFileError(
-                f"holds {count} images of one size; expected one, with slices as pages of one volume"
+                f"holds {count} images of the same size; expected one image, or one volume with its slices as pages"
             )
         number = sizes.index(max(sizes))
         shape, axes = tuple(file.series[number].shape), str(file.series[number].axes)
@@ -247,7 +247,10 @@ def _tiff_geometry(path: Path, series: _Series, is_label: bool) -> Geometry:
 def _spacing_beside(path: Path, *, is_label: bool) -> tuple[float, ...]:
     file = spacing_file(path, is_label=is_label)
     if file is None:  # one text per folder: Python shows each text once
-        warnings.warn(f"{path.parent}: TIFF volumes without <case>.json beside them; taking 1 x 1 x 1 mm", stacklevel=2)
+        warnings.warn(
+            f"{path.parent}: TIFF volumes without <case>.json beside them; assuming a spacing of 1 x 1 x 1 mm",
+            stacklevel=2,
+        )
         return 1.0, 1.0, 1.0
     try:
         content = read_json(file)
@@ -257,6 +260,6 @@ def _spacing_beside(path: Path, *, is_label: bool) -> tuple[float, ...]:
         raise UnusableFileError(f"{file.name} beside it cannot be read ({error}); write {{'spacing': [...]}}") from None
     if len(sizes) != 3 or not all(0 < size < np.inf for size in sizes):
         raise UnusableFileError(
-            f"{file.name} beside it: expected 'spacing' with 3 positive numbers of millimetres, found {spacing!r}"
+            f"{file.name} beside it: expected 'spacing' with 3 positive numbers in millimetres, found {spacing!r}"
         )
     return sizes

@@ -215,7 +215,7 @@ def geometry_of(image: MetaTensor, *, name: str | None = None) -> Geometry:
     affine = to_affine_nd(3, image.affine.detach().cpu().numpy(), dtype=np.float64)
     if problem := affine_problem(affine, min(len(shape), 3)):
         name = name or image.meta.get("filename_or_obj") or f"a tensor of shape {tuple(image.shape)}"
-        raise BadInputError(f"{name}: the affine {problem}: {affine.tolist()}; give it a right one")
+        raise BadInputError(f"{name}: the affine {problem}: {affine.tolist()}; give it a valid one")
     return Geometry(
         spatial_shape=shape,
         num_channels=len(image),
@@ -255,13 +255,13 @@ def _readable(path: Path, expected: str) -> Iterator[None]:
     except UnusableFileError as error:
         raise ImageReadError(f"{path}: {str(error).removeprefix(f'{path.name}: ')}") from error
     except PermissionError as error:
-        raise ImageReadError(f"{path}: may not be read ({error.strerror}); check its permissions") from error
+        raise ImageReadError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     except Exception as error:  # each decoder has its own errors, including zlib.error and struct.error
         found = " ".join(str(error).split()) or type(error).__name__
         size = f"{path.stat().st_size} bytes" if path.exists() else "unknown size"
         raise ImageReadError(
-            f"{path}: found a file of {size} that does not decode ({found}), expected {expected}; "
-            "it may be truncated or misnamed: copy or export it again"
+            f"{path}: found a file of {size} that cannot be decoded ({found}), expected {expected}; it may be "
+            "truncated or misnamed: copy or export it again"
         ) from error
 
 
@@ -273,8 +273,7 @@ def _intensities(array: NDArray[np.generic]) -> NDArray[np.float32]:
         lost = np.isinf(values) & np.isfinite(array)
         if lost.any():
             raise UnusableFileError(
-                f"{int(lost.sum())} values lie beyond single precision, for example {array[lost][0]}; images are "
-                "float32: bring them to another unit"
+                f"{int(lost.sum())} values exceed the range of float32, for example {array[lost][0]}; rescale the image"
             )
     return values
 
@@ -288,10 +287,11 @@ def _label_ids(array: NDArray[np.generic]) -> NDArray[np.int64]:
         if not whole.all():
             raise UnusableFileError(
                 f"{int((~whole).sum())} values that are not whole numbers, for example {array[~whole][0]}, expected a "
-                "label map: whole ids of classes; a mask that was scaled or resampled has to be brought back to its ids"
+                "label map of class ids; undo any scaling of the values, and resample label maps with "
+                "nearest-neighbour interpolation"
             )
     if array.size and array.dtype.kind not in "bi" and array.max() > _LARGEST_ID:
-        raise UnusableFileError(f"the label id {array.max()}, expected ids of classes, at most {_LARGEST_ID}")
+        raise UnusableFileError(f"the label id {array.max()}, expected class ids of at most {_LARGEST_ID}")
     return np.array(array, dtype=np.int64, order="C")
 
 

@@ -53,7 +53,9 @@ def save_image(
         raise BadInputError(f"{path}: cannot write {suffix or 'a file without suffix'!r}; {KNOWN}")
     if suffix in DETACHED:  # the header would refer to the samples under a temporary name
         whole = DETACHED[suffix]
-        raise BadInputError(f"{path}: a {suffix} keeps its samples in a second file; write {whole}, which holds both")
+        raise BadInputError(
+            f"{path}: a {suffix} file stores its samples in a second file; write {whole}, which holds both"
+        )
     if like is None and isinstance(image, MetaTensor):
         like = image
     geometry = None if like is None else geometry_of(like) if isinstance(like, MetaTensor) else read_geometry(like)
@@ -82,7 +84,7 @@ def _stored(image: Tensor, dtype: DTypeLike | None, path: Path) -> NDArray[np.ge
                 stored = array.astype(np.promote_types(wanted, np.float32), copy=False)
             return array if np.isinf(stored).sum() > np.isinf(array).sum() else stored
         if not (np.isfinite(array) & (np.rint(array) == array) & (np.abs(array) < 2.0**63)).all():
-            raise BadInputError(f"{path}: {wanted} cannot hold fractions, NaN or such large numbers; name float32")
+            raise BadInputError(f"{path}: {wanted} cannot hold fractions, NaN or such large numbers; choose float32")
         array = array.astype(np.int64)
     low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
     array = array.astype(np.min_scalar_type(high if low >= 0 else min(low, -high - 1)))
@@ -94,7 +96,7 @@ def _channel_first(
     array: NDArray[np.generic], geometry: Geometry | None, suffix: str, path: Path
 ) -> NDArray[np.generic]:
     if array.ndim < 2:
-        raise BadInputError(f"{path}: found shape {array.shape}, expected 2 or 3 spatial axes and channels")
+        raise BadInputError(f"{path}: found shape {array.shape}, expected 2 or 3 spatial axes and a channel axis")
     if geometry is None:
         is_picture = suffix in PICTURES or array.shape[0] == 1
         has_channels = array.ndim == 4 or (array.ndim == 3 and is_picture)
@@ -102,10 +104,12 @@ def _channel_first(
         has_channels = array.ndim == len(geometry.spatial_shape) + 1
         if array.shape[has_channels:] != geometry.spatial_shape:
             raise BadInputError(
-                f"{path}: the image has shape {tuple(array.shape)}, the scan that it follows {geometry.spatial_shape}; "
-                "undo resampling, cropping and padding before writing"
+                f"{path}: the image has shape {tuple(array.shape)}, the scan whose geometry it should have "
+                f"{geometry.spatial_shape}; undo resampling, cropping and padding before writing"
             )
     result = array if has_channels else array[None]
     if result.ndim not in (3, 4):
-        raise BadInputError(f"{path}: found shape {tuple(array.shape)}, expected 2 or 3 spatial axes and channels")
+        raise BadInputError(
+            f"{path}: found shape {tuple(array.shape)}, expected 2 or 3 spatial axes and a channel axis"
+        )
     return result

@@ -51,7 +51,10 @@ if TYPE_CHECKING:
 
 SPLITS = "splits_final.json"
 """The folds of a dataset or a run, in nnU-Net's format: in the dataset, the experiment folder and the store."""
-_TAKEN_ALIKE = "voxels are taken for the same places all the same: look whether they are, and correct a wrong header"
+_TAKEN_ALIKE = (
+    "this difference is ignored, and voxels are matched by index: check that the two overlay correctly, and correct "
+    "the header that is wrong"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,8 +312,8 @@ def _spacing_warnings(files: Sequence[str]) -> list[str]:
     if not files:
         return []
     return [
-        f"{join_names(files)}: TIFF volumes without spacing, so 1 x 1 x 1 mm is taken; write "
-        '{"spacing": [...]} in the order of the axes to <case>.json beside them'
+        f'{join_names(files)}: TIFF volumes without spacing, so 1 x 1 x 1 mm is assumed; write {{"spacing": [...]}} in '
+        "the order of the axes to <case>.json beside them"
     ]
 
 
@@ -341,8 +344,8 @@ def _compare(
             problems.append(f"{_short(path)}: {problem}")
     elif misalignment(found, expected, against=against):
         warnings.append(
-            f"{_short(path)}: {unlike or moved}; its axes are swapped and flipped to those of the image: correct the "
-            "header where that is wrong"
+            f"{_short(path)}: {unlike or moved}; its axes are swapped and flipped to match the image: correct the "
+            "header if that is wrong"
         )
     elif moved:
         warnings.append(f"{_short(path)}: {moved}; {_TAKEN_ALIKE}")

@@ -81,8 +81,8 @@ def sides_among_labels(names: Sequence[str]) -> list[str]:
     if not pairs:
         return []
     return [
-        f"dataset.json: labels of two sides ({join_names(pairs, limit=2)}), which mirrored patches would swap: "
-        "leave the axis from left to right out of the plan's mirror_axes, for example --set mirror_axes=1,2"
+        f"dataset.json: labels of a left and a right side ({join_names(pairs, limit=2)}), which mirroring would swap: "
+        "remove the left-right axis from the plan's mirror_axes, for example --set mirror_axes=1,2"
     ]
 
 
@@ -102,7 +102,7 @@ def shared_labels(cases: Sequence[NNUNetCase]) -> list[str]:
         if case.label is not None:
             by_label[case.label].append(case.case_id)
     return [
-        f"{label}: is the label of {join_names(names)}; look whether each of them has its own"
+        f"{label}: is listed as the label of {join_names(names)}; check whether each of them has its own"
         for label, names in by_label.items()
         if len(names) > 1
     ]
@@ -123,8 +123,8 @@ def _duplicates(training: Sequence[MeasuredCase], test: Sequence[MeasuredCase]) 
             )
         if learned and tested:
             texts.append(
-                f"the training case {learned[0]} and the test case {tested[0]} hold the same image, so a test score "
-                "would flatter; remove one"
+                f"the training case {learned[0]} and the test case {tested[0]} hold the same image, so test scores "
+                "would be too high; remove one of them"
             )
     return texts
 
@@ -164,8 +164,8 @@ def _outlying_spacings(cases: Sequence[MeasuredCase]) -> list[str]:
     if not texts:
         return []
     return [
-        f"imagesTr: spacing more than {_FAR_SPACING:g} times off the median of {_numbers(usual)} mm "
-        f"(left-right, back-front, up): {join_names(texts)}; check the headers"
+        f"imagesTr: spacing differs by a factor of more than {_FAR_SPACING:g} from the median, {_numbers(usual)} mm "
+        f"(left-right, anterior-posterior, inferior-superior): {join_names(texts)}; check the headers"
     ]
 
 
@@ -185,7 +185,7 @@ def _outlying_intensities(cases: Sequence[MeasuredCase], channel_names: Sequence
         widths = ranges[:, 1] - ranges[:, 0]
         constant = [owners[i] for i in np.flatnonzero(widths == 0)]
         if constant:
-            texts.append(f"imagesTr: channel {name!r} holds hardly more than one value in {join_names(constant)}")
+            texts.append(f"imagesTr: channel {name!r} is almost constant in {join_names(constant)}")
         varied = np.flatnonzero(widths > 0)
         if len(varied) < _FEWEST_TO_COMPARE:
             continue

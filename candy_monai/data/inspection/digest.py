@@ -87,7 +87,7 @@ class DescribedDataset:
         with self._lock:
             image, label = self._dataset.load(idx)
         if not holds_whole_numbers(label):
-            raise BadInputError("the label holds values that are not whole numbers, expected ids of classes")
+            raise BadInputError("the label holds values that are not whole numbers, expected class ids")
         scans = _on_cpu(image, torch.float32), _on_cpu(label, torch.int64)
         digest = hashlib.blake2b(digest_size=8)
         for scan in scans:

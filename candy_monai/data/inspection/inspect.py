@@ -166,7 +166,9 @@ def axis_codes(affine: NDArray[np.floating]) -> Orientation:
     """
     codes = tuple(nibabel.aff2axcodes(affine))
     if None in codes:
-        raise BadInputError(f"the affine does not say where every axis points: {np.asarray(affine).tolist()}")
+        raise BadInputError(
+            f"the affine does not define the direction of every axis: {np.asarray(affine).tolist()}; correct the header"
+        )
     return codes
 
 

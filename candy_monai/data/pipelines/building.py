@@ -166,7 +166,7 @@ def build_pipeline(
     try:
         steps = [build.step(entry, f"{name}[{index}]") for index, entry in enumerate(entries)]
     except RecursionError as error:  # a YAML anchor may contain itself
-        raise SettingsError(f"{name}: the entries are nested without end, or too deep") from error
+        raise SettingsError(f"{name}: the entries are nested too deep, or contain themselves") from error
     return Pipeline(steps, entries, name)
 
 
@@ -192,8 +192,8 @@ def read_own_transforms(path: PathLike, *, trust: bool = False) -> OwnTransforms
     for name in lists:
         if name not in PIPELINES:
             raise SettingsError(
-                f"{path}: {name!r} is no pipeline; expected any of {', '.join(PIPELINES)}."
-                f"{did_you_mean(str(name), PIPELINES)}"
+                f"{path}: {name!r} is not a pipeline; expected any of "
+                f"{', '.join(PIPELINES)}.{did_you_mean(str(name), PIPELINES)}"
             )
     own = OwnTransforms(trust=trust, **{name: entries or () for name, entries in lists.items()})
     check_own_transforms(own, f"{path}: ")
@@ -222,9 +222,7 @@ def read_json_or_yaml(path: PathLike) -> Any:
         if isinstance(value, Mapping | list):
             waiting += value.values() if isinstance(value, Mapping) else value
     if count > _MOST_VALUES:
-        raise SettingsError(
-            f"{path}: holds more than {_MOST_VALUES:,} values, or is nested without end by an anchor of YAML"
-        )
+        raise SettingsError(f"{path}: holds more than {_MOST_VALUES:,} values, or a YAML anchor that contains itself")
     return found
 
 
@@ -286,20 +284,20 @@ def _checked_entry(entry: object, where: str) -> Mapping[str, Any]:
 def _check_place(step: object, entry: Mapping[str, Any], pipeline: str, where: str, *, trust: bool) -> None:
     kind = type(step).__name__
     if not trust and not isinstance(step, MapTransform | Compose):
-        raise SettingsError(f"{where}: {kind} takes one array; take its form for dictionaries, {kind}d, with keys")
+        raise SettingsError(f"{where}: {kind} is an array transform; use its dictionary version, {kind}d, with keys")
     if pipeline == "augmentation":
         return
     if isinstance(step, Randomizable) and not (isinstance(step, Compose) and not step.transforms):
-        raise SettingsError(
-            f"{where}: {kind} draws random numbers, and {pipeline} must do the same to a case each time"
-        )
+        raise SettingsError(f"{where}: {kind} is random, but {pipeline} must be deterministic")
     if pipeline != "preprocessing":
         return
     if (_moves(type(step)) and not keeps_track(step)) or kind == "FromMetaTensord":
-        raise SettingsError(f"{where}: {kind} cannot be undone, so that no result could be brought back to its file")
+        raise SettingsError(
+            f"{where}: {kind} cannot be inverted, so predictions could not be restored to the grid of the image"
+        )
     needing = [key for key, value in entry.items() if key != "keys" and value == LABEL]
     if needing:
-        raise SettingsError(f"{where}: {kind} needs the label ({needing[0]}), which a case to be predicted lacks")
+        raise SettingsError(f"{where}: {kind} needs the label ({needing[0]}), which is not available in prediction")
 
 
 def _check_in_step(steps: Sequence[object], where: str) -> None:
@@ -312,8 +310,8 @@ def _check_in_step(steps: Sequence[object], where: str) -> None:
         if len(moved) == 1 and (isinstance(part, Randomizable) or not same):
             kind, is_at, stays = type(part).__name__, *moved, *left
             raise SettingsError(
-                f"{where}[{index}]: {kind} moves the {is_at} and leaves the {stays} where it was; give it the keys "
-                f'["{IMAGE}", "{LABEL}"], or pass --trust for a file that means it so'
+                f'{where}[{index}]: {kind} moves the {is_at} but not the {stays}; give it the keys ["{IMAGE}", '
+                f'"{LABEL}"], or pass --trust if that is intended'
             )
 
 
@@ -348,7 +346,7 @@ class _Builder:
             return self._trusted(entry, where)
         built: Callable[[Any], Any] = self._component(entry, where)
         if not callable(built) or isinstance(built, functools.partial):
-            raise SettingsError(f"{where}: {entry['_target_']} is no transform")
+            raise SettingsError(f"{where}: {entry['_target_']} is not a transform")
         return built
 
     def _trusted(self, entry: Mapping[str, Any], where: str) -> Callable[[Any], Any]:
@@ -360,7 +358,7 @@ class _Builder:
         except Exception as error:
             raise SettingsError(f"{where}: cannot be built: {' '.join(str(error).split())}") from error
         if not callable(built):
-            raise SettingsError(f"{where}: {entry['_target_']} is no transform: found {type(built).__name__}")
+            raise SettingsError(f"{where}: {entry['_target_']} is not a transform: found {type(built).__name__}")
         return built
 
     def _value(self, value: object, where: str) -> Any:
@@ -375,8 +373,8 @@ class _Builder:
                 return list(self._transforms[value[1:]])
             if set(value) & set("$@%"):
                 raise SettingsError(
-                    f"{where}: {value!r} holds an expression or a reference, which a list that is not trusted may not; "
-                    "write the value itself, or pass --trust for a file that you wrote"
+                    f"{where}: {value!r} holds an expression or a reference, which is allowed only in a trusted file; "
+                    "write the value itself, or pass --trust if you wrote the file"
                 )
         return value
 
@@ -385,16 +383,16 @@ class _Builder:
         mode = entry.get("_mode_", "default")
         unnamed = next((key for key in entry if not isinstance(key, str)), None)  # YAML keys may be of any type
         if unnamed is not None:
-            raise SettingsError(f"{where}: found the argument {unnamed!r}, expected the name of one")
+            raise SettingsError(f"{where}: found {unnamed!r}, expected the name of an argument")
         arguments = {key: self._value(value, f"{where}.{key}") for key, value in entry.items() if key[:1] != "_"}
         unknown = sorted(key for key in entry if key[:1] == "_" and key not in ("_target_", "_mode_", "_desc_"))
         if unknown:
-            raise SettingsError(f"{where}: {unknown[0]} is not known here; _target_, _mode_ and _desc_ are")
+            raise SettingsError(f"{where}: unknown key {unknown[0]}; expected _target_, _mode_ or _desc_")
         if isinstance(target, str) and target in FUNCTIONS and mode == "callable":
             return functools.partial(FUNCTIONS[target], **arguments)
         kind = transform_class(target, where)
         if mode != "default":
-            raise SettingsError(f"{where}: _mode_ {mode!r} is only for functions, as 'callable'")
+            raise SettingsError(f"{where}: _mode_ {mode!r} is not supported for a transform; leave it out")
         _check_arguments(kind, arguments, where)
         replacement: Callable[..., Any] = self._instead.get(kind.__name__, kind)
         try:
@@ -418,12 +416,12 @@ def transform_class(target: object, where: str) -> type[Transform]:
     kind = getattr(module, name, None) if module is not None else None
     if not (isinstance(kind, type) and issubclass(kind, Transform)):
         raise SettingsError(
-            f"{where}: {target} is no transform of MONAI's or ours, nor one of the functions "
-            f"{', '.join(FUNCTIONS)}.{_suggestion(target)} Pass --trust for others, in a file that you wrote"
+            f"{where}: {target} is not a transform of MONAI or candy_monai, nor one of the functions "
+            f"{', '.join(FUNCTIONS)}.{_suggestion(target)} Pass --trust to use others, if you wrote the file"
         )
     if kind.__name__.startswith(_REFUSED):
         raise SettingsError(
-            f"{where}: {kind.__name__} may write files, call what a text names, or wait: pass --trust for it"
+            f"{where}: {kind.__name__} may write files, call functions by name, or wait: pass --trust to use it"
         )
     return kind
 
@@ -453,10 +451,12 @@ def _check_arguments(kind: type[Transform], arguments: Mapping[str, object], whe
         return
     foreign = sorted(set(arguments) - _LOADING)
     if foreign:
-        raise SettingsError(f"{where}: {name} may not be given {foreign[0]} here; {', '.join(sorted(_LOADING))} it may")
+        raise SettingsError(
+            f"{where}: {name} does not accept {foreign[0]} here; allowed are {', '.join(sorted(_LOADING))}"
+        )
     reader = arguments.get("reader")
     if reader is not None and reader not in _READERS:
-        raise SettingsError(f"{where}: reader {reader!r} is none of {', '.join(_READERS)}")
+        raise SettingsError(f"{where}: unknown reader {reader!r}; expected one of {', '.join(_READERS)}")
 
 
 def _as_call(entry: Mapping[str, Any]) -> str:

@@ -67,8 +67,8 @@ class OwnTransforms:
         lists: Mapping[str, Any] = pipelines if isinstance(pipelines, dict) else {}
         if not any(name in lists for name in PIPELINES):
             raise SettingsError(
-                f"{where}: pipelines is damaged, expected lists of transforms under {', '.join(PIPELINES)}; "
-                "take the file from a copy of the run"
+                f"{where}: pipelines is damaged, expected lists of transforms under {', '.join(PIPELINES)}; restore "
+                "the file from a copy of the run"
             )
         saved = {name: lists[name] for name in PIPELINES if name in lists}
         for name, entries in saved.items():
@@ -76,8 +76,8 @@ class OwnTransforms:
             if not isinstance(entries, list) or not _has(entries, _WHOLE[name]):
                 found = "none of that name" if isinstance(entries, list) and entries else repr(entries)[:60]
                 raise SettingsError(
-                    f"{where}: pipelines.{name} is damaged: expected a list of transforms with {_WHOLE[name]}, "
-                    f"found {found}; take the file from a copy of the run"
+                    f"{where}: pipelines.{name} is damaged: expected a list of transforms with {_WHOLE[name]}, found "
+                    f"{found}; restore the file from a copy of the run"
                 )
         return cls(trust=trust, **saved)
 

@@ -191,22 +191,24 @@ class Preprocessor:
                     raise BadInputError(_too_large(where, name, before[IMAGE])) from error
                 raise BadInputError(f"{where}: {name} cannot be applied ({type(error).__name__}: {reason})") from error
             if not isinstance(data, dict) or not before.keys() <= data.keys():
-                raise BadInputError(f"{where}: {name} must leave the image, and the label where there is one")
+                raise BadInputError(f"{where}: {name} must keep the image, and the label if there is one")
             if not keeps_track(step) and any(_grid(data[key]) != _grid(before[key]) for key in before):
-                raise BadInputError(f"{where}: {name} changed the grid, and nothing tells how to undo that")
+                raise BadInputError(f"{where}: {name} changed the grid in a way that cannot be inverted")
         image, label = data[IMAGE], data.get(LABEL)
-        made = f"{where}: preprocessing made"
+        made = f"{where}: preprocessing returned"
         if len(image) != num_channels:
-            raise BadInputError(f"{made} {len(image)} channels of {num_channels}, expected as many as in the files")
+            raise BadInputError(f"{made} {len(image)} channels, expected {num_channels} as in the files")
         if label is not None and label.shape[1:] != image.shape[1:]:
             raise BadInputError(
-                f"{made} a label of shape {tuple(label.shape[1:])} for an image of {tuple(image.shape[1:])}: what "
-                "moves the image must move the label, too"
+                f"{made} a label of shape {tuple(label.shape[1:])} for an image of shape {tuple(image.shape[1:])}: "
+                "apply spatial transforms to both"
             )
         if not bool(torch.isfinite(image).all()):
             raise BadInputError(f"{made} intensities that are NaN or infinite")
         if label is not None and not holds_whole_numbers(label):
-            raise BadInputError(f"{made} label values that are no ids: labels must be moved by nearest neighbour")
+            raise BadInputError(
+                f"{made} label values that are not whole numbers: interpolate labels with nearest neighbour"
+            )
         return data
 
     @property
@@ -285,10 +287,10 @@ class Preprocessor:
             restored[0, outside] = 1.0 if are_probabilities else 0.0
         if self.own_postprocessing is None:
             if are_probabilities:
-                raise BadInputError("a postprocessing of one's own takes logits, not probabilities")
+                raise BadInputError("custom postprocessing needs logits, not probabilities")
             data = {PREDICTION: MetaTensor(scores.float().cpu()), IMAGE: case.image}
             made = label_map_by(self.postprocessing, data, tuple(restored.shape[1:]))
-            highest = highest_id(made, what="the label map that postprocessing made")
+            highest = highest_id(made, what="the label map returned by postprocessing")
             ids = made.to(id_type(len(scores), (*self.paints, highest)))
             return ids, probabilities_of(restored, paints=self.paints)
         ids = label_ids(restored, paints=self.paints, threshold=0.5 if are_probabilities else 0.0)
@@ -404,11 +406,11 @@ def label_map_by(postprocessing: Pipeline, data: Mapping[str, Tensor], shape: Sh
     Raises:
         BadInputError: If a step cannot be applied, or the result is not a map of label ids of that shape.
     """
-    with postprocessing.applied_to("what was predicted"):
+    with postprocessing.applied_to("the prediction"):
         made = postprocessing(data)[PREDICTION]
     if tuple(made.shape) != (1, *shape) or not holds_whole_numbers(made):
         raise BadInputError(
-            f"postprocessing made values of shape {tuple(made.shape)}, expected label ids, whole numbers of shape "
+            f"postprocessing returned values of shape {tuple(made.shape)}, expected label ids, whole numbers of shape "
             f"{(1, *shape)}"
         )
     return plain_tensor(made)
@@ -418,8 +420,8 @@ def _too_large(where: str, name: str, image: MetaTensor) -> BadInputError:
     voxels = " x ".join(map(str, image.shape[1:]))
     size = " x ".join(f"{length:.4g}" for length in image.pixdim.tolist())
     return BadInputError(
-        f"{where}: {name}: there is not enough memory, with {voxels} voxels of {size} mm; check whether the header "
-        "states the spacing and the unit that are meant"
+        f"{where}: {name}: there is not enough memory for {voxels} voxels of {size} mm; check the spacing and its unit "
+        "in the header"
     )
 
 

@@ -85,7 +85,7 @@ class Expected:
 
     def __str__(self) -> str:
         if self.gain is None:
-            return "no run on a dataset like it has compared slices with volumes"
+            return "no earlier run on a similar dataset compared slices with volumes"
         better, other = ("slices", "volumes") if self.gain > 0 else ("volumes", "slices")
         where = ", ".join(self.datasets[:3])
         return f"in runs on {where} {better} reached a Dice {abs(self.gain):.3f} above that of {other}"

@@ -64,7 +64,7 @@ def explain(
     for name, entry in entries_of(plan).items():
         value, reason = entry.shown(getattr(plan, name)), entry.reason
         if name in plan.chosen:
-            reason = "You asked for it."
+            reason = "Set by you."
         elif name in by_budget:
             reason = "Decided by the budget, from what was measured on this machine."
         elif not isinstance(reason, str):
@@ -90,20 +90,20 @@ def _configuration(plan: Plan, fingerprint: Fingerprint) -> Choice:
         reason = "Pictures have two axes."
     elif "slice_axis" in plan.chosen:
         kind = "2-D" if plan.slice_axis is not None else "3-D"
-        reason = f"You asked for it, or for a network or weights that are {kind} (--network, --bundle, --init-from)."
+        reason = f"Set by you, or required by a network or weights that are {kind} (--network, --bundle, --init-from)."
     elif plan.slice_axis is not None and plan.median_shape[plan.slice_axis] == 1:
         reason = "The volumes are one slice thick."
     else:
         learned = expected(plan.spacing_mm or (1.0,) * plan.num_dims, len(fingerprint.cases))
         about = f"{learned}, in the time of a CPU (experience.json)"
         if plan.slice_axis is not None:
-            reason = f"A 2-D network sees many slices where a 3-D network sees few blocks: {about}."
+            reason = f"A 2-D network is trained on many slices in the time of a few 3-D patches: {about}."
         elif learned.configuration == "3d":
-            reason = f"A 3-D network sees what lies before and behind each slice; {about}."
+            reason = f"A 3-D network uses the context of the neighbouring slices; {about}."
         else:
             reason = (
-                "A 3-D network sees what lies before and behind each slice. That slices teach more in the time of a "
-                "CPU counts neither with the memory of a large GPU nor where you fixed something along three axes."
+                "A 3-D network uses the context of the neighbouring slices. The advantage of slices in the limited "
+                "time of a CPU does not apply to a large GPU, or if you set an entry along three axes."
             )
     other = "3d" if plan.slice_axis is not None else "2d"
     remedy = _OF_DATA if plan.num_dims == 2 else f"--configuration {other}"
@@ -112,8 +112,8 @@ def _configuration(plan: Plan, fingerprint: Fingerprint) -> Choice:
 
 def _loss(plan: Plan) -> Choice:
     is_binary = bool(plan.regions) or plan.num_classes == 1
-    kind = "each output is decided by itself" if is_binary else "labels exclude each other, so their scores compete"
-    ignored = "" if plan.ignore_label is None else f" Voxels with the id {plan.ignore_label} count for nothing."
+    kind = "outputs are independent of each other" if is_binary else "labels are mutually exclusive"
+    ignored = "" if plan.ignore_label is None else f" Voxels with the id {plan.ignore_label} are ignored."
     return Choice(
         name="loss",
         value="Dice + binary cross-entropy" if is_binary else "Dice + cross-entropy",
@@ -132,34 +132,37 @@ def orientation(plan: Plan, fingerprint: Fingerprint) -> str:
         return "Pictures have no orientation in space; rows and columns stay as stored."
     found = Counter("".join(case.orientation) for case in fingerprint.cases if case.orientation)
     stored = ", ".join(f"{codes} in {count}" for codes, count in found.most_common(4))
-    return f"Most cases are stored so ({stored}); the others are turned to it, and predictions are turned back."
+    return (
+        f"The orientation of most cases ({stored}); the others are reoriented to it, and predictions are reoriented "
+        "back."
+    )
 
 
 def spacing(plan: Plan, fingerprint: Fingerprint) -> str:
     if plan.spacing_mm is None:
-        return "Pictures know no millimetres and are not resampled."
+        return "Pictures have no spacing in mm and are not resampled."
     if plan.slice_axis is not None:
         return f"The median spacing along each axis; along axis {plan.slice_axis}, across slices, cases keep their own."
     axis = anisotropic_axis(plan.spacing_mm, (1,) * len(plan.spacing_mm))
     if axis is None:
         return "The median spacing of the cases along each axis."
     return (
-        f"The median spacing along each axis; axis {axis} lies across thick slices, so it keeps a coarse spacing of "
-        "its own (the 10th percentile where there are few slices) and is resampled apart from the others."
+        f"The median spacing along each axis; axis {axis} is across thick slices, so it keeps a coarse spacing (the "
+        "10th percentile if there are few slices) and is resampled separately."
     )
 
 
 def slice_axis(plan: Plan, _fingerprint: Fingerprint) -> str:
     if plan.slice_axis is None:
         return "The network has as many dimensions as the data."
-    return "The axis along which voxels are longest, the last of several; slices are not resampled across it."
+    return "The axis with the largest spacing, the last one if there are several; slices are not resampled across it."
 
 
 def resampling(plan: Plan, _fingerprint: Fingerprint) -> str:
     if plan.resampling == "none":
         return "No case changes its shape at this spacing; a new case that does is resampled by extent."
     if plan.resampling == "separate_z":
-        return "As nnU-Net does it: images by splines within thick slices, which are copied and not blended."
+        return "As nnU-Net does it: images by splines within thick slices, and across them by nearest neighbour."
     return "Images by splines and labels by majority, on each case's exact extent; stock is MONAI's Spacingd."
 
 
@@ -188,9 +191,9 @@ def patch_shape(plan: Plan, _fingerprint: Fingerprint) -> str:
     share = math.prod(plan.patch_shape) / math.prod(plan.median_shape)
     small = "" if plan.slice_axis is None else ", on a CPU or a small GPU to the voxels of 160 x 160"
     return (
-        f"Starts at the median shape {as_text(plan.median_shape)} and shrinks until two patches fit into the memory"
-        f"{small}; a multiple of {as_text(plan.divisor)}, which the network divides by. Holds {100 * share:.0f} % of "
-        "a median case."
+        f"Starts at the median shape {as_text(plan.median_shape)} and shrinks until two patches fit into the "
+        f"memory{small}; a multiple of {as_text(plan.divisor)}, the network's downsampling factor. Covers "
+        f"{100 * share:.0f} % of a median case."
     )
 
 
@@ -203,7 +206,8 @@ def batch_size(plan: Plan, fingerprint: Fingerprint) -> str:
 
 def filters(plan: Plan, _fingerprint: Fingerprint) -> str:
     return (
-        f"{plan.filters[0]} at the finest of {plan.num_levels} levels, by the memory, and doubled from level to level."
+        f"{plan.filters[0]} at the finest of {plan.num_levels} levels, chosen by the memory, and doubled from level to "
+        "level."
     )
 
 
@@ -215,25 +219,34 @@ def kernel_sizes(plan: Plan, _fingerprint: Fingerprint) -> str:
 
 def strides(plan: Plan, _fingerprint: Fingerprint) -> str:
     return (
-        f"Each level halves the axes that are long enough, the finest-spaced first; in all by {as_text(plan.divisor)}."
+        "Each level halves the axes that are long enough, those with the finest spacing first; in total by "
+        f"{as_text(plan.divisor)}."
     )
 
 
 def deep_supervision(plan: Plan, _fingerprint: Fingerprint) -> str:
     if plan.deep_supervision:
-        return "Coarser levels are trained with outputs of their own, which helps networks of more than two levels."
+        return (
+            "Coarser levels have outputs of their own that are supervised, which helps networks of more than two "
+            "levels."
+        )
     return "Two levels or fewer have no coarser output to supervise."
 
 
 def mirror_axes(plan: Plan, _fingerprint: Fingerprint) -> str:
     if plan.mirror_axes == tuple(range(plan.num_dims)):
-        return "All axes may be flipped. Leave out one whose two sides carry different labels, such as left and right."
-    return "Flat axes have nothing to flip, and axes whose sides carry different labels must not be flipped."
+        return (
+            "All axes may be flipped. Leave out an axis whose two sides have different labels, such as left and right."
+        )
+    return "Flat axes need no flips, and axes whose sides have different labels must not be flipped."
 
 
 def num_epochs(plan: Plan, _fingerprint: Fingerprint) -> str:
     steps = plan.num_epochs * plan.iterations_per_epoch
-    return f"{steps} steps in all, by the memory: a small one means a CPU, where a long schedule would take days."
+    return (
+        f"{steps} steps in total, chosen by the memory: with little memory, as on a CPU, a long schedule would take "
+        "days."
+    )
 
 
 def foreground_share(plan: Plan, fingerprint: Fingerprint) -> str:
@@ -243,14 +256,16 @@ def foreground_share(plan: Plan, fingerprint: Fingerprint) -> str:
         for case in fingerprint.cases
     ]
     return (
-        f"Labelled voxels are {np.median(shares):.2g} of a median case; so many of the patches are centred on one, its "
-        "class chosen evenly."
+        f"The foreground is {np.median(shares):.2g} of a median case; this share of the patches is centred on a "
+        "foreground voxel, of a class chosen with equal probability."
     )
 
 
 _SCHEMES = {
-    "ct": "clipped to {how.lower:.4g} .. {how.upper:.4g}, then centred on {how.mean:.4g} and divided by {how.std:.4g}, "
-    "the labelled voxels' own numbers, because CT has an absolute scale",
+    "ct": (
+        "clipped to {how.lower:.4g} .. {how.upper:.4g}, then centred on {how.mean:.4g} and divided by {how.std:.4g}, "
+        "the statistics of the foreground voxels, because CT has an absolute scale"
+    ),
     "zscore": "mean 0 and deviation 1 in each case{where}, because the scale differs from scan to scan",
     "rescale_to_0_1": "each case's range to 0 .. 1",
     "rgb_to_0_1": "divided by 255",

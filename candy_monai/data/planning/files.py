@@ -47,7 +47,7 @@ def read_plan(path: PathLike) -> Plan:
         found = "there is no such file" if is_missing else f"cannot be read ({error.strerror})"
         raise BadInputError(f"{file}: {found}; {give}") from error
     except ValueError as error:
-        raise BadInputError(f"{file}: holds no plan, found text that is no JSON ({error}); {give}") from error
+        raise BadInputError(f"{file}: holds no plan, found text that is not JSON ({error}); {give}") from error
     values = content.get("plan", content) if isinstance(content, dict) else content
     names = {field.name for field in dataclasses.fields(Plan)}
     if not isinstance(values, dict) or len(names & values.keys()) < len(names) / 2:
@@ -92,8 +92,8 @@ def adopted_plan(given: Plan, made: Plan, overrides: Mapping[str, object], *, pa
             asked *= len(kept)
         if as_text(asked) != entry.shown(kept):
             raise SettingsError(
-                f"--set {name}={as_text(asked)}: the plan of {path} has {entry.shown(kept)}, which other entries of it "
-                "follow; leave out --set to keep it, or --plan to plan anew"
+                f"--set {name}={as_text(asked)}: the plan of {path} has {entry.shown(kept)}, on which its other "
+                "entries depend; leave out --set to keep it, or --plan to plan anew"
             )
     chosen = {*given.chosen, *overrides, *(name for name in SETTABLE if not ENTRIES[name].is_length)}
     changes: dict[str, Any] = {**fixed, "dataset_name": made.dataset_name, "chosen": tuple(sorted(chosen))}

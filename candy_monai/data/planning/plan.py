@@ -179,13 +179,13 @@ class Plan:
         if any(size % step for size, step in zip(self.patch_shape, self.divisor, strict=True)):
             nearest = "x".join(map(str, rounded_up(self.patch_shape, self.divisor)))
             raise SettingsError(
-                f"patch_shape {'x'.join(map(str, self.patch_shape))} is no multiple of what the network divides by, "
-                f"{'x'.join(map(str, self.divisor))}: take {nearest}, or give strides or fewer filters"
+                f"patch_shape {'x'.join(map(str, self.patch_shape))} is not a multiple of the network's downsampling "
+                f"factor, {'x'.join(map(str, self.divisor))}: use {nearest}, or set strides or fewer filters"
             )
         if self.slice_axis is not None:
             _check_slices(self)
         if any(axis not in range(self.num_dims) for axis in self.mirror_axes):
-            raise SettingsError(f"mirror_axes must lie in 0 .. {self.num_dims - 1}, got {self.mirror_axes}")
+            raise SettingsError(f"mirror_axes must be from 0 to {self.num_dims - 1}, got {self.mirror_axes}")
 
     @property
     def configuration(self) -> str:
@@ -313,7 +313,7 @@ def _check_slices(plan: Plan) -> None:
         if any(level[axis] != 1 for level in levels):
             raise SettingsError(
                 f"{name}={as_text(getattr(plan, name))} is not 1 along axis {axis}, across the slices of a 2-D "
-                "network: say 1 there, or --configuration 3d"
+                "network: use 1 there, or --configuration 3d"
             )
 
 
@@ -326,7 +326,7 @@ def _check_kinds(entries: Mapping[str, Any]) -> None:
     hints = get_type_hints(Plan, localns={"Orientation": tuple[str, ...]})
     for name in entries.keys() & hints.keys():
         if not is_of_kind(entries[name], hints[name]):
-            raise BadInputError(f"not a plan: {name} is {entries[name]!r}; take the file from a copy, or plan again")
+            raise BadInputError(f"not a plan: {name} is {entries[name]!r}; restore the file from a copy, or plan again")
     classes, num_classes = len(entries["regions"] or entries["class_names"]), entries["num_classes"]
     schemes = [channel.scheme for channel in entries["normalization"]]
     is_right = {
@@ -335,7 +335,10 @@ def _check_kinds(entries: Mapping[str, Any]) -> None:
     }
     for name, right in is_right.items():
         if not right:
-            raise BadInputError(f"not a plan: {name} is {entries[name]!r}, which does not fit; plan the dataset again")
+            raise BadInputError(
+                f"not a plan: {name} is {entries[name]!r}, which does not match its other entries; plan the dataset "
+                "again"
+            )
 
 
 def check_axes(num_dims: int, values: Mapping[str, Any]) -> None:

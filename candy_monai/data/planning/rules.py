@@ -169,7 +169,7 @@ def _classes(fingerprint: Fingerprint, fixed: Overrides) -> tuple[tuple[str, ...
         if num_classes != len(ordered) and (num_classes, len(ordered)) != (1, 2):
             raise SettingsError(
                 f"num_classes={num_classes} contradicts the dataset's {len(ordered)} labels ({', '.join(ordered)}); "
-                "leave it out, or say 1 where there is one foreground label"
+                "leave it out, or set 1 if there is one foreground label"
             )
         return ordered, num_classes, ()
     foreground = [name for name in names if ids_of_label(fingerprint.labels[name]) != (0,)]

@@ -90,7 +90,7 @@ class _Search:
         if topology is None:
             raise SettingsError(
                 f"{len(by_level)} network levels were asked for, but a patch of {'x'.join(map(str, patch))} cannot be "
-                "halved so often: name fewer filters, or give a larger patch_shape"
+                "halved that often: set fewer filters, or a larger patch_shape"
             )
         return topology
 

@@ -151,7 +151,7 @@ def check_levels(filters: Sequence[int], kernel_sizes: Sequence[Shape], strides:
     """
     counted = {"filters": len(filters), "kernel_sizes": len(kernel_sizes), "strides": len(strides)}
     if len(set(counted.values())) > 1:
-        counts = ", ".join(f"{name} names {count}" for name, count in counted.items())
+        counts = ", ".join(f"{name} has {count}" for name, count in counted.items())
         raise SettingsError(f"every network level needs a width, a kernel and a stride, but {counts}")
 
 

@@ -109,8 +109,8 @@ class PatchDataset(Dataset[Sample]):
         if not isinstance(changed, Mapping) or not {IMAGE, LABEL} <= set(changed):
             found = f"the keys {', '.join(map(str, changed))}" if isinstance(changed, Mapping) else "several samples"
             raise BadInputError(
-                f"the augmentation made {found}, expected one sample with the keys {IMAGE} and {LABEL}: leave out what "
-                "removes these, and crops, since RandWarpd cuts the patch"
+                f"the augmentation returned {found}, expected one sample with the keys {IMAGE} and {LABEL}: leave out "
+                "transforms that delete these keys, and crops, since RandWarpd cuts the patch"
             )
         image, label = changed[IMAGE], changed[LABEL]
         self._check(image, label)
@@ -130,13 +130,14 @@ class PatchDataset(Dataset[Sample]):
         """Check the shape and the label values after the user's own transforms."""
         if tuple(image.shape[1:]) != self._shape or tuple(label.shape) != (1, *self._shape):
             raise BadInputError(
-                f"the augmentation made an image of shape {tuple(image.shape)} and a label of {tuple(label.shape)}, "
-                f"expected the plan's patch {self._shape}: leave its shape as it is"
+                f"the augmentation returned an image of shape {tuple(image.shape)} and a label of shape "
+                f"{tuple(label.shape)}, expected the plan's patch shape {self._shape}: leave out transforms that "
+                "change it"
             )
         if not holds_whole_numbers(label):
             raise BadInputError(
-                "the augmentation made label values that are no ids: labels must be interpolated by nearest neighbour, "
-                'in MONAI with mode=("bilinear", "nearest") for image and label'
+                "the augmentation returned label values that are not whole numbers: interpolate labels with nearest "
+                'neighbour, in MONAI with mode=("bilinear", "nearest") for image and label'
             )
 
     def _center(self, case: StoredCase, on_foreground: bool, rng: np.random.Generator) -> NDArray[np.int64] | None:
@@ -218,7 +219,7 @@ class _CaseCache:
 
     def __init__(self, store: CaseStore, case_ids: Sequence[str]) -> None:
         if not case_ids:
-            raise BadInputError("no case was named; give at least one")
+            raise BadInputError("no case was given; expected at least one")
         for case_id in case_ids:
             store.classes_of(case_id)  # raises an error if it is unknown
         self._store = store

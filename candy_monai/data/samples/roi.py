@@ -47,7 +47,7 @@ def statistical_foreground_shape(inspection: Fingerprint, *, percentile: float =
         raise BadInputError(f"percentile must be a share from 0 to 1, got {percentile}")
     shapes = [case.foreground_shape for case in inspection.cases if case.foreground_shape is not None]
     if not shapes:
-        raise BadInputError("no case has foreground, which a crop could be as large as; give roi_shape")
+        raise BadInputError("no case has foreground to derive the shape of the crops from; give roi_shape")
     return tuple(math.ceil(size) for size in np.percentile(shapes, 100 * percentile, axis=0))
 
 
@@ -86,14 +86,14 @@ class ROIDataset(DerivedDataset):
         self._inspected = {case.case_id: case for case in inspection.cases}
         missing = [case_id for case_id in base.case_ids if case_id not in self._inspected]
         if missing:
-            raise BadInputError(f"the inspection lacks the cases {join_reprs(missing)}; inspect this dataset")
+            raise BadInputError(f"the inspection lacks the cases {join_reprs(missing)}; inspect this dataset again")
         self._ignore_label = inspection.ignore_label if ignore_label is None else ignore_label
         counted = self._ignore_label != inspection.ignore_label and any(
             self._ignore_label in case.class_voxels for case in inspection.cases
         )
         if roi_shape is None and counted:
             raise BadInputError(
-                f"the inspection took the ignored id {self._ignore_label} for foreground; give roi_shape"
+                f"the inspection counted the ignored id {self._ignore_label} as foreground; give roi_shape"
             )
         self._shape_is_given = roi_shape is not None
         self._roi_shape = _rounded_up(
@@ -120,8 +120,8 @@ class ROIDataset(DerivedDataset):
         inspected, found = self._inspected[self._case_ids[idx]].shape, tuple(label.shape[1:])
         if not self._shape_is_given and inspected != found:
             raise BadInputError(
-                f"{self._case_ids[idx]}: the dataset's transforms make shape {found} of {inspected}, so the "
-                "foreground's size in the inspection says nothing about it; give roi_shape"
+                f"{self._case_ids[idx]}: the dataset's transforms change its shape from {inspected} to {found}, so the "
+                "foreground size of the inspection does not apply; give roi_shape"
             )
         return image, label
 

@@ -148,7 +148,8 @@ class CaseStore:
                 changed = True
             if changed:
                 return (
-                    f"{case.case_id}: its files have changed meanwhile; wait until they are complete, and start again"
+                    f"{case.case_id}: its files changed during preprocessing; wait until they are complete, and start "
+                    "again"
                 )
             with _writing(target):
                 _write(preprocessed, paths[case.case_id], plan, precision)
@@ -310,15 +311,15 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunFailedError(
-            f"{folder}: the preprocessed cases cannot be written ({error.strerror or error}); make room or choose "
-            "another --store, and start again: cases that are stored already are not preprocessed again"
+            f"{folder}: the preprocessed cases cannot be written ({error.strerror or error}); free some space or "
+            "choose another --store, and start again: cases that are stored already are not preprocessed again"
         ) from error
 
 
 def _write(case: PreprocessedCase, paths: _Paths, plan: Plan, precision: StoredPrecision) -> None:
     if case.label is None:
         name = case.image.meta["filename_or_obj"]
-        raise BadInputError(f"{name}: a case without label cannot be trained on")
+        raise BadInputError(f"{name}: a case without a label cannot be used for training")
     label = case.label.cpu().numpy()
     label = label.astype(_label_type(int(label.max())))
     places = sampled_places(label[0], plan.ignore_label, paths.seed)

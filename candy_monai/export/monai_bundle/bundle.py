@@ -121,8 +121,8 @@ def export_monai_bundle(
         raise BadInputError("a bundle needs at least one experiment")
     if len(experiments) > 1 and portable:
         raise BadInputError(
-            "--portable and several experiments: MONAI has no network that averages others, which the bundle would "
-            "have to bring; export without --portable, or one experiment"
+            "--portable takes one experiment: MONAI has no network that averages others; export without --portable, "
+            "or one experiment"
         )
     predictors = [_opened(experiment, checkpoint) for experiment in experiments]
     whole: CasePredictor = predictors[0]
@@ -157,11 +157,11 @@ def _check_place(out: Path, *, overwrite: bool) -> None:
         return
     is_bundle = (out / "configs" / "metadata.json").is_file()
     if overwrite and not is_bundle:
-        raise BadInputError(f"{out}: holds no MONAI Bundle, which alone is replaced by one: name another folder")
+        raise BadInputError(f"{out}: not a MONAI Bundle, and only a MONAI Bundle is replaced: give another folder")
     if not overwrite:
         instead = ", or replace the bundle that it holds with --overwrite (overwrite=True)" if is_bundle else ""
         raise BadInputError(
-            f"{out}: is not empty, and a bundle is written into a folder of its own: name a new one{instead}"
+            f"{out}: is not empty, and a bundle is written into a folder of its own: give a new one{instead}"
         )
 
 
@@ -175,13 +175,13 @@ def _source(predictors: Sequence[NetworkPredictor], *, portable: bool) -> Bundle
     origins = [origin_of(predictor) for predictor in predictors]
     if len(predictors) > 1 and (theirs := [each for each in origins if each.of_nnunet]):
         raise BadInputError(
-            f"{theirs[0].name}: a model of nnU-Net and others: a bundle averages the folds of one folder of nnU-Net's, "
-            "or experiments: export each by itself"
+            f"{theirs[0].name}: an nnU-Net model cannot be combined with others: a bundle averages either the folds "
+            "of one nnU-Net model or several experiments; export each separately"
         )
     networks = [_network(predictor) for predictor in predictors]
     if portable and networks[0].scripts:
         raise BadInputError(
-            f"{predictors[0].folder}: --portable names MONAI's own classes alone, and MONAI does not have the network "
+            f"{predictors[0].folder}: --portable uses only MONAI's own classes, and MONAI does not have the network "
             f"{networks[0].entry[TARGET].rpartition('.')[2]}: export without --portable"
         )
     first, *others = (
@@ -196,9 +196,9 @@ def _source(predictors: Sequence[NetworkPredictor], *, portable: bool) -> Bundle
             )
             if mine != its:
                 raise BadInputError(
-                    f"{other.predictor.folder}: its {what} is another than that of {first.predictor.folder}, and a "
-                    "bundle has one for all its networks: export each by itself, or experiments of one plan, as "
-                    "candy-monai crossval makes"
+                    f"{other.predictor.folder}: its {what} differs from that of {first.predictor.folder}, but all "
+                    "networks of a bundle share it: export each separately, or experiments with the same plan, as "
+                    "candy-monai crossval trains them"
                 )
     return replace(first, network=ensemble_of(networks, sigmoid=first.is_sigmoid)) if others else first
 
@@ -228,7 +228,7 @@ def _write_files(folder: Path, source: BundleSource) -> list[str]:
     (folder / "configs" / "logging.conf").write_text(_LOGGING, encoding="utf-8")
     if scripts:
         (folder / SCRIPTS).mkdir()
-        (folder / SCRIPTS / "__init__.py").write_text('"""What MONAI has no equal of."""\n', encoding="utf-8")
+        (folder / SCRIPTS / "__init__.py").write_text('"""Parts that MONAI does not provide."""\n', encoding="utf-8")
     for module, text in scripts.items():
         (folder / SCRIPTS / f"{module}.py").write_text(text, encoding="utf-8")
     save_tensors(folder / "models" / "model.pt", source.network.weights)
@@ -265,6 +265,7 @@ def _given_files(images: Inputs, source: BundleSource) -> dict[str, Sequence[Pat
         for file in case.files:
             if image_suffix(file) != source.file_ending:
                 raise BadInputError(
-                    f"{file}: the bundle reads {source.file_ending} files, as the model was trained on: compare on such"
+                    f"{file}: the bundle reads {source.file_ending} files, on which the model was trained: give such "
+                    "files with --images"
                 )
     return found

@@ -13,12 +13,12 @@ from candy_monai.export.monai_bundle.steps import (
     region_masks,
     without_ignored,
 )
+from candy_monai.inference.outputs import IN_ONE_FILE
 
 _THREADS = 1
 """Number of threads that fill the cache. MONAI 1.6.1's NibabelReader stores the names of the files that it reads: while
 another thread reads a label, an image of several files may silently lose channels."""
 
-_WRITTEN_AS = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"}
 _MOST_IDS_OF_A_BYTE = 255
 CHECK_SPACING = "check_spacing"
 _WORKERS = 2
@@ -427,7 +427,7 @@ def _saving(source: BundleSource) -> list[Entry]:
         keys=PREDICTION,
         output_dir="@output_dir",
         output_postfix="",
-        output_ext=_WRITTEN_AS.get(ending, ending),
+        output_ext=IN_ONE_FILE.get(ending, ending),
         output_dtype="uint8" if highest <= _MOST_IDS_OF_A_BYTE else "int16",
         separate_folder=False,
         print_log=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -84,15 +85,15 @@ def describe_network(predictor: Predictor) -> BundleNetwork:
     is_carried = bundle is not None and kind in find_bundle(bundle).networks
     if not is_carried and not kind.__module__.startswith("monai."):
         raise ExperimentError(
-            f"{where}, and a MONAI Bundle runs where only MONAI's own networks are known: export the experiment to "
-            "onnx or pt2, which hold the network itself, or train a network of MONAI's"
+            f"{where}, but a MONAI Bundle can use only MONAI's own networks: export the experiment to onnx or pt2, "
+            "which hold the network itself, or train a network of MONAI's"
         )
     trained_with = _arguments_of(kind, predictor)
     arguments = trained_with | {name: single for name, single in _SINGLE_OUTPUT.items() if name in trained_with}
     try:
         entry, supervised = define(kind, arguments), define(kind, trained_with)
     except TypeError as error:
-        raise ExperimentError(f"{where}, whose argument {error} is no plain data: export to onnx or pt2") from error
+        raise ExperimentError(f"{where}, whose argument {error} is not plain data: export to onnx or pt2") from error
     built: nn.Module = ConfigParser({"network_def": entry}).get_parsed_content("network_def")
     saved = trained.state_dict()
     weights = {name: saved[name].detach().cpu().clone() for name in built.state_dict() if name in saved}
@@ -178,8 +179,8 @@ def checked_sizes(built: nn.Module, trained: nn.Module, predictor: NetworkPredic
             "one tensor: export to onnx or pt2"
         )
     expected = main_output(output_of(trained, tried), num_dims=len(axes))
-    difference = float((output - expected).abs().max())
-    if output.shape != expected.shape or not difference <= _TOLERANCE * max(1.0, float(expected.abs().max())):
+    difference = float((output - expected).abs().max()) if output.shape == expected.shape else math.inf
+    if not difference <= _TOLERANCE * max(1.0, float(expected.abs().max())):
         raise ExperimentError(
             f"{where}, and what its arguments build without deep supervision differs from it by {difference:.2g}: "
             "export to onnx or pt2"
@@ -200,7 +201,9 @@ def ensemble_of(members: Sequence[BundleNetwork], *, sigmoid: bool, of_logits: b
     """
     if any(member.spatial_shape != members[0].spatial_shape for member in members):
         shapes = "; ".join(str(member.spatial_shape) for member in members)
-        raise BadInputError(f"the experiments' networks take images of other sizes ({shapes}): export each by itself")
+        raise BadInputError(
+            f"the experiments' networks take images of different sizes ({shapes}): export each separately"
+        )
     entry = {
         TARGET: "scripts.ensemble.Ensemble",
         "networks": [member.entry for member in members],

@@ -54,8 +54,8 @@ def _entry(predictor: NNUNetPredictor) -> dict[str, Any]:
         return define(type(network), noted[network])
     except TypeError as error:
         raise ExperimentError(
-            f"{predictor.folder}: the network is a {type(network).__name__}, whose argument {error} is no plain data: "
-            "export to onnx or pt2"
+            f"{predictor.folder}: the network is a {type(network).__name__}, whose argument {error} is not plain "
+            "data: export to onnx or pt2"
         ) from error
 
 

@@ -72,8 +72,8 @@ def origin_of(predictor: NetworkPredictor) -> Origin:
         found = _of_experiment(predictor)
     else:
         raise ExperimentError(
-            f"{predictor.folder}: a MONAI Bundle already, which is not written anew: copy its folder; onnx, pt2 and "
-            "torchscript can be made of it"
+            f"{predictor.folder}: already a MONAI Bundle: copy its folder; it can be exported to onnx, pt2 and "
+            "torchscript"
         )
     plan = predictor.plan
     if plan is not None and plan.num_dims == 3 and found.file_ending in TIFFS:
@@ -88,8 +88,8 @@ def _of_experiment(predictor: Predictor) -> Origin:
     description, plan, folder = predictor.description, predictor.plan, predictor.folder
     if plan is None or description.pipelines is None:
         raise ExperimentError(
-            f"{folder}: trained by {description.trainer} without a plan, so that nobody knows how its images were "
-            "prepared: train with candy-monai train, or write a bundle around its weights yourself"
+            f"{folder}: trained by {description.trainer} without a plan, so the preprocessing of its images is "
+            "unknown: train with candy-monai train, or write a bundle around its weights yourself"
         )
     inferer = description.inferer
     given = inferer if isinstance(inferer, dict) else {}
@@ -97,8 +97,8 @@ def _of_experiment(predictor: Predictor) -> Origin:
     if inferer != PLAN and not (is_windows and plan.slice_axis is None):
         named = given.get("_target_", inferer)
         raise ExperimentError(
-            f"{folder}: validated with the inferer {named}; a bundle can be made of the plan's and of sliding windows: "
-            "export to onnx"
+            f"{folder}: validated with the inferer {named}; a bundle supports only that of the plan and sliding "
+            "windows: export to onnx"
         )
     dataset, amp = description.dataset, description.setting("amp")
     parts = description.parts if isinstance(description.parts, Mapping) else {}

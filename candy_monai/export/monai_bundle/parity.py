@@ -15,8 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from candy_monai.data.images.formats import DETACHED
 from candy_monai.data.images.names import image_suffix, stem_of
 from candy_monai.data.images.reading import load_image
+from candy_monai.data.images.writing import save_image
 from candy_monai.errors import RunFailedError
 from candy_monai.inference.cases import CasePredictor
 
@@ -53,9 +55,12 @@ class Parity:
     def summary(self) -> str:
         """The result in one line."""
         if self.mean is None or self.least is None:
-            return f"Label maps were not compared: {self.reason or 'neither labelled anything'}"
+            return f"Label maps were not compared: {self.reason or 'neither of them has foreground'}"
         count = sum(share is not None for share in self.shares.values())
-        return f"{count} cases: {self.mean:.3%} of the foreground is labelled equally, {self.least:.3%} at the least"
+        return (
+            f"{count} cases: {self.mean:.3%} of the foreground voxels have equal labels, at least {self.least:.3%} in "
+            "each case"
+        )
 
 
 def measure_parity(bundle: Path, predictor: CasePredictor, cases: Mapping[str, Sequence[Path]]) -> Parity:
@@ -72,14 +77,14 @@ def measure_parity(bundle: Path, predictor: CasePredictor, cases: Mapping[str, S
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         return Parity(shares={}, reason=f"{' and '.join(missing)} not installed: pip install candy_monai[bundle]")
     if not cases:
-        return Parity(shares={}, reason="the experiment's dataset was not at hand")
+        return Parity(shares={}, reason="the experiment's dataset was not found")
     chosen = dict(list(cases.items())[:NUM_CASES])
     with tempfile.TemporaryDirectory(prefix="candy_bundle_") as folder:
         images, by_bundle, by_experiment = (Path(folder) / name for name in ("imagesTs", "bundle", "experiment"))
         images.mkdir()
         for case, files in chosen.items():
             for channel, file in enumerate(files):
-                shutil.copyfile(file, images / f"{case}_{channel:04d}{image_suffix(file)}")
+                _copy_image(file, images / f"{case}_{channel:04d}{image_suffix(file)}")
         run_inference(bundle, Path(folder), by_bundle)
         shares = {}
         for path in predictor.predict_to_files(images, by_experiment):
@@ -88,6 +93,15 @@ def measure_parity(bundle: Path, predictor: CasePredictor, cases: Mapping[str, S
                 raise RunFailedError(f"{bundle}: the bundle wrote no {path.name}, found {found}")
             shares[stem_of(path)] = equal_foreground(path, by_bundle / path.name)
     return Parity(shares=shares)
+
+
+def _copy_image(file: Path, to: Path) -> None:
+    """Copy an image; a header with a separate data file, whose name it contains, becomes one file of the same name."""
+    if (whole := DETACHED.get(to.suffix)) is None:
+        shutil.copyfile(file, to)
+        return
+    save_image(load_image(file), to.with_suffix(whole))
+    to.with_suffix(whole).rename(to)
 
 
 def run_inference(bundle: Path, dataset: Path, output: Path) -> None:
@@ -103,7 +117,7 @@ def run_inference(bundle: Path, dataset: Path, output: Path) -> None:
     ran = subprocess.run([*command, *options], cwd=bundle, env=environment, capture_output=True, text=True, check=False)
     if ran.returncode:
         last = "\n".join(ran.stderr.strip().splitlines()[-_LAST_LINES:])
-        raise RunFailedError(f"{bundle}: the bundle was written, and does not run:\n{last}")
+        raise RunFailedError(f"{bundle}: the bundle was written, but does not run:\n{last}")
 
 
 def equal_foreground(one: Path, other: Path) -> float | None:

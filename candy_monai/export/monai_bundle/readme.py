@@ -80,15 +80,11 @@ def write_readme(
         _COMMANDS,
         "```",
         "",
-        "Training begins anew and writes its best weights over `models/model.pt`. Patches, augmentation, loss and",
-        f"optimizer with its rate are those of the {'plan' if origin.of_nnunet else 'experiment'}.",
+        "Training starts from scratch and writes its best weights to `models/model.pt`. Patches, augmentation, loss,",
+        f"optimizer and its learning rate are those of the {'plan' if origin.of_nnunet else 'experiment'}.",
         *_how_trained(source),
-        *(
-            [f"Otherwise than there, so that scores differ: {'; '.join(others)}."]
-            if (others := _others(source))
-            else []
-        ),
-        "It holds out the cases that the experiment did, `validation_cases`, where they are there, else every fifth.",
+        *([f"Differences, which lead to other scores: {'; '.join(others)}."] if (others := _others(source)) else []),
+        "It holds out the validation cases of the experiment (`validation_cases`) if they exist, else every fifth.",
         "Evaluation scores the held-out cases on the grid of their files, by MONAI's Dice: a class that a case does",
         "not have is left out of its mean.",
         "",
@@ -203,9 +199,9 @@ def _compared(parity: Parity, source: BundleSource, *, scripts: Sequence[str]) -
     if source.portable:
         what = ["MONAI's own classes stand in for those of candy_monai that the experiment was trained with."]
     elif scripts:
-        what = [f"`scripts/` holds what MONAI has no equal of: {', '.join(scripts)}. It imports no candy_monai."]
+        what = [f"`scripts/` holds what MONAI does not provide: {', '.join(scripts)}. It does not need candy_monai."]
     if source.by_monai:
-        what.append("Inference names MONAI's own classes alone.")
+        what.append("Inference uses only MONAI's own classes.")
     if source.spacing is not None:
         spacing = " x ".join(f"{size:g}" for size in source.spacing)
         what.append(
@@ -213,12 +209,12 @@ def _compared(parity: Parity, source: BundleSource, *, scripts: Sequence[str]) -
             "`Spacingd`, with a warning: its label map is not quite that of candy_monai."
         )
     if parity.mean is None or parity.least is None:
-        reason = parity.reason or "neither labelled anything on the cases that were compared"
+        reason = parity.reason or "neither of them has foreground in the cases that were compared"
         return [*what, f"Label maps were not compared ({reason})."]
     count = sum(share is not None for share in parity.shares.values())
     return [
         *what,
-        f"On {count} validation case{'s' * (count > 1)} {100 * parity.mean:.2f} % of the foreground voxels got the id",
-        f"that candy_monai's own prediction gives them (at the least {100 * parity.least:.2f} % of a case), where",
-        "foreground is what either of both labelled.",
+        f"On {count} validation case{'s' * (count > 1)} {100 * parity.mean:.2f} % of the foreground voxels have the id",
+        f"that candy_monai's own prediction gives them (at least {100 * parity.least:.2f} % in each case);",
+        "foreground is what either of the two predicts.",
     ]

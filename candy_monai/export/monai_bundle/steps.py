@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -146,13 +146,12 @@ def _without_our_reader(step: Entry) -> Entry:
 def _equivalents(step: Entry, plan: Plan) -> list[Entry]:
     """Return MONAI's nearest equivalents of one of our transforms."""
     name = step["_target_"].rpartition(".")[2]
-    made = globals().get(f"_like_{name}")
+    made = _EQUIVALENTS_OF.get(name)
     if made is None:
         raise ExperimentError(
             f"a pipeline names {step['_target_']}, for which MONAI has no equivalent: export without --portable"
         )
-    entries: list[Entry] = made({key: value for key, value in step.items() if key != "_target_"}, plan)
-    return entries
+    return made({key: value for key, value in step.items() if key != "_target_"}, plan)
 
 
 def like_resampling(step: Entry) -> Entry:
@@ -168,16 +167,16 @@ def like_resampling(step: Entry) -> Entry:
     return monai("Spacingd", **step, mode=made, padding_mode=padding, scale_extent=True, dtype="float32")
 
 
-def _like_ResampleToSpacingd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
+def _resampling(step: Entry, plan: Plan) -> list[Entry]:
     return [like_resampling(step)]
 
 
-def _like_NormalizeForegroundd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
+def _normalization(step: Entry, plan: Plan) -> list[Entry]:
     channels, key = step["channels"], step["keys"]
     if all(channel == channels[0] for channel in channels):
-        return _like_scheme(channels[0], key)
+        return _scheme(channels[0], key)
     names = [f"{key}_{index}" for index in range(len(channels))]
-    each = [entry for channel, name in zip(channels, names, strict=True) for entry in _like_scheme(channel, name)]
+    each = [entry for channel, name in zip(channels, names, strict=True) for entry in _scheme(channel, name)]
     return [
         monai("SplitDimd", keys=key, dim=0, keepdim=True),
         *each,
@@ -186,7 +185,7 @@ def _like_NormalizeForegroundd(step: Entry, plan: Plan) -> list[Entry]:  # noqa:
     ]
 
 
-def _like_scheme(channel: Mapping[str, Any], key: str) -> list[Entry]:
+def _scheme(channel: Mapping[str, Any], key: str) -> list[Entry]:
     scheme = channel["scheme"]
     if scheme in _SCHEMES_WITHOUT_STEP:
         return []
@@ -203,7 +202,7 @@ def _like_scheme(channel: Mapping[str, Any], key: str) -> list[Entry]:
     return [monai("ScaleIntensityRanged", keys=key, a_min=low, a_max=high, **scaled)]
 
 
-def _like_PaintLabelsd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
+def _label_ids(step: Entry, plan: Plan) -> list[Entry]:
     """Return the steps to label ids; the following steps, which invert preprocessing for ids, are kept."""
     key, paints = step["keys"], step.get("paints") or []
     if step.get("thresholds"):
@@ -223,15 +222,15 @@ def _like_PaintLabelsd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
     ]
 
 
-def _like_CropForegroundIfAnyd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
+def _crop(step: Entry, plan: Plan) -> list[Entry]:
     return [monai("CropForegroundd", **step)]
 
 
-def _like_KeepLargestComponentd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
+def _largest_component(step: Entry, plan: Plan) -> list[Entry]:
     return [monai("KeepLargestConnectedComponentd", **step)]
 
 
-def _like_RemoveSmallComponentsd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
+def _without_small_components(step: Entry, plan: Plan) -> list[Entry]:
     """Return MONAI's removal of small objects, which supports masks, or all classes of a map together."""
     chosen, each = step.pop("applied_labels", None), step.pop("independent", True)
     foreground = set(range(1, plan.num_classes)) if not plan.regions else {region.paints for region in plan.regions}
@@ -243,7 +242,7 @@ def _like_RemoveSmallComponentsd(step: Entry, plan: Plan) -> list[Entry]:  # noq
     return [monai("RemoveSmallObjectsd", **step, independent_channels=False)]
 
 
-def _like_RandWarpd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
+def _warp(step: Entry, plan: Plan) -> list[Entry]:
     keys, size, fixed = step["keys"], list(plan.patch_shape), step.get("fixed_axis")
     angle = math.radians(step.get("max_angle_deg", 30.0))
     low, high = step.get("scale", (0.7, 1.4))
@@ -269,14 +268,14 @@ def _like_RandWarpd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
     ]
 
 
-def _like_RandBlurd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
+def _blur(step: Entry, plan: Plan) -> list[Entry]:
     sigma = step.get("sigma", [0.5, 1.0])
     prob = step.get("prob", 0.1) * step.get("channel_prob", 1.0)
     widths = {f"sigma_{axis}": sigma for axis in "xyz"[: plan.num_dims]}
     return [monai("RandGaussianSmoothd", keys=step["keys"], prob=prob, **widths)]
 
 
-def _like_RandLowResolutiond(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
+def _low_resolution(step: Entry, plan: Plan) -> list[Entry]:
     prob = step.get("prob", 0.1) * step.get("channel_prob", 1.0)
     upsample = {2: "bilinear", 3: "trilinear"}[plan.num_dims]
     zoom = step.get("zoom_range", [0.5, 1.0])
@@ -284,5 +283,19 @@ def _like_RandLowResolutiond(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N
     return [monai("RandSimulateLowResolutiond", keys=step["keys"], prob=prob, zoom_range=zoom, **modes)]
 
 
-def _like_RandGammad(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
+def _gamma(step: Entry, plan: Plan) -> list[Entry]:
     return [monai("RandAdjustContrastd", **step, retain_stats=True)]
+
+
+_EQUIVALENTS_OF: dict[str, Callable[[Entry, Plan], list[Entry]]] = {
+    "ResampleToSpacingd": _resampling,
+    "NormalizeForegroundd": _normalization,
+    "PaintLabelsd": _label_ids,
+    "CropForegroundIfAnyd": _crop,
+    "KeepLargestComponentd": _largest_component,
+    "RemoveSmallComponentsd": _without_small_components,
+    "RandWarpd": _warp,
+    "RandBlurd": _blur,
+    "RandLowResolutiond": _low_resolution,
+    "RandGammad": _gamma,
+}

@@ -121,8 +121,8 @@ def find_nnunet_folder(path: PathLike) -> NNUNetFolder:
                 "expected one of nnU-Net v2 (plans.json and fold_*/checkpoint_final.pth): train it again with v2"
             )
         raise ExperimentError(
-            f"{path}: no trained nnU-Net; expected a folder such as nnUNetTrainer__nnUNetPlans__3d_fullres with "
-            f"{PLANS}, {DATASET} and fold_0/checkpoint_final.pth"
+            f"{path}: not a trained nnU-Net model; expected a folder such as nnUNetTrainer__nnUNetPlans__3d_fullres "
+            f"with {PLANS}, {DATASET} and fold_0/checkpoint_final.pth"
         )
     if len(models) > 1:
         raise ExperimentError(
@@ -182,8 +182,8 @@ def read_checkpoint(path: Path) -> NNUNetCheckpoint:
         raise ExperimentError(f"{path}: no such checkpoint")
     if not zipfile.is_zipfile(path):
         raise ExperimentError(
-            f"{path}: not a checkpoint of nnU-Net that can be read: it is no archive as torch.save writes it; it may "
-            "be truncated or misnamed: copy it again"
+            f"{path}: not a checkpoint of nnU-Net that can be read: it is not an archive that torch.save has written; "
+            "it may be truncated or misnamed: copy it again"
         )
     try:
         check_archive(path)
@@ -193,8 +193,8 @@ def read_checkpoint(path: Path) -> NNUNetCheckpoint:
         raise
     except Exception as error:
         raise ExperimentError(
-            f"{path}: not a checkpoint of nnU-Net that can be read: {_reason(error)}; expected tensors, numbers and "
-            "texts, and nothing else is built from the file"
+            f"{path}: not a checkpoint of nnU-Net that can be read: {_reason(error)}; expected only tensors, numbers "
+            "and strings, since nothing else is read from the file"
         ) from error
     given: Mapping[str, Any] = content if isinstance(content, dict) else {}
     weights, arguments = given.get("network_weights"), given.get("init_args")

@@ -132,7 +132,7 @@ def build_network(
     kind = name.rpartition(".")[2]
     if not name.startswith(f"{_PACKAGE}.") or kind not in ARCHITECTURES:
         raise ExperimentError(
-            f"{where}: the network is {name}, which is not built by a name that stands in a file; known are "
+            f"{where}: the network is {name}, which is not imported, since only known classes are built; known are "
             f"{', '.join(ARCHITECTURES)} of {_PACKAGE}"
         )
     unet = require(f"{_PACKAGE}.architectures.unet", extra="nnunet", purpose="build the networks of nnU-Net")
@@ -167,7 +167,7 @@ def load_weights_into(network: nn.Module, checkpoint: NNUNetCheckpoint, order: S
         raise ExperimentError(
             f"{checkpoint.path}: does not fit the network {type(network).__name__} of the plans: {name} has shape "
             f"{found.get(name, 'none')}, expected {expected.get(name, 'none')}; it was trained by "
-            f"{checkpoint.trainer}, and one of a trainer that builds a network of its own cannot be opened"
+            f"{checkpoint.trainer}, and models of trainers that build their own network cannot be opened"
         )
     network = network.to_empty(device="cpu")
     network.load_state_dict(weights)
@@ -205,6 +205,6 @@ def _layer(name: object, where: str, unet: Any) -> Any:
     if package.startswith(f"{_PACKAGE}.") and kind in _BLOCKS:
         return getattr(unet, kind)
     raise ExperimentError(
-        f"{where} is {str(name)[:80]!r}, which is not imported by a name that stands in a file; known are "
+        f"{where} is {str(name)[:80]!r}, which is not imported, since only known classes are built; known are "
         f"{', '.join((*_LAYERS, *_BLOCKS))}"
     )

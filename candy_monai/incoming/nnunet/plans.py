@@ -84,14 +84,14 @@ def open_plans(folder: NNUNetFolder, checkpoint: NNUNetCheckpoint) -> OpenedPlan
     if configuration.get("previous_stage") is not None:
         raise ExperimentError(
             f"{where}: {name} is the second stage of a cascade, which takes the label map of another model as input, "
-            "and is not reproduced; expected a configuration such as 2d, 3d_lowres or 3d_fullres"
+            "and is not supported; expected a configuration such as 2d, 3d_lowres or 3d_fullres"
         )
     for key, known, source in (
         ("preprocessor_name", "DefaultPreprocessor", configuration),
         ("label_manager", "LabelManager", plans),
     ):
         if source.get(key, known) != known:
-            raise ExperimentError(f"{where}: {key} is {source[key]!r}, expected {known}: no other is reproduced")
+            raise ExperimentError(f"{where}: {key} is {source[key]!r}, expected {known}: others are not supported")
     _check_resampling(configuration, where)
     axes, orientation, is_picture = _axes(plans, where)
     patch = _numbers(configuration, "patch_size", where, count=(2, 3), whole=True)
@@ -172,7 +172,9 @@ def _axes(plans: Mapping[str, Any], where: Path) -> tuple[tuple[int, ...], tuple
     of_arrays, orientation = _READERS[reader]
     transposed = plans.get("transpose_forward")
     if not isinstance(transposed, list) or sorted(map(str, transposed)) != ["0", "1", "2"]:
-        raise ExperimentError(f"{where}: transpose_forward is {transposed!r}, expected the axes 0, 1 and 2 in an order")
+        raise ExperimentError(
+            f"{where}: transpose_forward is {transposed!r}, expected a permutation of the axes 0, 1 and 2"
+        )
     is_picture = -1 in of_arrays
     if is_picture and transposed[0] != 0:
         raise ExperimentError(f"{where}: transpose_forward is {transposed}, expected 0 first: pictures have two axes")
@@ -183,13 +185,13 @@ def _check_resampling(configuration: Mapping[str, Any], where: Path) -> None:
     for key, known in _RESAMPLING_ARGUMENTS.items():
         function = configuration.get(key, _RESAMPLING)
         if function != _RESAMPLING:
-            raise ExperimentError(f"{where}: {key} is {function!r}, expected {_RESAMPLING}: no other is reproduced")
+            raise ExperimentError(f"{where}: {key} is {function!r}, expected {_RESAMPLING}: others are not supported")
         given = configuration.get(f"{key}_kwargs", known)
         for name, value in (given if isinstance(given, dict) else {"": given}).items():
             if name not in known or value != known[name]:
                 raise ExperimentError(
                     f"{where}: {key}_kwargs has {name}={value!r}, expected "
-                    f"{', '.join(f'{each}={its!r}' for each, its in known.items())}: nothing else is reproduced"
+                    f"{', '.join(f'{each}={its!r}' for each, its in known.items())}: others are not supported"
                 )
 
 
@@ -200,7 +202,7 @@ def _normalization(
     count = dataset.num_channels
     if not all(isinstance(each, list) and len(each) == count for each in (schemes, masks)):
         raise ExperimentError(
-            f"{where}: normalization_schemes is {schemes!r} and use_mask_for_norm {masks!r}, expected one a channel "
+            f"{where}: normalization_schemes is {schemes!r} and use_mask_for_norm {masks!r}, expected one per channel "
             f"({', '.join(dataset.channel_names)})"
         )
     assert isinstance(schemes, list)

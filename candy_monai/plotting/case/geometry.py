@@ -63,7 +63,7 @@ def patient_axes(
     directions = _directions(matrix, orientation)
     spacing = [float(value) for value in (np.linalg.norm(matrix[:3, :3], axis=0) if spacing_mm is None else spacing_mm)]
     if len(spacing) != 3 or not all(np.isfinite(value) and value > 0 for value in spacing):
-        raise BadInputError(f"spacing_mm is {tuple(spacing)}: expected three positive numbers, one an axis")
+        raise BadInputError(f"spacing_mm is {tuple(spacing)}: expected three positive numbers, one per axis")
     first, second, third = (int(axis) for axis in np.argsort(directions[:, 0]))
     return PatientAxes(
         spacing_mm=(spacing[0], spacing[1], spacing[2]),

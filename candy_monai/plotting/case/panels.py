@@ -22,9 +22,7 @@ def case_panel(image: ImageLike, label: ImageLike, prediction: ImageLike) -> Pix
         BadInputError: If the shapes do not match.
     """
     case = CasePictures(image, [label, prediction])
-    plane = case.finest_plane
-    wide, high = case.size_mm(plane)
-    size = (_HEIGHT, max(1, min(round(_HEIGHT * wide / high), 3 * _HEIGHT)))
+    plane, size = case.finest_plane, _size_in_a_row(case)
     dice = dice_by_class(case.ids[0], case.ids[1])
     score = f", Dice {fmean(dice.values()):.3f}" if dice else ""
     tiles = [
@@ -50,9 +48,7 @@ def region_panel(image: ImageLike, label: ImageLike, prediction: ImageLike, regi
         BadInputError: If the shapes do not match.
     """
     case = CasePictures(image, [region, label, prediction])
-    plane = case.finest_plane
-    wide, high = case.size_mm(plane)
-    size = (_HEIGHT, max(1, min(round(_HEIGHT * wide / high), 3 * _HEIGHT)))
+    plane, size = case.finest_plane, _size_in_a_row(case)
     tiles = [
         ("image", case.plane(plane, size)),
         ("region", case.plane(plane, size, layer=0)),
@@ -71,6 +67,12 @@ def case_tile(image: ImageLike, label: ImageLike, *, size: int) -> Pixels:
     picture = case.plane(case.finest_plane, (height, width), layer=0)
     drawing.paste(canvas, picture, (size - height) // 2, (size - width) // 2)
     return canvas
+
+
+def _size_in_a_row(case: CasePictures) -> tuple[int, int]:
+    """Return height and width of the plane with the smallest pixels in a row."""
+    wide, high = case.size_mm(case.finest_plane)
+    return _HEIGHT, max(1, min(round(_HEIGHT * wide / high), 3 * _HEIGHT))
 
 
 def _in_a_row(tiles: Sequence[tuple[str, Pixels]]) -> Pixels:

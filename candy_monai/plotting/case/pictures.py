@@ -17,7 +17,7 @@ from candy_monai.plotting.canvas import arrays, drawing
 from candy_monai.plotting.canvas.arrays import Floats, Ids, ImageLike, Pixels
 from candy_monai.plotting.canvas.colors import RGB, class_color, colorize
 from candy_monai.plotting.case.geometry import PLANES, PatientAxes, Plane, patient_axes, telling_slices
-from candy_monai.plotting.case.layout import CAPTION, Box, Layout, alone, arrange
+from candy_monai.plotting.case.layout import CAPTION, GAP, Box, Layout, alone, arrange
 from candy_monai.plotting.case.overlay import blend, outline
 from candy_monai.plotting.surface import Camera, camera_for, render_surface
 
@@ -25,7 +25,7 @@ _WHITE: RGB = (255, 255, 255)
 _OPACITY = 0.3
 _MOST_CHANNELS = 4
 _CAPTION_SIZE, _SIDE_SIZE, _TITLE_SIZE = 15, 15, 20
-_GAP, _MARGIN = 10, 12
+_MARGIN = 12
 _MOST_SCORES_LISTED = 24
 
 
@@ -270,7 +270,7 @@ class CasePictures:
             if dice:
                 entries.append(("outline of the reference", _WHITE))
             parts.append(drawing.legend(entries, width))
-        return drawing.stacked(parts, gap=_GAP // 2, margin=_MARGIN)
+        return drawing.stacked(parts, gap=GAP // 2, margin=_MARGIN)
 
     def _legend(
         self, present: Sequence[int], missed: Sequence[int], dice: Mapping[int, float]

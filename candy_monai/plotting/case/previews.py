@@ -9,12 +9,11 @@ from candy_monai.aliases import PathLike
 from candy_monai.errors import BadInputError
 from candy_monai.plotting.canvas import drawing
 from candy_monai.plotting.canvas.arrays import ImageLike
+from candy_monai.plotting.case.layout import GAP
 from candy_monai.plotting.case.pictures import CasePictures, dice_by_class
 
 PREVIEW_NAMES = tuple(f"{what} (preview).png" for what in ("input", "label", "prediction", "expected", "actual"))
 """The files that ``save_preview_files`` writes, in its order."""
-
-_GAP = 10
 
 
 def save_preview_files(
@@ -70,7 +69,7 @@ def save_preview_files(
     )
     dice = dice_by_class(case.ids[0], case.ids[1], num_classes=num_classes)
     heading = f"{title}: " if title else ""
-    rows = drawing.stacked([case.panel(channel=channel) for channel in range(case.num_rows)], gap=_GAP)
+    rows = drawing.stacked([case.panel(channel=channel) for channel in range(case.num_rows)], gap=GAP)
     pictures = [case.page(rows, f"{heading}input")]
     surfaces = [case.surface(layer) for layer in (0, 1)]
     kinds = (("label", False, 0), ("prediction", False, 1), ("expected", True, 0), ("actual", True, 1))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from candy_monai.columns import EPOCH, EPOCH_DURATION, LEARNING_RATE, SCORE, VALIDATION
+from candy_monai.columns import EPOCH, EPOCH_DURATION, LEARNING_RATE, SCORE, VALIDATION, better_of
 from candy_monai.errors import BadInputError
 from candy_monai.plotting.canvas.figures import FAINT, INK, new_figure, prepare_axes, show_epochs
 from candy_monai.plotting.charts.forecasts import draw_forecast
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
 Numbers = NDArray[np.float64]
 
-_LOWER = re.compile("loss|error|hausdorff|distance|hd95|perplexity")
-_HIGHER = re.compile("score|dice|iou|jaccard|accuracy|precision|recall|sensitivity|specificity|auc|f1")
 _MOST_PANELS = 12
 _MOST_CLASSES, _NUM_WORST = 8, 5
 _TRAINING_COLOR, _VALIDATION_COLOR = "#0072b2", "#d55e00"
@@ -270,10 +267,7 @@ def _numbers(values: Sequence[float]) -> Numbers:
 
 def _direction(name: str) -> int:
     """Return 1 if higher is better, -1 if lower is, 0 if the name does not imply a direction."""
-    lowered = name.lower()
-    if _LOWER.search(lowered):  # "dice loss" is a loss
-        return -1
-    return int(_HIGHER.search(lowered) is not None)
+    return {"higher": 1, "lower": -1, None: 0}[better_of(name)]
 
 
 def _color_of(name: str) -> str:

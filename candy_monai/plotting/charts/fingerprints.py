@@ -37,7 +37,8 @@ def fingerprint_figure(fingerprint: Fingerprint) -> Figure:
     figure = new_figure(_WIDTH, height)
     bottom, top = 0.5 / height, 0.45 / height
     tall = 1 - bottom - top
-    _draw_classes(figure.add_axes((0.2, bottom, 0.3, tall)), rows, len(fingerprint.cases))
+    num_voxels = sum(sum(case.class_voxels.values()) for case in fingerprint.cases)
+    _draw_classes(figure.add_axes((0.2, bottom, 0.3, tall)), rows, num_voxels, len(fingerprint.cases))
     names, spacings, shapes = _along_axes(fingerprint)
     spread = min(tall, 2.6 / height)
     boxes = [(0.565, 1 - top - spread, 0.185, spread), (0.805, 1 - top - spread, 0.185, spread)]
@@ -64,11 +65,10 @@ def _class_rows(fingerprint: Fingerprint) -> list[tuple[str, int, int, int]]:
     return rows
 
 
-def _draw_classes(axes: Axes, rows: Sequence[tuple[str, int, int, int]], num_cases: int) -> None:
+def _draw_classes(axes: Axes, rows: Sequence[tuple[str, int, int, int]], num_voxels: int, num_cases: int) -> None:
     each = f"the {_MOST_CLASSES} largest classes" if len(rows) == _MOST_CLASSES else "each class"
     prepare_axes(axes, f"voxels of {each}, and cases")
-    total = max(1, sum(voxels for *_, voxels, _ in rows))
-    shares = [voxels / total for *_, voxels, _ in rows]
+    shares = [voxels / num_voxels for *_, voxels, _ in rows]
     smallest = min((share for share in shares if share), default=1.0)
     floor = 10 ** np.floor(np.log10(smallest) - 0.3)
     places = np.arange(len(rows))[::-1]

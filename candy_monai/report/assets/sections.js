@@ -25,7 +25,7 @@ function overviewSection(content) {
     const ago = running ? `, ${duration(seconds)} ago` : "";
     // A process that is killed writes no last page.
     const stale = running && seconds > content.status.stale_after_s;
-    const doubt = stale ? " Epochs of this run were shorter than that: it may have been killed, or this is a copy of its page. “Write this page again” below tells." : "";
+    const doubt = stale ? " Epochs of this run were shorter than that: it may have been killed, or this is a copy of its page. The command under “Write this page again” below shows which." : "";
     age.textContent = `Written ${written.toLocaleString()}${ago}.${doubt}`;
     age.classList.toggle("is-doubtful", stale);
     status.classList.toggle("is-stale", stale);

@@ -2,6 +2,9 @@
 
 const MOST_ROWS = 200;
 
+// An infinite distance is a text, since JSON has no number for it, and is compared as one.
+const compared = (cell) => (cell === "∞" ? Infinity : cell === "-∞" ? -Infinity : cell);
+
 function dataTable(table, { onView = null, canView = () => false, isSorted = true } = {}) {
   let sorted = null, filter = "", all = false;
   const decimals = table.columns.map((column, index) => {
@@ -36,14 +39,15 @@ function dataTable(table, { onView = null, canView = () => false, isSorted = tru
       if (index < 0) return (row) => row.some((cell) => String(cell ?? "").toLowerCase().includes(word.toLowerCase()));
       const limit = Number(found[3]);
       const holds = { "<": (v) => v < limit, ">": (v) => v > limit, "<=": (v) => v <= limit, ">=": (v) => v >= limit, "=": (v) => v === limit }[found[2]];
-      return (row) => isNumber(row[index]) && holds(row[index]);
+      return (row) => typeof compared(row[index]) === "number" && holds(compared(row[index]));
     });
   }
 
   function order(a, b) {
-    const [index, sign] = sorted, x = a[index], y = b[index];
+    const [index, sign] = sorted, [x, y] = [a[index], b[index]].map(table.columns[index].is_number ? compared : (cell) => cell);
     if (x === null || y === null) return (x === null) - (y === null); // nothing comes last either way
-    return sign * (isNumber(x) && isNumber(y) ? x - y : String(x).localeCompare(String(y), undefined, { numeric: true }));
+    if (typeof x === "number" && typeof y === "number") return sign * ((x > y) - (x < y));
+    return sign * String(x).localeCompare(String(y), undefined, { numeric: true });
   }
 
   function draw() {

@@ -76,13 +76,13 @@ def test_a_folder_that_names_what_monai_has_not_is_refused_with_the_file(experim
         ({"network": "SegResNett"}, "no network of this name. Did you mean 'SegResNet'"),
         ({"network": "nn"}, "no network of this name"),
         ({"network": "SegResNet", "network_args": {"init_filterz": 1}}, r"'init_filters'\?\nSegResNet\(spatial_dims"),
-        ({"network": "SegResNet", "network_args": {"in_channels": 1}}, "follows from the dataset"),
+        ({"network": "SegResNet", "network_args": {"in_channels": 1}}, "is set from the dataset"),
         ({"network": "SegResNet", "network_args": {"norm": "foo"}}, r"(?s)Unsupported option 'FOO'.*SegResNet\("),
         ({"network": "UNet"}, r"(?s)'channels' and 'strides'.*UNet\(spatial_dims"),
         ({"network": "Classifier"}, r"Classifier\(in_shape"),
         ({"network": "ViT", "network_args": SMALL_VIT}, "for each voxel of 2-D images"),
         ({"network": "RegUNet", "network_args": REG_UNET | {"out_activation": "softmax"}}, "returns probabilities"),
-        ({"bundle": "monai"}, "no network is named: --network NAME"),
+        ({"bundle": "monai"}, "no network is named: .*--network NAME"),
         ({"bundle": "cmunext", "network": "UNet"}, "not both"),
     ],
 )
@@ -93,7 +93,7 @@ def test_what_cannot_be_trained_is_refused_before_any_work_starts(tmp_path, opti
 
 def test_a_dataset_that_does_not_suit_the_network_is_refused_before_it_is_preprocessed(tmp_path):
     volumes = write_phantom_dataset(tmp_path / "v", num_cases=3, shape=(24, 24, 16))
-    with pytest.raises(SettingsError, match="--network Quicknat: is to return 3 logits for each voxel of 3-D images"):
+    with pytest.raises(SettingsError, match="--network Quicknat: must return 3 logits for each voxel of 3-D images"):
         train_dataset(volumes, network="Quicknat", device="cpu", out=tmp_path / "out", on_progress=_quiet)
     assert not list((tmp_path / "out").rglob("*.npy"))
 

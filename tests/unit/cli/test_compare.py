@@ -50,7 +50,7 @@ def test_json_prints_nothing_else_and_patients_count_once(summaries, capsys):
         (["--names", "x,x"], "--names: expected 2 different names"),
         (["--metrics", "hd95"], "hd95 was not measured by all"),
         (["--groups", "q(.)"], "groups: no group for"),
-        (["--plot", "plot.pdf"], "--plot: plot.pdf is no .png"),
+        (["--plot", "plot.pdf"], "--plot: expected a file name that ends in .png, got plot.pdf"),
     ],
 )
 def test_what_does_not_fit_exits_with_2(summaries, capsys, arguments, message):
@@ -65,4 +65,4 @@ def test_other_cases_exit_with_2_unless_the_common_ones_are_asked_for(summaries,
     assert compare(*summaries) == 2
     assert "lacks 1 case: p0_0" in capsys.readouterr().err
     assert compare(*summaries, "--common") == 0
-    assert "left out, not in all: p0_0" in capsys.readouterr().out
+    assert "left out, not in all evaluations: p0_0" in capsys.readouterr().out

@@ -40,7 +40,7 @@ def test_without_a_terminal_one_line_is_read(monkeypatch):
 def test_a_value_on_the_command_line_is_refused_and_not_repeated(arguments, capsys):
     assert main(["config", "set-secret", *arguments]) == 2
     shown = capsys.readouterr()
-    assert "give the name of the secret only" in shown.err
+    assert "give only the name of the secret" in shown.err
     assert "s3cret" not in shown.out + shown.err
     assert dict(load_secrets()) == {}
 
@@ -60,7 +60,7 @@ def test_a_stored_secret_that_the_environment_overrides_is_said(typed, monkeypat
     monkeypatch.setenv("CANDY_MONAI_KEY", "x")
     typed("s3cret")
     assert main(["config", "set-secret", "key"]) == 0
-    assert "CANDY_MONAI_KEY is set and wins" in capsys.readouterr().err
+    assert "CANDY_MONAI_KEY is set and takes precedence" in capsys.readouterr().err
 
 
 def test_secrets_are_listed_by_name_and_source_without_their_values(monkeypatch, capsys):

@@ -40,6 +40,8 @@ def test_a_full_disk_is_said_in_one_line_with_the_file(tmp_path, capsys):
     with pytest.raises(OSError, match="a.npz") as caught:
         write()
     assert report(caught.value, debug=False) == FAILED
-    expected = f"candy-monai: error: {tmp_path / 'a.npz'}: cannot be written, the disk is full; make room and try again"
+    expected = (
+        f"candy-monai: error: {tmp_path / 'a.npz'}: cannot be written, the disk is full; free some space and try again"
+    )
     assert capsys.readouterr().err == expected + "\n"
     assert not list(tmp_path.iterdir())

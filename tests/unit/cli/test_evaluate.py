@@ -181,7 +181,7 @@ def test_no_result_takes_the_place_of_what_is_read(tmp_path, capsys, option, pla
     assert (
         main(["evaluate", str(tmp_path / "predictions"), str(tmp_path / "labels"), option, str(tmp_path / place)]) == 2
     )
-    assert f"{option}: {tmp_path / place} is read, and would be replaced" in capsys.readouterr().err
+    assert f"{option}: {tmp_path / place} is an input file and would be overwritten" in capsys.readouterr().err
     assert (tmp_path / place).read_bytes() == before
 
 
@@ -190,7 +190,7 @@ def test_two_results_are_not_written_into_one_file(tmp_path, capsys):
         (tmp_path / name).mkdir()
     both = ["--summary", str(tmp_path / "x.json"), "--csv", str(tmp_path / "x.json")]
     assert main(["evaluate", str(tmp_path / "predictions"), str(tmp_path / "labels"), *both]) == 2
-    assert "--summary and --csv name one file" in capsys.readouterr().err
+    assert "--summary and --csv name the same file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_a_quiet_prediction_says_where_it_is(predicts, capsys):
     assert shown.out == "1 label map in out\n"
     assert shown.err.splitlines() == [
         "candy-monai: warning: a: its Dice is low",
-        "candy-monai: warning: out/c.nii.gz is of an earlier prediction: b could not be predicted this time",
+        "candy-monai: warning: out/c.nii.gz is from an earlier prediction: b could not be predicted this time",
     ]
 
 

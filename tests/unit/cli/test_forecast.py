@@ -9,6 +9,7 @@ import pytest
 from candy_monai.cli.main import main
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.experiment.state import Progress, RunState, TrainerState, save_state
+from candy_monai.forecasting.best_score import Forecast
 
 SCORES = 0.85 * (1 - np.exp(-np.arange(1, 41) / 15)) + 0.01 * np.random.default_rng(0).standard_normal(40)
 
@@ -43,6 +44,14 @@ def test_an_experiment_gets_score_epoch_interval_time_and_a_picture_in_its_folde
     assert (experiment / "forecast.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_where_no_better_score_is_expected_only_the_end_of_the_run_has_a_time(experiment, monkeypatch, capsys):
+    best = float(SCORES.max())
+    expected = Forecast(epoch=40, score=best, interval=(best, best), reason=None, quantiles=(best,) * 19)
+    monkeypatch.setattr("candy_monai.forecasting.best_score.forecast", lambda *_, **__: expected)
+    assert forecast(experiment) == 0
+    assert "\nThe run ends at epoch 100, in 2 min\n" in capsys.readouterr().out
+
+
 def _saved(folder, *, is_complete, epoch, total_s, limit_s):
     state = RunState(
         settings=TrainSettings(num_epochs=100, time_limit_s=limit_s),
@@ -60,7 +69,7 @@ def test_a_run_that_its_time_limit_has_ended_is_finished_and_nothing_is_foretold
     _saved(experiment, is_complete=True, epoch=40, total_s=80.0, limit_s=81.0)
     assert forecast(experiment) == 0
     shown = capsys.readouterr().out
-    assert "finished, 40 epochs run (its time was up), best 0." in shown
+    assert "finished, 40 epochs run (time limit reached), best 0." in shown
     assert "100 epochs" not in shown
     assert "predicted" not in shown
 
@@ -69,7 +78,7 @@ def test_one_epoch_is_not_called_epochs(experiment, capsys):
     _saved(experiment, is_complete=True, epoch=1, total_s=80.0, limit_s=81.0)
     (experiment / "metrics.csv").write_text("epoch,val score\n1,0.5\n", encoding="utf-8")
     assert forecast(experiment) == 0
-    assert "finished, 1 epoch run (its time was up), best 0.5000 at epoch 1" in capsys.readouterr().out
+    assert "finished, 1 epoch run (time limit reached), best 0.5000 at epoch 1" in capsys.readouterr().out
 
 
 def test_a_run_with_a_time_limit_has_as_many_epochs_as_that_leaves_room_for(experiment, capsys):
@@ -162,4 +171,4 @@ def test_earlier_runs_of_the_same_dataset_are_found_and_named_and_left_out_where
     alone = json.loads(capsys.readouterr().out)
     assert (alone["references"], alone["by_references"]) == ([], 0)
     assert forecast(own, "--picture", tmp_path / "picture.png") == 0
-    assert f"The forecast knows 4 earlier runs of this dataset in {tmp_path}: " in capsys.readouterr().out
+    assert f"The forecast uses 4 earlier runs on this dataset in {tmp_path}: " in capsys.readouterr().out

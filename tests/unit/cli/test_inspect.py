@@ -28,7 +28,7 @@ def test_a_sound_dataset_is_shown_with_its_plan(dataset, capsys):
     assert inspect(dataset) == 0
     shown = capsys.readouterr()
     assert shown.out.endswith(f"Next: candy-monai train {dataset} --device cpu\n")
-    for text in ("cases", "label background", "patch_shape", "Nothing stands in the way of training."):
+    for text in ("cases", "label background", "patch_shape", "No problems found: ready for training."):
         assert text in shown.out
     assert "problem" not in shown.err
 

@@ -82,7 +82,7 @@ def test_what_one_process_does_is_refused_where_several_were_started(typed, monk
     monkeypatch.setattr(os, "environ", {**os.environ, "RANK": "1", "WORLD_SIZE": "4"})
     assert main(typed.split()) == 2
     said = capsys.readouterr().err
-    assert f"'candy-monai {typed.split()[0]}' is the work of one process, and 4 were started" in said
+    assert f"'candy-monai {typed.split()[0]}' runs in a single process, but 4 were started" in said
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS)])
@@ -162,13 +162,22 @@ def test_no_command_shows_the_help_and_is_wrong(capsys):
         (["train", "data", "--epochs", "3", "--budget", "1m"], "not allowed with argument"),
         (["train", "data", "--epochs", "0"], "argument --epochs: '0': expected a whole number of at least 1"),
         (["train", "data", "--seed", "-1"], "argument --seed: '-1': expected a whole number from 0 to 4294967295"),
-        (["train", "data", "--budget", "2"], "argument --budget: '2' has no unit: say 2s, 2m or 2h"),
-        (["train", "data", "--save-every", "2.5"], "'2.5' has no unit: say 2.5s, 2.5m or 2.5h"),
-        (["train", "data", "--budget", "soon"], "argument --budget: 'soon' is no duration"),
+        (["train", "data", "--budget", "2"], "argument --budget: '2' has no unit: give 2s, 2m or 2h"),
+        (["train", "data", "--save-every", "2.5"], "'2.5' has no unit: give 2.5s, 2.5m or 2.5h"),
+        (
+            ["train", "data", "--budget", "soon"],
+            "argument --budget: expected a duration above 0 such as 90s, 10m or 1h30m, got 'soon'",
+        ),
         (["train", "data", "--fold", "some"], "argument --fold: 'some': expected a number from 0, or 'all'"),
         (["predict", "run", "in"], "the following arguments are required: OUTPUT"),
-        (["predict", "run", "in", "out", "--channels", "T2"], "argument --channels: 'T2' are no channels"),
-        (["predict", "run", "in", "out", "--memory", "lots"], "argument --memory: 'lots' is no size of memory"),
+        (
+            ["predict", "run", "in", "out", "--channels", "T2"],
+            "argument --channels: expected channel numbers such as 1,2, or none, got 'T2'",
+        ),
+        (
+            ["predict", "run", "in", "out", "--memory", "lots"],
+            "argument --memory: expected a size of memory such as 500M, 1G or 1.5G, got 'lots'",
+        ),
         (["train", "data", "--set", "batch_size"], "--set 'batch_size': expected KEY=VALUE"),
     ],
 )
@@ -335,7 +344,7 @@ def test_an_unexpected_error_shows_its_type_and_the_way_to_the_traceback(fail, c
     assert main(["train", "data", "--device", "cpu"]) == 1
     assert capsys.readouterr().err.splitlines() == [
         "candy-monai: error: OSError: disk full",
-        "candy-monai: run again with --debug to see where it happened",
+        "candy-monai: run again with --debug to see the traceback",
     ]
 
 
@@ -345,7 +354,7 @@ def test_an_endless_message_is_cut(fail, capsys):
     assert capsys.readouterr().err.splitlines()[7:] == [
         "missing key 7",
         "... 492 more lines",
-        "candy-monai: run again with --debug to see where it happened",
+        "candy-monai: run again with --debug to see the traceback",
     ]
 
 

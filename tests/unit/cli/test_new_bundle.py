@@ -48,7 +48,7 @@ def test_a_folder_of_another_name_that_is_empty_is_taken(here):
     assert (here / "work" / "my_network.py").exists()
 
 
-@pytest.mark.parametrize(("name", "said"), [("MyNetwork", "Did you mean 'my_network'"), ("unet", "installed already")])
+@pytest.mark.parametrize(("name", "said"), [("MyNetwork", "Did you mean 'my_network'"), ("unet", "already installed")])
 def test_a_bad_name_writes_nothing(here, capsys, name, said):
     assert main(["new-bundle", name]) == 2
     assert said in capsys.readouterr().err

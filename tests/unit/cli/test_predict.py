@@ -17,7 +17,7 @@ def test_a_size_of_memory_has_a_unit_of_powers_of_1000(text, num_bytes):
 
 @pytest.mark.parametrize("text", ["1", "G", "0G", "-1G", "1.2.3G", ".G", "1 X", "many", "9" * 400 + "G"])
 def test_what_is_no_size_of_memory_is_refused(text):
-    with pytest.raises(SettingsError, match="is no size of memory"):
+    with pytest.raises(SettingsError, match="expected a size of memory such as 500M"):
         parse_memory(text)
 
 
@@ -28,7 +28,7 @@ def test_channels_are_numbers_or_none(text, channels):
 
 @pytest.mark.parametrize("text", ["", "a", "1,", "-1", "1.5", "1-2"])
 def test_other_channels_are_refused(text):
-    with pytest.raises(SettingsError, match="expected numbers such as 1,2, or none"):
+    with pytest.raises(SettingsError, match="expected channel numbers such as 1,2, or none"):
         parse_channels(text)
 
 

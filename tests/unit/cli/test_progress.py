@@ -45,7 +45,7 @@ def test_each_case_is_told_and_a_failed_one_is_marked(printed):
 def test_what_an_earlier_prediction_left_is_named(printed):
     progress, text = printed
     progress.on_left_over(Path("out/a.nii.gz"), "a could not be predicted this time")
-    assert text.getvalue() == "out/a.nii.gz is of an earlier prediction: a could not be predicted this time\n"
+    assert text.getvalue() == "out/a.nii.gz is from an earlier prediction: a could not be predicted this time\n"
 
 
 def test_every_warning_of_a_case_is_a_line(printed):

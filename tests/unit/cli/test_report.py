@@ -42,23 +42,23 @@ def test_of_several_configurations_one_is_to_be_named(tmp_path, capsys):
         (tmp_path / name).mkdir()
     (tmp_path / "crossval.json").write_text('{"configurations": {"2d": null, "3d": null}}')
     assert main(["report", str(tmp_path)]) == 2
-    assert f"configurations 2d, 3d, of which each has a page: name one of them, such as {tmp_path / '2d'}" in (
+    assert f"configurations 2d, 3d, each of which has its own page: give one of them, such as {tmp_path / '2d'}" in (
         capsys.readouterr().err
     )
 
 
 def test_a_page_that_cannot_be_written_is_an_error_before_anything_is_read(runs, tmp_path, monkeypatch, capsys):
     assert main(["report", str(runs[0]), "--out", str(tmp_path)]) == 2
-    assert f"{tmp_path}: is a folder, and the name of a file is needed" in capsys.readouterr().err
+    assert f"{tmp_path}: is a folder, expected the name of a file" in capsys.readouterr().err
     monkeypatch.setattr("os.access", lambda *_: False)  # also for root, who may write anywhere else
     assert main(["report", str(runs[0])]) == 2
-    assert f"{runs[0]} may not be written to; --out names another file" in capsys.readouterr().err
+    assert f"no permission to write to {runs[0]}; give another file" in capsys.readouterr().err
     assert main(["report", *map(str, runs)]) == 2
-    assert "may not be written to" in capsys.readouterr().err
+    assert "no permission to write to" in capsys.readouterr().err
 
 
 def test_a_folder_in_the_place_of_the_page_is_said_before_anything_is_read(tmp_path, capsys):
     run = made_up_folder(tmp_path / "run")
     (run / "report.html").mkdir()
     assert main(["report", str(run)]) == 2
-    assert "report.html: is a folder, and the name of a file is needed; --out names another" in capsys.readouterr().err
+    assert "report.html: is a folder, expected the name of a file; give another" in capsys.readouterr().err

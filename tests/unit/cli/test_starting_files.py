@@ -17,7 +17,7 @@ def test_a_class_name_is_taken(name):
         ("3DTrainer", "Did you mean 'DTrainer'"),
         ("trainer", "Did you mean 'Trainer'"),
         ("None", "None"),
-        ("", "expected that of a class"),
+        ("", "expected a class name"),
         ("../Trainer", "Did you mean 'Trainer'"),
         ("SegmentationTrainer", "imports something of this name"),
         ("BasicUNet", "imports something of this name"),
@@ -39,11 +39,11 @@ def test_a_module_name_is_taken(name):
         ("MyNetwork", "Did you mean 'my_network'"),
         ("my-network", "Did you mean 'my_network'"),
         ("3d_net", "Did you mean 'd_net'"),
-        ("class", "expected that of a module"),
-        ("", "expected that of a module"),
-        ("unet", "'unet' is installed already.*Installed: unet, vnet"),
-        ("statistics", "a module of something else"),
-        ("monai", "a module of something else"),
+        ("class", "expected a module name"),
+        ("", "expected a module name"),
+        ("unet", "'unet' is already installed.*Installed: unet, vnet"),
+        ("statistics", "another package has a module"),
+        ("monai", "another package has a module"),
     ],
 )
 def test_another_name_for_a_module_is_refused_with_one_that_can_be(name, said):
@@ -63,6 +63,6 @@ def test_a_module_s_class_is_named_as_classes_are():
 def test_nothing_is_written_over(tmp_path):
     path = tmp_path / "new" / "file.py"
     write_new(path, "first\n")
-    with pytest.raises(BadInputError, match="exists and is left as it is"):
+    with pytest.raises(BadInputError, match="already exists and is not overwritten"):
         write_new(path, "second\n")
     assert path.read_text() == "first\n"

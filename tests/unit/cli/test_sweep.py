@@ -55,9 +55,17 @@ def test_what_was_typed_is_what_decides_the_sweep_and_the_next_command_is_named(
     [("forecast", ForecastPruner), ("median", MedianPruner), ("hyperband", HyperbandPruner), ("none", NopPruner)],
 )
 def test_the_pruner_is_the_one_that_was_named(seen, name, kind):
-    assert main(["sweep", "D", "--space", "s", "--trials", "1", "--pruner", name, "--confidence", "0.8"]) == 0
+    assert main(["sweep", "D", "--space", "s", "--trials", "1", "--pruner", name]) == 0
     assert type(seen["pruner"]) is kind
-    assert getattr(seen["pruner"], "_confidence", 0.8) == 0.8
+    assert getattr(seen["pruner"], "_confidence", 0.9) == 0.9
+
+
+def test_how_sure_the_forecast_must_be_is_refused_for_a_pruner_that_does_not_ask(seen, capsys):
+    typed = ["sweep", "D", "--space", "s", "--trials", "1", "--confidence", "0.8"]
+    assert main(typed) == 0
+    assert seen["pruner"]._confidence == 0.8
+    assert main([*typed, "--pruner", "median"]) == 2
+    assert "--confidence has no effect on --pruner median" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

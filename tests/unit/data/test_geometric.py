@@ -26,5 +26,5 @@ def test_axes_of_length_1_come_and_go_in_front():
 
 
 def test_an_axis_that_holds_entries_is_not_taken_away():
-    with pytest.raises(BadInputError, match=r"\(2, 3, 4\) has no 2 axes"):
+    with pytest.raises(BadInputError, match=r"\(2, 3, 4\) cannot be reduced to 2 axes"):
         ensure_num_dimensions(torch.zeros(2, 3, 4), 2)

@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 from monai.data import MetaTensor
 
 from candy_monai.data.pipelines.description import filled_holes, largest_component, without_small_components
-from candy_monai.evaluation.cleaning import Cleaner
+from candy_monai.evaluation.cleaning import Cleaner, Trial
 from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.evaluation.scored_classes import ScoredClass
 
@@ -145,6 +147,11 @@ def test_the_threshold_of_each_region_is_the_one_with_the_best_dice(best, thresh
     found.choose_thresholds((0.3, 0.5, 0.7))
     assert found.thresholds == thresholds
     assert found.result.mean_metrics["dice"] == 1.0
+
+
+def test_a_trial_s_undefined_dice_is_null_in_json():
+    trial = Trial(step="s", target=None, before=0.5, after=math.nan, better=0, worse=0, kept=False, reason="r")
+    assert (trial.to_dict()["before"], trial.to_dict()["after"]) == (0.5, None)
 
 
 def test_the_labels_and_references_given_stay_as_they_are():

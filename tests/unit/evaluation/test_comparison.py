@@ -144,7 +144,7 @@ def test_unequal_cases_are_refused_by_method_and_case_unless_the_common_ones_are
     found = compare_evaluations({"a": first, "b": second}, common=True)
     assert (found.case_ids, found.left_out) == (("case_0", "case_1", "case_2"), ("case_3",))
     assert found.notes()[-2:] == [
-        "left out, not in all: case_3",
+        "left out, not in all evaluations: case_3",
         "dice: with 3 pairs the test cannot be significant at 5 %, whatever the values are",
     ]
     stranger = EvalResult(
@@ -157,7 +157,7 @@ def test_unequal_cases_are_refused_by_method_and_case_unless_the_common_ones_are
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        (result([(0.5, 0.5)]), "other classes: a has 1, b has 1, 2"),
+        (result([(0.5, 0.5)]), "different classes: a has 1, b has 1, 2"),
         (result([0.5], names={1: "kidney"}), "class 1 is 'liver' for a and 'kidney' for b"),
         (result([0.5], counts={**COUNTS, "n_ref": 3}), "case_0: class 1 has 2 voxels in the reference of a and 3"),
         (result([0.5], metric="hd95"), "no metric that all evaluations have: a has dice; b has hd95"),
@@ -183,7 +183,7 @@ def test_a_volume_has_no_better_value_and_is_not_compared_by():
     maps = [torch.randint(0, 2, (1, 6, 6), generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
     first, second = (Evaluator("dice", "volume_ml", "hd95").evaluate(m, maps[2]) for m in maps[:2])
     assert [each.metric for each in compare_evaluations([first, second]).metrics] == ["dice", "hd95"]
-    with pytest.raises(BadInputError, match="of volume_ml neither higher nor lower is better"):
+    with pytest.raises(BadInputError, match="volume_ml cannot be ranked, since neither higher nor lower is better"):
         compare_evaluations([first, second], metrics=["volume_ml"])
 
 

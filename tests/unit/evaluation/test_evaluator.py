@@ -14,6 +14,7 @@ from monai.networks import one_hot
 from candy_monai.data.datasets.files import DatasetFromMemory, MergedDataset, SimpleDataset
 from candy_monai.data.images.reading import load_image
 from candy_monai.data.images.writing import save_image
+from candy_monai.data.planning.plan import Region
 from candy_monai.errors import BadInputError, DatasetError
 from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.inference.channels import RunChannels
@@ -244,6 +245,30 @@ def test_images_are_predicted_and_the_predictor_says_what_is_measured(tmp_path):
     assert in_memory.mean_metrics == found.mean_metrics
 
 
+class OfRegions(Thresholding):
+    """Stands in for a predictor of two overlapping regions."""
+
+    num_classes = 2
+    plan = SimpleNamespace(
+        ignore_label=None,
+        regions=(Region(name="whole", ids=(1, 2), paints=1), Region(name="core", ids=(2,), paints=2)),
+        class_names=("background", "whole", "core"),
+    )
+
+
+@pytest.mark.parametrize("class_names", [None, {1: "edema", 2: "core of it"}])
+def test_regions_of_the_predictor_have_its_names_not_those_given_for_ids(class_names):
+    evaluator = Evaluator("dice", class_names=class_names)
+    found = evaluator.predict_and_evaluate([blobs(0).float() - 1], [(blobs(0) > 1).long()], OfRegions())
+    assert found.class_names == {1: "whole", 2: "core"}
+
+
+def test_a_tolerance_of_an_id_is_not_taken_for_that_of_a_region_of_the_predictor():
+    evaluator = Evaluator("surface_dice", class_names=["background", "edema", "core"], tolerance_mm={"edema": 2.0})
+    with pytest.raises(BadInputError, match="the predictor's regions are measured: whole, core"):
+        evaluator.predict_and_evaluate([blobs(0).float() - 1], [(blobs(0) > 1).long()], OfRegions())
+
+
 def test_images_without_reference_are_listed(tmp_path):
     images = written(tmp_path / "images", {"a_0000": blobs(0), "b_0000": blobs(1)})
     references = written(tmp_path / "labels", {"a": blobs(0)})
@@ -424,7 +449,7 @@ def test_probabilities_beside_label_maps_are_no_cases_and_other_files_are_named(
     found = Evaluator("dice").evaluate(folder, references)
     assert [case.case_id for case in found] == ["a"]
     assert found.passed_over == ("notes.txt", "view.png")
-    assert found.notes() == ["passed over, no prediction of a case: notes.txt, view.png"]
+    assert found.notes() == ["ignored, not predictions of a case: notes.txt, view.png"]
     written(references, {"a_probabilities": blobs(1)})  # then it is a case of that name
     written(folder, {"a_probabilities": blobs(1)})
     assert len(Evaluator("dice").evaluate(folder, references)) == 2

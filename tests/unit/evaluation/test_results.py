@@ -34,6 +34,12 @@ def test_a_case_s_metric_is_the_mean_of_the_classes_that_it_has():
     assert case("a", 1.0, NAN, 0.5, volume=3.0).metrics == {"dice": 0.75, "volume": 3.0}
 
 
+def test_a_case_s_metric_leaves_out_the_background_as_the_means_do():
+    one, other = (replace(case("a", 0.25), classes={0: {"dice": 0.75}, 1: {"dice": dice}}) for dice in (0.25, 0.5))
+    assert one.metrics == {"dice": 0.25}
+    assert result(one, replace(other, case_id="b")).metrics == {"dice": [0.25, 0.5]}
+
+
 def test_no_case_has_no_mean():
     assert result().mean_metrics == {}
     assert interval(result()) is None

@@ -69,7 +69,7 @@ def test_an_experiment_and_a_cross_validation_are_read_by_their_folders(tmp_path
         ("{}", "no summary of an evaluation.*metric_per_case"),
         ('{"metric_per_case": []}', "has no cases"),
         ('{"metric_per_case": [{"metrics": {}}]}', "no summary of an evaluation"),
-        ('{"metric_per_case": [{"case": "a", "metrics": {}}, {"case": "a", "metrics": {}}]}', "case a is there twice"),
+        ('{"metric_per_case": [{"case": "a", "metrics": {}}, {"case": "a", "metrics": {}}]}', "case a is listed twice"),
         ('{"metric_per_case": [{"case": "a", "metrics": {"1": {"Dice": "much"}}}]}', "no summary of an evaluation"),
     ],
 )
@@ -82,7 +82,7 @@ def test_a_file_that_is_no_summary_is_refused_by_name(tmp_path, content, message
 
 @pytest.mark.parametrize(
     ("metrics", "message"),
-    [({"Dice": 84.2}, "dice is 84.2, expected 0 to 1, a share"), ({"HD95": -1}, "hd95 is -1, expected 0 to inf$")],
+    [({"Dice": 84.2}, r"dice is 84.2, expected 0 to 1 \(a fraction"), ({"HD95": -1}, "hd95 is -1, expected 0 to inf$")],
 )
 def test_a_value_that_a_metric_cannot_have_is_refused(tmp_path, metrics, message):
     with pytest.raises(BadInputError, match=rf"any\.json: a, class 1: {message}"):

@@ -119,7 +119,7 @@ def test_a_state_that_names_a_file_other_than_a_checkpoint_is_refused_before_any
     staged.parent.mkdir(parents=True)
     torch.save({"w": torch.ones(1)}, staged)
     record = {"epoch": 1, "score": None, "kind": "raw", "digest": digest_of(staged)}
-    with pytest.raises(ExperimentError, match="no checkpoint of a run"):
+    with pytest.raises(ExperimentError, match="not a valid checkpoint name"):
         records_of({name: record})
     assert staged.exists()
 

@@ -35,7 +35,9 @@ def test_what_is_written_is_read_again_with_what_this_version_does_not_know(tmp_
 def test_a_trainer_s_own_entries_are_kept_as_json_and_one_that_takes_a_name_of_another_is_refused():
     described = describe_trainer("Mine", {"num_classes": np.int64(3), "sites": ("north",), "data": "all"})
     assert (described.num_classes, described.more, described.data) == (3, {"sites": ["north"]}, "all")
-    with pytest.raises(ExperimentError, match="what Mine adds to experiment.json: dataset is 'BraTS', .*another name"):
+    with pytest.raises(
+        ExperimentError, match="experiment.json with the entries that Mine adds: dataset is 'BraTS', .*rename"
+    ):
         describe_trainer("Mine", {"dataset": "BraTS"})
 
 

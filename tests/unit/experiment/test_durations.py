@@ -32,13 +32,13 @@ def test_a_duration_is_read_in_seconds(text, seconds):
     ["", "m", "5x", "10 minutes", "-5m", "5m1h", "5m5m", "0", "0h0m", "1.2.3", ".", "inf", "nan", "1e3", "9" * 400],
 )
 def test_what_is_no_duration_is_an_error_with_examples(text):
-    with pytest.raises(SettingsError, match="expected for example 90s, 10m or 1h30m"):
+    with pytest.raises(SettingsError, match="expected a duration above 0 such as 90s, 10m or 1h30m"):
         seconds_of(text)
 
 
 @pytest.mark.parametrize("text", ["2", "90", "0.5", " 10 "])
 def test_a_duration_without_a_unit_is_an_error_that_names_the_units(text):
-    with pytest.raises(SettingsError, match=rf"has no unit: say {text.strip()}s, {text.strip()}m or {text.strip()}h"):
+    with pytest.raises(SettingsError, match=rf"has no unit: give {text.strip()}s, {text.strip()}m or {text.strip()}h"):
         seconds_of(text)
 
 

@@ -63,6 +63,17 @@ def test_the_best_checkpoint_holds_the_weights_that_were_scored(tmp_path):
     assert records["checkpoint_latest.pth"].score is None
 
 
+def test_scores_of_the_best_weights_stay_until_these_are_replaced(tmp_path):
+    experiment = _experiment(tmp_path)
+    _run_epoch(experiment, 0.3)
+    scores = experiment.folder / "validation.json"
+    scores.write_text("{}")
+    _run_epoch(experiment, 0.2)
+    assert scores.is_file()
+    _run_epoch(experiment, 0.4)
+    assert not scores.exists()
+
+
 def test_the_files_left_by_a_whole_run_are_those_of_the_design(tmp_path):
     experiment = _experiment(tmp_path)
     for score in (0.1, 0.3, 0.2, 0.4):
@@ -155,7 +166,7 @@ def test_a_full_disk_is_an_error_that_says_what_to_do_and_the_state_before_is_wh
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("candy_monai.experiment.checkpoints.torch.save", full)
-    with pytest.raises(RunFailedError, match="disk is full.*make room"):
+    with pytest.raises(RunFailedError, match="disk is full.*free some space"):
         _run_epoch(experiment, 0.3)
     experiment.close()
     reopened, weights = _reopened(experiment.folder)
@@ -168,7 +179,7 @@ def test_where_no_folder_can_be_made_nothing_is_said_of_a_run_to_continue(tmp_pa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("candy_monai.experiment.checkpoints.torch.save", full)
-    with pytest.raises(RunFailedError, match="cannot make the experiment's folder .No space left on device.$"):
+    with pytest.raises(RunFailedError, match="the experiment's folder cannot be created .No space left on device.$"):
         _experiment(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -252,7 +263,7 @@ def test_a_weight_file_that_was_changed_afterwards_is_refused_by_name(tmp_path):
     _run_epoch(experiment, 0.2)
     experiment.close()
     torch.save({"w": torch.tensor(9.0)}, experiment.folder / "checkpoint_latest.pth")
-    with pytest.raises(ExperimentError, match=r"checkpoint_latest\.pth: is not the file that was saved"):
+    with pytest.raises(ExperimentError, match=r"checkpoint_latest\.pth: differs from the file that was saved"):
         _reopened(experiment.folder)
 
 
@@ -493,7 +504,7 @@ def test_a_file_that_may_not_grow_is_reported_and_the_last_state_is_whole(tmp_pa
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1500, before[1]))
     try:
-        with pytest.raises(RunFailedError, match="a file would be larger than it may be"):
+        with pytest.raises(RunFailedError, match="a file would exceed the size limit"):
             _run_epoch(experiment, 0.3)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

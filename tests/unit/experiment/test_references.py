@@ -147,8 +147,8 @@ def test_the_log_says_how_many_there_are_and_which(own, tmp_path):
     references = references_of(read_description(own), tmp_path, but=own)
     text = references_as_text(references, tmp_path)
     named = ", ".join(str(Path("T", f"run{number}")) for number in range(5))
-    expected = f"The forecast knows 7 earlier runs of this dataset in {tmp_path}: {named}, 2 more"
+    expected = f"The forecast uses 7 earlier runs on this dataset in {tmp_path}: {named}, 2 more"
     assert text == f"{expected}, with the settings of this run"
     others = [dataclasses.replace(reference, same_settings=False) for reference in references]
     assert references_as_text(others, tmp_path) == expected
-    assert "knows an earlier run of" in references_as_text(references[:1], tmp_path)
+    assert "uses an earlier run on" in references_as_text(references[:1], tmp_path)

@@ -9,6 +9,7 @@ from candy_monai.experiment.description import DESCRIPTION, read_description
 from candy_monai.experiment.runs import (
     RunSummary,
     configurations_below,
+    distinct_names,
     folds_below,
     refuse_folder_of_runs,
     refuse_run,
@@ -21,6 +22,18 @@ def _run(folder):
     folder.mkdir(parents=True)
     (folder / DESCRIPTION).write_text(json.dumps({"format": 2, "settings": {"num_epochs": 7}}))
     return folder
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["/a/x", "/a/y"], ["x", "y"]),
+        (["/a/x", "/b/x", "/b/y"], ["a/x", "b/x", "b/y"]),
+        (["/x", "/a/b/x"], ["/x", "b/x"]),
+    ],
+)
+def test_runs_are_named_by_as_much_of_their_paths_as_tells_them_apart(paths, names):
+    assert distinct_names([Path(path) for path in paths]) == names
 
 
 def test_runs_are_found_at_any_depth_and_not_within_runs_or_hidden_folders(tmp_path):

@@ -178,7 +178,7 @@ def test_a_state_of_another_kind_of_object_does_not_fit():
     class A:
         pass
 
-    with pytest.raises(TypeError, match="was saved, and there is a"):
+    with pytest.raises(TypeError, match="which was saved, found a"):
         restored(plain({"a": A()}, "it", rebuilt=True), {"a": 3})
 
 

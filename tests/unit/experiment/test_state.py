@@ -40,7 +40,7 @@ def test_a_state_without_the_trainer_s_own_part_is_of_an_earlier_version_and_is_
 def test_a_state_with_something_missing_is_refused(name):
     content = STATE.to_dict()
     del content[name]
-    with pytest.raises(ExperimentError, match=f"not the state of a run.*{name}"):
+    with pytest.raises(ExperimentError, match=f"not a state that this version can read.*{name}"):
         RunState.from_dict(content)
 
 
@@ -52,7 +52,7 @@ def test_a_state_whose_format_is_no_number_is_refused():
 @pytest.mark.parametrize("damaged", [{"epoch": "x"}, {"epoch": -5}, {"step": None}, {"best_score": "x"}], ids=str)
 def test_a_state_whose_progress_is_no_number_is_refused_by_its_name(damaged):
     content = STATE.to_dict()
-    with pytest.raises(ExperimentError, match=f"not the state of a run.*{next(iter(damaged))} is"):
+    with pytest.raises(ExperimentError, match=f"not a state that this version can read.*{next(iter(damaged))} is"):
         RunState.from_dict(content | {"progress": content["progress"] | damaged})
 
 

@@ -48,7 +48,7 @@ def test_a_summary_without_a_mean_dice_has_none(means):
         ('{"metric_per_case": [3]}', "no summary of an evaluation"),
         ('{"metric_per_case": []}', "has no cases"),
         ('{"metric_per_case": [{"case": "a", "metrics": {"1": {"Dice": "x"}}}]}', "no summary of an evaluation"),
-        ('{"metric_per_case": [{"case": "a", "metrics": {}}, {"case": "a", "metrics": {}}]}', "a is there twice"),
+        ('{"metric_per_case": [{"case": "a", "metrics": {}}, {"case": "a", "metrics": {}}]}', "a is listed twice"),
     ],
 )
 def test_what_is_no_summary_is_refused_with_its_file(tmp_path, text, message):

@@ -19,7 +19,7 @@ from torch import nn
 from candy_monai.cli.main import main
 from candy_monai.data.planning.normalization import ChannelNormalization
 from candy_monai.errors import BadInputError, ExperimentError, RunFailedError, SettingsError
-from candy_monai.export import export
+from candy_monai.export.exporting import export_experiments as export
 from candy_monai.inference.predictor import Predictor, experiment_predictor
 from candy_monai_bundles.unet import UNetTrainer
 from tests.plans import PLAN
@@ -165,7 +165,7 @@ def test_a_file_can_be_named_and_nothing_but_the_network_and_its_json_is_left(ex
 
 def test_what_is_there_is_replaced_only_when_asked(experiment, options, tmp_path):
     (tmp_path / "mine.ts").write_text("precious")
-    with pytest.raises(BadInputError, match=r"mine\.ts: is there already.*--overwrite"):
+    with pytest.raises(BadInputError, match=r"mine\.ts: already exists.*--overwrite"):
         export(experiment, tmp_path / "mine.ts", to="torchscript", **options)
     assert (tmp_path / "mine.ts").read_text() == "precious"
     export(experiment, tmp_path / "mine.ts", to="torchscript", overwrite=True, **options)
@@ -182,7 +182,7 @@ def test_of_several_outputs_the_one_at_full_resolution_is_exported(options, tmp_
 def test_a_network_that_differs_is_not_kept(options, tmp_path):
     run = _trained(tmp_path / "runs", _OfNoise)
     options["trainer"] = options["trainer"].replace("Mine", "OfNoise")
-    with pytest.raises(RunFailedError, match=r"torchscript: differs from the experiment and was not kept: on a of"):
+    with pytest.raises(RunFailedError, match=r"torchscript: differs from the experiment and was discarded: on a of"):
         export(run, tmp_path / "out", to="torchscript", **options)
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".export-*"))
@@ -199,7 +199,7 @@ def test_without_its_dataset_an_experiment_asks_for_images(experiment, options, 
 
 
 def test_an_option_that_a_target_does_not_have_is_refused(experiment, options, tmp_path):
-    with pytest.raises(SettingsError, match="--portable belongs to monai-bundle"):
+    with pytest.raises(SettingsError, match="--portable applies to monai-bundle"):
         export(experiment, tmp_path / "out", to="onnx", portable=True, **options)
 
 

@@ -24,7 +24,7 @@ from monai.transforms import (
 
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError
-from candy_monai.export import export
+from candy_monai.export.exporting import export_experiments as export
 from candy_monai.incoming.opening import load_predictor
 from candy_monai.recipes.train import train_dataset
 
@@ -107,6 +107,6 @@ def test_what_the_script_cannot_do_is_refused_by_name(tmp_path):
     _, experiment = _trained(tmp_path, num_epochs=1, overrides={"orientation": "L,P,S", "iterations_per_epoch": "2"})
     with pytest.raises(BadInputError, match=r"turned to LPS, and the extension turns them to RAS.*orientation=R,A,S"):
         export(experiment, tmp_path / "model", to="slicer", on_progress=_quiet)
-    with pytest.raises(BadInputError, match="treats models with 'brats' in their path otherwise"):
+    with pytest.raises(BadInputError, match="treats models with 'brats' in their path differently"):
         export(experiment, tmp_path / "brats", to="slicer", on_progress=_quiet)
     assert not (tmp_path / "model").exists()

@@ -96,9 +96,10 @@ def test_a_csv_may_begin_with_a_byte_order_mark(tmp_path, encoding):
     assert read_scores(tmp_path / "a.csv").scores == (0.1, 0.2)
 
 
-def test_a_loss_in_a_csv_is_negated_and_named_so(tmp_path):
-    history = read_scores(write(tmp_path / "a.csv", "epoch,val_loss\n1,0.5\n2,0.25\n"), column="val_loss")
-    assert (history.scores, history.name) == ((-0.5, -0.25), "-val_loss")
+@pytest.mark.parametrize("column", ["val_loss", "val assd", "perplexity"])
+def test_a_metric_that_is_better_when_lower_is_negated_and_named_so(tmp_path, column):
+    history = read_scores(write(tmp_path / "a.csv", f"epoch,{column}\n1,0.5\n2,0.25\n"), column=column)
+    assert (history.scores, history.name) == ((-0.5, -0.25), f"-{column}")
 
 
 @pytest.mark.parametrize(
@@ -107,9 +108,9 @@ def test_a_loss_in_a_csv_is_negated_and_named_so(tmp_path):
         ("metrics.csv", "", "holds no epoch"),
         ("metrics.csv", "epoch,val score\n", "holds no epoch"),
         ("metrics.csv", "epoch,val dice\n1,0.5\n", "no column 'val score', only 'val dice'. Choose one with --column"),
-        ("metrics.csv", "epoch,val score\n1,good\n", "'good', which is no number"),
-        ("metrics.csv", "epoch,val score\n1.5,0.5\n", "1.5 is no number of an epoch"),
-        ("metrics.csv", "epoch,val score\n9999999999,0.5\n", "is no number of an epoch"),
+        ("metrics.csv", "epoch,val score\n1,good\n", "'good', which is not a number"),
+        ("metrics.csv", "epoch,val score\n1.5,0.5\n", "1.5 is not an epoch number"),
+        ("metrics.csv", "epoch,val score\n9999999999,0.5\n", "is not an epoch number"),
         ("metrics.csv", "epoch,val score\n,0.5\n", "'epoch' holds no number"),
         ("log.txt", "nothing of nnU-Net", "holds no line 'Pseudo dice ...'"),
         ("log.txt", "\x00\xff" * 50, "holds no line 'Pseudo dice ...'"),

@@ -58,7 +58,9 @@ def test_what_cannot_be_chosen_is_an_error(names, said):
         choose_frontend(names)
 
 
-@pytest.mark.parametrize(("name", "said"), [("other", "this is no Frontend"), ("Absent", "has no 'Absent'")])
+@pytest.mark.parametrize(
+    ("name", "said"), [("other", "this is not a subclass of Frontend"), ("Absent", "has no 'Absent'")]
+)
 def test_what_a_file_holds_must_be_a_frontend(own, name, said):
     with pytest.raises(BadInputError, match=said):
         choose_frontend([f"{own}:{name}"])

@@ -142,7 +142,7 @@ def test_what_fails_is_said_once_and_made_up_for_after_a_pause(folder, monkeypat
     _tell(shown, epoch_finished(5, metrics=_losses(5)))
     assert sorted(shown.epochs) == [1, 2, 3, 4, 5]
     assert shown.said == [
-        "Shown is brought up to date as soon as it can be: ConnectionError: no route to host",
+        "Shown cannot be updated at present; this is tried again: ConnectionError: no route to host",
         "Shown is up to date again",
     ]
 
@@ -156,7 +156,7 @@ def test_the_log_counts_the_epochs_that_never_arrived(folder):
     shown = _tell(Shown(failures=99), run_started(folder=folder), epoch_finished(3, metrics=_losses(3)))
     with pytest.raises(ConnectionError):
         shown.on_experiment_closed("id")
-    assert shown.said[-1] == "Shown: 3 of 3 epochs are missing there"
+    assert shown.said[-1] == "Shown: 3 of 3 epochs are missing in the dashboard"
     assert shown.closed == 1
 
 

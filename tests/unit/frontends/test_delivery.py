@@ -105,7 +105,7 @@ def test_a_call_that_has_been_going_on_for_long_is_not_waited_for(hanging):
     started = time.monotonic()
     delivery.close()
     assert time.monotonic() - started < 0.2
-    assert said == ["Hanging is still being told: that goes on in the background"]
+    assert said == ["Hanging is still being updated, in the background"]
 
 
 def test_closing_waits_a_moment_only_for_a_call_that_has_just_begun(hanging):
@@ -147,9 +147,9 @@ def test_whatever_a_callback_raises_is_reported_and_the_end_is_told_all_the_same
     _deliver(frontend, run_started(experiment_id="a"), epoch_finished(1), FINISHED, report=said.append).close()
     assert frontend.told == ["created a", "completed a"]
     assert len(said) == 2
-    assert "failed and the run goes on" in said[0]
+    assert "failed, and the run continues" in said[0]
     assert type(error).__name__ in said[0]
-    assert said[1] == "Raising was not told of 1 of 1 epochs"
+    assert said[1] == "Raising did not receive 1 of 1 epochs"
 
 
 def test_the_log_counts_the_epochs_that_were_left_out_while_a_frontend_was_busy():
@@ -162,7 +162,7 @@ def test_the_log_counts_the_epochs_that_were_left_out_while_a_frontend_was_busy(
     frontend.may_go_on.set()
     delivery.close()
     assert delivery.wait(stuck_after_s=10, at_most_s=10)
-    assert said[-1] == "_Told was not told of 2 of 3 epochs"
+    assert said[-1] == "_Told did not receive 2 of 3 epochs"
 
 
 def test_of_a_frontend_that_catches_up_only_the_last_epochs_are_lost():
@@ -177,7 +177,7 @@ def test_of_a_frontend_that_catches_up_only_the_last_epochs_are_lost():
     epochs = [epoch_finished(epoch) for epoch in (1, 2, 3)]
     said = []
     _deliver(CatchingUp(), run_started(), *epochs, FINISHED, report=said.append).close()
-    assert said[-1] == "CatchingUp was not told of 1 of 3 epochs"
+    assert said[-1] == "CatchingUp did not receive 1 of 3 epochs"
     said = []
     _deliver(CatchingUp(), run_started(epoch=1), *epochs[1:2], FINISHED, report=said.append).close()
     assert said == []
@@ -199,7 +199,7 @@ def test_what_a_frontend_that_was_left_out_did_not_hear_is_counted():
     delivery.close()
     assert said[-2:] == [
         "Down failed 5 times in a row and is left out from now on",
-        "Down was not told of 7 of 7 epochs and the end",
+        "Down did not receive 7 of 7 epochs and the end",
     ]
 
 
@@ -319,7 +319,7 @@ def test_a_slow_frontend_is_told_the_end_before_the_program_ends():
 @pytest.mark.slow
 def test_a_frontend_that_hangs_does_not_keep_the_program_from_ending():
     shown, lingered_s = _program(1000, 5.5)  # the run was longer than a last call may take
-    assert shown[-1] == "Slow did not answer in time and was not told of the start and the end"
+    assert shown[-1] == "Slow did not answer in time and did not receive the start and the end"
     assert lingered_s < 1.5  # the interpreter's own end
 
 

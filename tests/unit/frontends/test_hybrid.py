@@ -111,4 +111,4 @@ def test_in_a_run_a_part_that_hangs_or_fails_keeps_nothing_from_the_others(tmp_p
         time.sleep(0.01)
     assert [call[0] for call in told.calls][-2:] == ["updated", "completed"]
     log = (trainer.experiment_folder() / "logs.txt").read_text()
-    assert log.count("_Down failed and the run goes on: ConnectionError: no route to host") == 1
+    assert log.count("_Down failed, and the run continues: ConnectionError: no route to host") == 1

@@ -187,7 +187,7 @@ def test_another_store_is_used_if_the_environment_names_one(store, tmp_path, mon
 
 def test_an_address_that_mlflow_cannot_use_is_refused_before_the_run(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "gopher://somewhere")
-    with pytest.raises(SettingsError, match=r"MLFLOW_TRACKING_URI is no address .* sqlite:///FILE"):
+    with pytest.raises(SettingsError, match=r"MLFLOW_TRACKING_URI is not an address .* sqlite:///FILE"):
         MLflowFrontend({})
 
 

@@ -73,7 +73,7 @@ def test_previews_that_an_outage_kept_back_are_sent_with_the_next(notion, fronte
     frontend.on_experiment_closed(RUN)
     assert notion.page()["Previews"] == ["actual (preview).png"]
     assert len(said) == 1
-    assert said[0].startswith("Previews are not shown in Notion this time: ")
+    assert said[0].startswith("These previews are not shown in Notion: ")
 
 
 def test_previews_that_notion_refuses_cost_nothing_but_themselves(notion, frontend, run, said):
@@ -215,7 +215,7 @@ def test_an_integration_that_may_not_make_columns_goes_on_with_those_that_there_
     notion.faults = [None, None, (403, "restricted_resource", {})]  # database, columns, and the change of the columns
     _create(frontend)
     assert notion.page() == {"Name": RUN}
-    assert "cannot be made" in said[0]
+    assert "cannot be created" in said[0]
     assert "capabilities" in said[0]
 
 
@@ -319,6 +319,6 @@ def test_a_wrong_key_in_a_run_is_said_in_the_log_and_the_run_completes(notion, t
     for delivery in trainer._dashboards.latest:
         assert delivery.wait(stuck_after_s=10, at_most_s=20)
     log = (trainer.experiment_folder() / "logs.txt").read_text()
-    assert log.count("mend the secret 'notion_api_key'") == 1
+    assert log.count("correct the secret 'notion_api_key'") == 1
     assert "wr0ng" not in log
     assert len(trainer.metrics()["val score"]) == 2

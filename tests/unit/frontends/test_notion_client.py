@@ -79,9 +79,9 @@ def test_a_pause_is_as_long_as_notion_asks_for(notion, client, clock):
 
 def test_a_pause_longer_than_may_be_waited_is_kept_by_later_requests_too(notion, client, clock):
     notion.faults = [(429, "rate_limited", {"Retry-After": "300"})]
-    with pytest.raises(NotionUnavailableError, match="left alone for another 299 s"):
+    with pytest.raises(NotionUnavailableError, match="asks to wait another 299 s"):
         client.request("GET", PATH)
-    with pytest.raises(NotionUnavailableError, match="left alone"):
+    with pytest.raises(NotionUnavailableError, match="asks to wait"):
         client.request("GET", PATH)
     assert len(notion.requests) == 1
     clock.now += 300
@@ -110,7 +110,9 @@ def test_a_refusal_is_not_tried_again_and_says_what_to_mend(notion, client, stat
 
 def test_a_wrong_key_names_the_secret_to_mend_and_not_the_key(notion):
     key = KEY[::-1]
-    with pytest.raises(NotionError, match="401 unauthorized.*mend the secret 'notion_api_key'.*set-secret") as caught:
+    with pytest.raises(
+        NotionError, match="401 unauthorized.*correct the secret 'notion_api_key'.*set-secret"
+    ) as caught:
         NotionClient(key, base_url=notion.url).request("GET", PATH)
     assert key not in "".join(traceback.format_exception(caught.value))
     assert len(notion.requests) == 1

@@ -101,7 +101,7 @@ def test_a_resumed_run_has_the_same_id_and_its_newest_part_holds_all_epochs(tmp_
     assert first["run"]["id"] == second["run"]["id"]
     assert [row["epoch"] for row in second["history"]] == [1, 2, 3, 4]
     newest = sorted((folder / "wandb").glob("offline-run-*"))[-1]
-    assert said == [f"All of the run is in {newest}: sync this folder, not those before it"]
+    assert said == [f"The whole run is in {newest}: sync this folder, not the earlier ones"]
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_a_service_that_never_answers_holds_up_neither_the_run_nor_for_long_the_
     _, trained = map(float, done.stdout.split())
     assert ended - trained < 40
     (log,) = tmp_path.glob("SmallTrainer/*/logs.txt")
-    said = "WandBFrontend did not answer in time and was not told of the start, 3 of 3 epochs and the end"
+    said = "WandBFrontend did not answer in time and did not receive the start, 3 of 3 epochs and the end"
     assert said in log.read_text()
 
 

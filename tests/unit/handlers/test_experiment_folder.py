@@ -142,7 +142,7 @@ class TestRecording:
             return ValidationHandler(1, other)
 
         script = host_script(ExperimentFolderHandler(tmp_path), second)
-        with pytest.raises(BadInputError, match="runs 2 evaluators: say which"):
+        with pytest.raises(BadInputError, match="runs 2 evaluators: give the one"):
             script.trainer.run()
         script = host_script(lambda _, evaluator: ExperimentFolderHandler(tmp_path, validator=evaluator), second)
         script.trainer.run()
@@ -180,7 +180,7 @@ class TestRecording:
         assert [bool(row["val score"]) for row in rows] == [False, True]
         assert all(row["val_mean_dice"] for row in rows)
         assert "is no score" not in (folder / "logs.txt").read_text()
-        assert "are no score of" in (folder / "logs.txt").read_text()
+        assert "are not the score of" in (folder / "logs.txt").read_text()
 
     def test_batches_may_be_pairs_and_outputs_whole(self, tmp_path):
         class Pairs(torch.utils.data.Dataset):
@@ -304,7 +304,7 @@ class TestInterruption:
         script.trainer.add_event_handler(Events.EXCEPTION_RAISED, lambda _engine, _error: None)
         script.trainer.run()
         folder = only_run(tmp_path)
-        assert "a handler took the error" in (folder / "logs.txt").read_text()
+        assert "a handler suppressed the error" in (folder / "logs.txt").read_text()
         assert summarize(folder).is_finished is False
 
     @pytest.mark.parametrize("averages", [False, True], ids=["raw", "averaged"])
@@ -391,7 +391,7 @@ class TestInterruption:
     def test_fewer_epochs_than_were_trained_are_refused(self, tmp_path):
         _, folder = train(tmp_path)
         script = host_script(ExperimentFolderHandler(tmp_path, resume=folder), max_epochs=2)
-        with pytest.raises(ExperimentError, match="has 3 epochs, and the trainer's max_epochs is 2"):
+        with pytest.raises(ExperimentError, match="3 epochs are done, but the trainer's max_epochs is 2"):
             script.trainer.run()
 
     def test_engines_that_are_put_together_otherwise_are_refused_by_what_differs(self, tmp_path):

@@ -126,7 +126,7 @@ class TestInARun:
 
     def test_without_an_evaluator_it_says_so(self, tmp_path):
         script = host_script(PreviewHandler(tmp_path), validates=False)
-        with pytest.raises(BadInputError, match="finds no evaluators"):
+        with pytest.raises(BadInputError, match="found no evaluators"):
             script.trainer.run()
 
     def test_of_several_evaluators_it_draws_that_of_the_score(self, tmp_path):

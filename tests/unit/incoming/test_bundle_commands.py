@@ -38,7 +38,7 @@ def test_inspect_shows_what_a_bundle_names_and_fails_where_it_would_not_open(bun
     assert (content["targets"]["network_def"], content["problem"]) == ("UNet", None)
     assert not any("not known" in target for target in content["targets"].values())
     assert main(["inspect", str(bundle), "--out", str(tmp_path / "out")]) == 2
-    assert "--explain and --out belong to a dataset" in capsys.readouterr().err
+    assert "--explain and --out apply to datasets only" in capsys.readouterr().err
     hostile = write_bundle(tmp_path / "hostile", {**SPLEEN, "network_def": {"_target_": "os.system"}}, weights={})
     assert main(["inspect", str(hostile)]) == 2
     assert "os.system (not known" in capsys.readouterr().out

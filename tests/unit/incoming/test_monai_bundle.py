@@ -11,12 +11,14 @@ from monai.bundle import init_bundle
 
 from candy_monai import inspect_bundle, load_bundle, load_predictor
 from candy_monai.errors import BadInputError
+from candy_monai.incoming.bundle_config import BundleConfig
+from candy_monai.incoming.monai_bundle import bundle_inferer
 from candy_monai.incoming.opening import kind_of_model
 from tests.zoo_bundles import BTCV, METADATA, SPLEEN, run_by_monai, write_bundle, write_scan
 
 
 def _of_one_logit(*steps):
-    """Return a bundle whose network has one channel of output, with these steps of postprocessing."""
+    """Return a bundle whose network has (one|single) output channel, with these steps of postprocessing."""
     config = copy.deepcopy(SPLEEN)
     config["network_def"]["out_channels"] = 1
     _, inverting, _, saving = config["postprocessing"]["transforms"]
@@ -108,12 +110,12 @@ def test_overlapping_regions_ask_for_the_ids_that_they_write(tmp_path):
     [
         ([{**SIGMOID, "sigmoid": False, "softmax": True}, THRESHOLD], "Activationsd has softmax"),
         ([SIGMOID, ARGMAX], "AsDiscreted has argmax"),
-        ([SIGMOID], "no step makes label ids"),
-        ([], "no step makes label ids"),
+        ([SIGMOID], "no step converts"),
+        ([], "no step converts"),
     ],
 )
 def test_one_logit_that_postprocessing_compares_with_no_threshold_is_refused(tmp_path, steps, words):
-    with pytest.raises(BadInputError, match=rf"inference\.json: postprocessing: {words}.*one channel of output"):
+    with pytest.raises(BadInputError, match=rf"inference\.json: postprocessing: {words}.*(one|single) output channel"):
         load_bundle(write_bundle(tmp_path / "bundle", _of_one_logit(*steps)))
 
 
@@ -178,6 +180,16 @@ HOSTILE = {
     "no key to load": _with(["preprocessing", "transforms", 0, "keys"], None),
     "a reader by name": _with(["preprocessing", "transforms", 0, "reader"], "scripts.evil.Reader"),
     "an endless reference": _with(["network_def"], "@network_def"),
+    "references that multiply": {
+        **_with(["network_def", "channels"], "@a0"),
+        **{f"a{level}": [f"@a{level + 1}"] * 2 for level in range(24)},
+        "a24": 8,
+    },
+    "products that multiply": {
+        **_with(["network_def", "out_channels"], "@a0"),
+        **{f"a{level}": f"$@a{level + 1} * @a{level + 1}" for level in range(24)},
+        "a24": 2,
+    },
     "a huge number": _with(["network_def", "out_channels"], 10**9),
     "a huge list": _with(["network_def", "channels"], [1] * 10**4),
     "huge weights": _with(["network_def", "channels"], [8192, 8192, 8192]),
@@ -213,7 +225,7 @@ def test_a_hostile_bundle_runs_nothing_and_ends_in_one_error_that_names_the_file
         (_with(["network_def", "strides"], [0, 0]), "non-positive stride"),
         (
             _with(["preprocessing", "transforms", 3], {"_target_": "DeleteItemsd", "keys": "image"}),
-            "must leave the image",
+            "must keep the image",
         ),
     ],
 )
@@ -233,8 +245,29 @@ def test_ids_beyond_255_are_kept_and_negative_ones_refused(tmp_path):
 
     assert torch.unique(predicted(500).as_tensor()).tolist() == [0, 500]
     assert torch.unique(predicted(70_000).as_tensor()).tolist() == [0, 70_000]
-    with pytest.raises(BadInputError, match="label map that postprocessing made holds -3"):
+    with pytest.raises(BadInputError, match="label map returned by postprocessing holds -3"):
         predicted(-3)
+
+
+OUR_INFERERS = {"SlicesInferer": {"roi_size": [8, 8], "spatial_dim": 2}, "WholeOrWindowsInferer": {"roi_size": [8] * 3}}
+
+
+@pytest.mark.parametrize(("name", "window"), OUR_INFERERS.items(), ids=OUR_INFERERS)
+def test_an_inferer_that_an_export_names_has_all_arguments_that_it_is_given(tmp_path, name, window):
+    (tmp_path / "configs").mkdir()
+    divisor = [4] * len(window["roi_size"])
+
+    def opened(**options):
+        entry = {"_target_": f"scripts.inferers.{name}", **window, "divisor": divisor, **options}
+        (tmp_path / "configs" / "inference.json").write_text(json.dumps({"inferer": entry}))
+        return bundle_inferer(BundleConfig(tmp_path), 3)[0].grid((40, 40, 40))
+
+    assert (opened().overlap, opened().mode) == (0.5, "gaussian")
+    grid = opened(overlap=0.25, mode="constant", cval=-1.0)
+    assert (grid.overlap, grid.mode, grid.cval) == (0.25, "constant", -1.0)
+    for wrong in ({"overlap": 1.5}, {"step": 3}):
+        with pytest.raises(BadInputError, match="inferer: cannot be built"):
+            opened(**wrong)
 
 
 def test_files_that_are_no_configuration_or_no_weights_are_refused(tmp_path):
@@ -264,7 +297,7 @@ def test_what_a_bundle_names_is_shown_by_place_without_building_anything_unknown
     assert "preprocessing#transforms#4: scripts.a.B (not known" in text
     assert "evaluator: SupervisedEvaluator" in text
     assert "initialize#0: $monai.utils.set_determinism(seed=123)" in text
-    assert "does not open" in text
+    assert "cannot be used for prediction as it is" in text
     assert inspect_bundle(write_bundle(tmp_path / "good")).problem is None
 
 

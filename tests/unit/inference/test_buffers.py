@@ -1,5 +1,7 @@
+import shutil
 import tempfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,7 +68,7 @@ def test_windows_come_in_batches_and_the_last_one_may_be_smaller():
 
 def test_another_resolution_is_refused_with_both_shapes():
     grid = WindowGrid(size=(8, 24), window=(8, 8), overlap=0.5)
-    with pytest.raises(ValueError, match=r"made \(1, 1, 4, 4\) of 1 windows of shape \(8, 8\)"):
+    with pytest.raises(ValueError, match=r"returned shape \(1, 1, 4, 4\) for 1 windows of shape \(8, 8\)"):
         _tiles(torch.zeros(1, 8, 24), lambda windows: windows[..., ::2, ::2], grid)
 
 
@@ -127,8 +129,16 @@ def test_the_label_map_is_the_same_with_buffer_on_disk(scratch):
     assert list(scratch.iterdir()) == []
 
 
+def test_scores_for_which_the_disk_has_no_room_are_refused_before_it_is_full(scratch, monkeypatch):
+    free = {str(scratch): 3_000_000}
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free[folder]))
+    assert len(buffer_on_disk(750_000, torch.device("cpu"))) == 750_000
+    with pytest.raises(BadInputError, match=f"{scratch}: has 3 MB of free space, but unfinished scores take 4 MB"):
+        buffer_on_disk(1_000_000, torch.device("cpu"))
+
+
 def test_scores_of_another_device_are_refused():
-    with pytest.raises(ValueError, match="scores on meta cannot be summed on disk"):
+    with pytest.raises(ValueError, match="scores on meta cannot be accumulated on disk"):
         buffer_on_disk(1, torch.device("meta"))
 
 
@@ -217,7 +227,7 @@ def test_scores_go_to_disk_only_when_they_do_not_fit():
 
 
 def test_a_case_that_fits_in_no_way_is_refused_with_what_it_needs():
-    with pytest.raises(BadInputError, match=r"needs about 0\.6 GB even with unfinished scores on disk"):
+    with pytest.raises(BadInputError, match=r"needs about 0\.6 GB of memory even with unfinished scores on disk"):
         fits_on_disk_only(_needs(0, other=600 * _MB), 500 * _MB)
 
 

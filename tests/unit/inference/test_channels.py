@@ -59,14 +59,14 @@ def test_chosen_channels_of_an_image_are_taken_in_their_order():
     image = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 2, 2, 2)
     assert _loaded(image, RunChannels(names=("ADC", "b1600"), numbers=(2, 0)))[:, 0, 0, 0].tolist() == [2, 0]
     assert _loaded(image, RunChannels(names=("ADC",), numbers=(1,)))[:, 0, 0, 0].tolist() == [1]
-    with pytest.raises(BadInputError, match=r"has channels 0 to 2, and \(3, 4\) were chosen"):
+    with pytest.raises(BadInputError, match=r"has channels 0 to 2, but \(3, 4\) were chosen"):
         _loaded(image, RunChannels(names=("ADC", "b1600"), numbers=(3, 4)))
 
 
 @pytest.mark.parametrize("channels", [MRI, RunChannels(names=MRI.names, numbers=(1, 0))])
 def test_channels_in_the_last_axis_are_recognised(channels):
     for source in (torch.zeros(40, 30, 20, 2), (np.zeros((40, 30, 20, 2)), (1, 1, 1))):
-        with pytest.raises(BadInputError, match=r"last axis looks like that of the channels.*moveaxis"):
+        with pytest.raises(BadInputError, match=r"last axis looks like the channel axis.*moveaxis"):
             _loaded(source, channels)
 
 

@@ -232,7 +232,7 @@ def test_other_volumes_among_dicom_files_are_refused(predictor, tmp_path):
 def test_label_maps_are_not_written_among_the_slices(predictor, tmp_path):
     folder = save(tmp_path / "scans" / "a", slices(VALUES, AFFINE))
     for target in (folder, folder.parent):
-        with pytest.raises(BadInputError, match="holds the images to predict"):
+        with pytest.raises(BadInputError, match="contains the images to predict"):
             predictor.predict_to_files([folder], target)
 
 
@@ -347,7 +347,7 @@ def test_a_segmentation_of_an_earlier_prediction_is_named(predictor, tmp_path):
     assert listener.files == []
     predictor.predict_to_files(folder, tmp_path / "out", listener=listener)
     assert listener.files == [
-        ("case_seg.dcm", "the label map beside it is new, and no DICOM SEG was asked for this time")
+        ("case_seg.dcm", "the label map beside it is new, and no DICOM SEG was requested this time")
     ]
 
 
@@ -438,7 +438,7 @@ def test_segments_have_the_codes_and_colours_of_their_file(tmp_path):
 
 
 WRONG_CODES = {
-    "no class": ({"liver": {}}, "no class 'liver', expected some of shell, core, rim"),
+    "no class": ({"liver": {}}, "unknown class 'liver', expected any of shell, core, rim"),
     "a typing error": ({"shel": {}}, "Did you mean 'shell'"),
     "no entry": ({"core": 3}, "core: found 3, expected entries category, type and color"),
     "other entries": ({"core": {"colour": [1, 2, 3]}}, "core: found colour, expected entries"),
@@ -446,8 +446,8 @@ WRONG_CODES = {
     "a long value": ({"core": {"type": ["1" * 17, "SCT", "Liver"]}}, "at most 16, 16 and 64 characters"),
     "a number": ({"core": {"category": [1, "SCT", "Liver"]}}, "core: category is .*expected three texts"),
     "two levels": ({"core": {"color": [1, 2]}}, "core: color is .*expected three whole numbers"),
-    "a high level": ({"core": {"color": [1, 2, 256]}}, "core: color is .*of 0 to 255"),
-    "a list": ([1], "found list, expected codes by the names"),
+    "a high level": ({"core": {"color": [1, 2, 256]}}, "core: color is .*from 0 to 255"),
+    "a list": ([1], "found list, expected an object with the codes"),
 }
 
 
@@ -461,7 +461,7 @@ def test_wrong_codes_are_refused_with_their_file(tmp_path, codes, message):
 def test_codes_that_are_no_json_are_refused(tmp_path):
     (tmp_path / "codes.json").write_text("{")
     for file in (tmp_path / "codes.json", tmp_path / "missing.json"):
-        with pytest.raises(SettingsError, match=rf"{file.name}: found no JSON"):
+        with pytest.raises(SettingsError, match=rf"{file.name}: not valid JSON"):
             read_segments(CLASSES, file)
 
 
@@ -479,7 +479,7 @@ def test_the_command_predicts_a_series_and_writes_its_segmentation(planned, tmp_
     assert main([*command, "--segments", str(tmp_path / "codes.json")]) == 2
     assert "give --to-dicom-seg, too" in capsys.readouterr().err
     assert main([*command, "--to-dicom-seg", "--segments", str(tmp_path / "codes.json")]) == 2
-    assert "codes.json: no class 'nothing'" in capsys.readouterr().err
+    assert "codes.json: unknown class 'nothing'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main([*command, "--to-dicom-seg"]) == 0
     labels = nibabel.load(tmp_path / "out" / "case.nii.gz").get_fdata()

@@ -8,6 +8,7 @@ from candy_monai.inference.buffers import buffer_on_disk
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.expected_overlap import ExpectedOverlap
 from candy_monai.inference.inferers import WindowInferer
+from candy_monai.inference.prediction import NoPreprocessing
 from candy_monai.inference.predictor import Predictor
 from candy_monai.inference.quality import Calibration, QualityModel
 from candy_monai.inference.typical_inputs import TypicalInputs
@@ -66,7 +67,7 @@ def test_all_classes_of_members_with_other_windows_count_towards_the_memory(tmp_
     bounded = EnsemblePredictor(members, memory=needed.without_buffer + needed.buffer // 2)
     assert torch.equal(bounded.predict(image).as_tensor(), several.predict(image).as_tensor())
     assert made
-    with pytest.raises(BadInputError, match="allow more memory"):
+    with pytest.raises(BadInputError, match="raise this limit"):
         EnsemblePredictor(members, memory=needed_alike.without_buffer).predict(image)
 
 
@@ -75,6 +76,13 @@ def test_members_that_predict_other_things_are_refused_by_name(tmp_path):
     for other, what in ((_member(tmp_path, channels=2), "channels 2"), (_member(tmp_path, cls=_Multi), "classes 3")):
         with pytest.raises(BadInputError, match=f"{other.folder.name}: found {what}"):
             EnsemblePredictor([first, other])
+
+
+def test_members_whose_regions_write_other_ids_are_refused(tmp_path):
+    first, other = (_member(tmp_path, cls=_Multi) for _ in range(2))
+    first.preprocessor, other.preprocessor = NoPreprocessing((1, 2, 3)), NoPreprocessing((1, 3, 2))
+    with pytest.raises(BadInputError, match=r"found ids of regions \(1, 3, 2\), but .* has \(1, 2, 3\)"):
+        EnsemblePredictor([first, other])
 
 
 def test_an_ensemble_of_nobody_is_refused():
@@ -114,7 +122,7 @@ def test_groups_of_members_keep_to_the_memory_of_the_whole(tmp_path, monkeypatch
     bounded = EnsemblePredictor(members, memory=needed.without_buffer + needed.buffer // 2)
     assert torch.equal(together(bounded), expected)
     assert made
-    with pytest.raises(BadInputError, match="allow more memory"):
+    with pytest.raises(BadInputError, match="raise this limit"):
         together(EnsemblePredictor(members, memory=needed.without_buffer // 2))
 
 
@@ -127,6 +135,23 @@ def test_a_single_foreground_counts_above_its_threshold(tmp_path):
     assert 0 < int((mean > 0.5).sum()) < int((mean > 0.3).sum())
     with pytest.raises(BadInputError, match="found 2 thresholds, expected 1"):
         EnsemblePredictor(members, thresholds=(0.3, 0.4))
+
+
+def test_ids_of_steps_after_the_members_own_are_kept_whatever_their_size(tmp_path):
+    member = _member(tmp_path, cls=_Multi, seed=0)
+    image = torch.randn(1, 17, 13, generator=torch.Generator().manual_seed(0))
+    plain = member.predict(image).as_tensor()
+
+    def mapped(target):
+        step = {"_target_": "MapLabelValued", "keys": "pred", "orig_labels": [1, 2], "target_labels": target}
+        return EnsemblePredictor([member], postprocessing=[step]).predict(image).as_tensor()
+
+    assert mapped([2, 1]).dtype == plain.dtype == torch.uint8
+    for large in (300, 70_000):
+        ids = mapped([1, large])
+        assert torch.equal(ids.long(), plain.long().where(plain != 2, large))
+    with pytest.raises(BadInputError, match="the label map that postprocessing made holds -1"):
+        mapped([1, -1])
 
 
 def test_steps_after_the_members_own_change_the_label_map_alone(tmp_path):

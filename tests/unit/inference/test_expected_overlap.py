@@ -74,3 +74,24 @@ def test_tiles_pass_unchanged_and_sum_up_to_the_whole_whatever_their_weights():
     assert [tile.place for tile in parts.watched(tiles)] == [tile.place for tile in tiles]
     assert all(torch.equal(tile.sums, sums) for tile, sums in zip(tiles, before, strict=True))
     assert (parts.precision, parts.recall) == pytest.approx((whole.precision, whole.recall), abs=1e-6)
+
+
+class _Elsewhere(torch.Tensor):
+    """Values of a device that may not be waited for until the last part has been added."""
+
+    waits = True
+
+    def cpu(self):
+        assert not self.waits, "the device would be waited for"
+        return self.as_subclass(torch.Tensor)
+
+
+@pytest.mark.parametrize(("paints", "thresholds"), [((), ()), ((1, 2, 3), ()), ((1, 2, 3), (0.2, 0.5, 0.6))], ids=str)
+def test_no_part_waits_for_the_device(paints, thresholds, monkeypatch):
+    scores = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0))
+    overlap, expected = (ExpectedOverlap(paints, thresholds=thresholds) for _ in range(2))
+    for part in scores.split(2, dim=1):
+        overlap.add(part.as_subclass(_Elsewhere))
+        expected.add(part)
+    monkeypatch.setattr(_Elsewhere, "waits", False)
+    assert (overlap.precision, overlap.recall) == (expected.precision, expected.recall)

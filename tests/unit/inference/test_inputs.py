@@ -203,7 +203,7 @@ def test_a_case_that_lacks_a_channel_has_its_problem_and_the_others_have_none(tm
     assert list(problems) == ["a", "b", "c"]
     assert problems["a"] is None
     assert problems["b"].startswith("case b: channel file _0000 is missing: found _0001, expected the run's 2 channels")
-    assert "channel file _0000 is missing; channel file _0002 is one too many: found _0001, _0002" in problems["c"]
+    assert "channel file _0000 is missing; channel file _0002 is unexpected: found _0001, _0002" in problems["c"]
 
 
 def test_one_file_of_a_case_brings_its_other_channels(tmp_path):
@@ -234,7 +234,7 @@ def test_a_case_with_a_channel_too_many_is_found_and_not_taken_for_two_cases(tmp
     _touch(tmp_path, "scan_0000.nii.gz", "scan_0001.nii.gz", "other.nii.gz")
     problems = {case.case_id: case.problem for case in find_inputs(tmp_path, channels=RunChannels(names=("",)))}
     assert problems["other"] is None
-    assert problems["scan"].startswith("case scan: channel file _0001 is one too many: found _0000, _0001")
+    assert problems["scan"].startswith("case scan: channel file _0001 is unexpected: found _0000, _0001")
 
 
 def test_without_channels_in_names_every_file_is_a_case(tmp_path):

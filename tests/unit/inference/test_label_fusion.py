@@ -97,8 +97,8 @@ def test_cases_and_grids_that_do_not_match_are_all_named_before_anything_is_writ
     with pytest.raises(DatasetError) as refused:
         fuse_folders([first, second], tmp_path / "out")
     message = str(refused.value)
-    assert f"{first}: lacks r" in message
-    assert f"{second}: lacks q" in message
+    assert f"{first}: label maps of r are missing" in message
+    assert f"{second}: label maps of q are missing" in message
     assert f"{second / 'p.nii.gz'}: spacing (2.0, 2.0, 2.0) mm" in message
     assert not (tmp_path / "out").exists()
 

@@ -138,6 +138,14 @@ def test_what_lies_in_no_physical_space_is_counted_in_pixels_alone(experiments, 
     ]
 
 
+def test_ids_of_no_class_take_no_memory_however_large(predictor, tmp_path):
+    step = {"_target_": "MapLabelValued", "keys": "pred", "orig_labels": [0], "target_labels": [1 << 40]}
+    ensemble = EnsemblePredictor([predictor], postprocessing=[step])
+    (written,) = ensemble.predict_to_files(_scan(tmp_path / "scans" / "a.nii.gz"), tmp_path / "out")
+    assert np.unique(nibabel.load(written).dataobj).tolist() == [1, 1 << 40]
+    assert _manifest(tmp_path / "out")["cases"]["a"]["classes"][0]["voxels"] == 10
+
+
 def test_a_case_that_fails_is_named_and_its_earlier_prediction_stays(predictor, tmp_path):
     out = tmp_path / "out"
     for name in "ab":

@@ -222,7 +222,7 @@ def test_items_of_monai_and_pytorch_datasets_are_cases(predictor, tmp_path):
     ):
         (prediction,) = predictor.stream(source)
         assert np.array_equal(prediction.labels[0].numpy(), data), source
-    with pytest.raises(BadInputError, match="found a dictionary of 'img', expected one with an 'image'"):
+    with pytest.raises(BadInputError, match="found a dictionary with the keys 'img', expected the key 'image'"):
         list(predictor.stream(Dataset([{"img": file}])))
 
 
@@ -257,7 +257,7 @@ def test_a_target_that_looks_like_a_file_is_refused(predictor, tmp_path):
     "image", [torch.ones(1, 4, 4, 4, dtype=torch.complex64), (np.ones((4, 4, 4), complex), (1.0, 1.0, 1.0))]
 )
 def test_complex_numbers_are_refused_and_not_cut(predictor, image):
-    with pytest.raises(BadInputError, match="holds complex numbers .*; give it their magnitude"):
+    with pytest.raises(BadInputError, match="holds complex numbers .*; use their magnitude"):
         predictor.predict(image)
 
 
@@ -349,7 +349,7 @@ def test_a_folder_that_cannot_be_made_is_named(predictor, tmp_path, monkeypatch)
         raise OSError(30, "Read-only file system", str(folder))
 
     monkeypatch.setattr(type(tmp_path), "mkdir", refused)
-    with pytest.raises(BadInputError, match="out: the folder cannot be made .Read-only file system"):
+    with pytest.raises(BadInputError, match="out: the folder cannot be created .Read-only file system"):
         predictor.predict_to_files(tmp_path / "a.nii.gz", tmp_path / "out")
 
 
@@ -387,7 +387,7 @@ def test_what_an_earlier_prediction_left_of_a_case_that_fails_stays_and_is_told(
     assert first.said == {}
     assert set(second.said) == {"a.nii.gz", "a_probabilities.nii.gz", "b_probabilities.nii.gz"}
     assert second.said["a.nii.gz"] == "a could not be predicted this time"
-    assert "were not asked for" in second.said["b_probabilities.nii.gz"]
+    assert "were not requested" in second.said["b_probabilities.nii.gz"]
     assert all((out / name).read_bytes() == before[name] for name in second.said)
 
 

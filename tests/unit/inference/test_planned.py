@@ -119,7 +119,7 @@ def test_mirrors_come_from_the_plan(experiment, predictor):
 
 @pytest.mark.parametrize("axes", [(3,), (-1,), (0, 0)])
 def test_mirror_axes_that_the_image_does_not_have_are_refused(experiment, axes):
-    with pytest.raises(SettingsError, match="expected different axes of 0 to 2"):
+    with pytest.raises(SettingsError, match="expected distinct axes from 0 to 2"):
         Predictor(experiment, network=_network(), mirror=axes)
 
 
@@ -137,7 +137,7 @@ def test_little_memory_sends_unfinished_scores_to_disk_and_changes_nothing(exper
 
 
 def test_a_case_for_which_disk_does_not_help_is_refused(experiment):
-    with pytest.raises(BadInputError, match="allow more memory"):
+    with pytest.raises(BadInputError, match="raise this limit"):
         Predictor(experiment, network=_network(), memory=1000).predict(_scan())
 
 
@@ -152,7 +152,7 @@ def test_probabilities_count_towards_the_memory(experiment, predictor):
     needed = predictor.estimate_prepared(predictor.prepare("a", _loaded(image)))
     bounded = Predictor(experiment, network=_network(), memory=needed.total)
     assert torch.equal(bounded.predict(image).as_tensor(), predictor.predict(image).as_tensor())
-    with pytest.raises(BadInputError, match="allow more memory"):
+    with pytest.raises(BadInputError, match="raise this limit"):
         bounded.predict_image(image, probabilities=True)
 
 
@@ -255,7 +255,7 @@ def test_a_postprocessing_that_takes_all_scores_at_once_counts_towards_the_memor
     plain, needed = (p.estimate_prepared(p.prepare("a", _loaded(image))) for p in (predictor, member))
     assert plain.all_scores == 0
     assert needed.all_scores >= 3 * 3 * 4 * np.prod(image.shape)
-    with pytest.raises(BadInputError, match="allow more memory"):
+    with pytest.raises(BadInputError, match="raise this limit"):
         Predictor(folder, network=_network(), memory=plain.total).predict(image)
 
 
@@ -271,7 +271,7 @@ def test_the_largest_component_is_a_step_after_those_of_the_experiment(experimen
 def test_a_step_that_makes_no_label_map_is_refused(experiment, tmp_path):
     halves = {"_target_": "ScaleIntensityd", "keys": "pred", "minv": 0.0, "maxv": 1.0}
     folder = _with_postprocessing(experiment, tmp_path / "run", lambda steps: [*steps, halves])
-    with pytest.raises(BadInputError, match="postprocessing made values .* expected label ids"):
+    with pytest.raises(BadInputError, match="postprocessing returned values .* expected label ids"):
         Predictor(folder, network=_network()).predict(_loaded(_scan()))
 
 
@@ -282,5 +282,5 @@ def test_a_step_that_makes_no_label_map_is_refused(experiment, tmp_path):
 def test_a_step_that_cannot_be_applied_is_named(experiment, tmp_path, step, way):
     first = {"appended": [], "replaced": [{"_target_": "EnsureTyped", "keys": "pred", "track_meta": True}]}[way]
     folder = _with_postprocessing(experiment, tmp_path / "run", lambda steps: [*first, *steps, step])
-    with pytest.raises(BadInputError, match=r"postprocessing.*cannot be applied to what was predicted \(KeyError"):
+    with pytest.raises(BadInputError, match=r"postprocessing.*cannot be applied to the prediction \(KeyError"):
         Predictor(folder, network=_network()).predict(_loaded(_scan()))

@@ -64,7 +64,7 @@ def test_a_network_whose_output_holds_nan_is_warned_of_with_the_case(experiment,
     predictor = _Small(experiment)
     with torch.no_grad():
         next(predictor.model.parameters()).fill_(torch.nan)
-    with pytest.warns(UserWarning, match="a: the network's output holds NaN, so that its label map says nothing"):
+    with pytest.warns(UserWarning, match="a: the network's output contains NaN, where the label map is meaningless"):
         predictor.predict_to_files(path, tmp_path / "out")
 
 
@@ -123,7 +123,7 @@ def test_a_weight_file_that_is_not_there_is_named(experiment):
 
 
 def test_a_network_that_does_not_fit_the_weights_is_a_clear_error(experiment):
-    with pytest.raises(ExperimentError, match="does not fit the network Linear"):
+    with pytest.raises(ExperimentError, match="do not match the network Linear"):
         Predictor(experiment, network=torch.nn.Linear(2, 2))
 
 
@@ -131,14 +131,14 @@ def test_an_image_is_never_overwritten_by_its_prediction(experiment, tmp_path):
     path, _ = _scan(tmp_path / "a.nii.gz")
     before = path.read_bytes()
     for source in (path, tmp_path):
-        with pytest.raises(BadInputError, match="holds the images to predict"):
+        with pytest.raises(BadInputError, match="contains the images to predict"):
             _Small(experiment).predict_to_files(source, tmp_path)
     assert path.read_bytes() == before
 
 
 def test_no_label_map_is_put_where_it_would_be_taken_for_an_image(experiment, tmp_path):
     path, _ = _scan(tmp_path / "a_0000.nii.gz")
-    with pytest.raises(BadInputError, match="would be taken for one of them the next time"):
+    with pytest.raises(BadInputError, match="would be taken for an image in the next prediction"):
         _Small(experiment).predict_to_files(path, tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
@@ -211,7 +211,7 @@ def test_nothing_of_a_prediction_keeps_a_graph(experiment):
 
 
 def _warnings_of_transforms(recwarn):
-    return [str(warning.message) for warning in recwarn if "went through" in str(warning.message)]
+    return [str(warning.message) for warning in recwarn if "transformed by" in str(warning.message)]
 
 
 def test_transforms_of_the_dataset_that_prediction_lacks_are_warned_of_where_files_are_predicted(tmp_path, recwarn):
@@ -227,7 +227,7 @@ def test_transforms_of_the_dataset_that_prediction_lacks_are_warned_of_where_fil
         for _ in range(2):
             by.predict(tmp_path / "scan.nii.gz")
         (warning,) = _warnings_of_transforms(recwarn)
-        assert "went through ScaleIntensityd of their dataset" in warning
+        assert "transformed by ScaleIntensityd of their dataset" in warning
         recwarn.clear()
 
 

@@ -84,7 +84,7 @@ def test_a_sure_prediction_has_no_warning_and_an_unsure_one_says_why():
 def test_an_empty_prediction_is_warned_of_only_where_every_training_case_has_a_class():
     overlap = _overlap(0.0, is_empty=True)
     found = judge(overlap, LABELS, [_model()], [LIKE_TRAINING])
-    assert found.warnings == ("no voxel is of any class, and every training case has some",)
+    assert found.warnings == ("the prediction has no foreground, but every training case has some",)
     may_be_empty = QualityModel(calibration=Calibration(), inputs=dataclasses.replace(INPUTS, has_empty_cases=True))
     assert judge(overlap, LABELS, [may_be_empty], [LIKE_TRAINING]).warnings == ()
 
@@ -92,7 +92,7 @@ def test_an_empty_prediction_is_warned_of_only_where_every_training_case_has_a_c
 def test_an_output_of_nan_is_warned_of_and_has_no_estimate():
     found = judge(_overlap(math.nan), LABELS, [_model()], [LIKE_TRAINING])
     assert found.to_dict() == {"estimated_dice": None, "warnings": found.warnings}
-    assert found.warnings == ("the network's output holds NaN: it has failed on this image",)
+    assert found.warnings == ("the network's output contains NaN: it has failed on this image",)
 
 
 def test_members_are_averaged_and_an_image_must_be_unlike_the_training_set_of_each():
@@ -116,7 +116,7 @@ def test_what_was_fitted_to_few_cases_estimates_nothing_and_still_warns_of_image
     assert warning.startswith("unlike the training images: its size")
     assert found.to_dict() == {"estimated_dice": None, "warnings": found.warnings}
     empty = judge(_overlap(0.0, is_empty=True), LABELS, [few], [LIKE_TRAINING])
-    assert empty.warnings == ("no voxel is of any class, and every training case has some",)
+    assert empty.warnings == ("the prediction has no foreground, but every training case has some",)
     enough = _model(num_cases=5, offset=-1.0)
     together = judge(_overlap(0.8), LABELS, [few, enough], [LIKE_TRAINING] * 2)
     assert together.estimated_dice == judge(_overlap(0.8), LABELS, [enough], [LIKE_TRAINING]).estimated_dice

@@ -92,10 +92,10 @@ def test_batches_of_windows_name_each_once_and_differ_by_one_in_size_at_most(cou
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"window": (16,)}, "2 or 3 sides"),
-        ({"window": (16, 0)}, "at least one voxel"),
+        ({"window": (16,)}, "2 or 3 positive"),
+        ({"window": (16, 0)}, "positive whole numbers"),
         ({"window": (16, 16), "overlap": 1.0}, "below 1"),
-        ({"window": (16, 16), "overlap": (0.5, 0.5, 0.5)}, "overlaps for 3 axes.*2 spatial axes"),
+        ({"window": (16, 16), "overlap": (0.5, 0.5, 0.5)}, "overlap has 3 entries for 2 spatial axes"),
     ],
 )
 def test_windows_that_cannot_be_used_are_refused_at_once(arguments, words):
@@ -109,7 +109,7 @@ def test_a_window_of_another_number_of_axes_than_the_image_is_refused():
 
 
 def test_predictions_of_another_size_than_the_window_make_no_label_map():
-    with pytest.raises(ValueError, match=r"made \(1, 1, 2, 2\) of 1 windows of shape \(4, 4\)"):
+    with pytest.raises(ValueError, match=r"returned shape \(1, 1, 2, 2\) for 1 windows of shape \(4, 4\)"):
         WindowInferer((4, 4)).labels(torch.zeros(1, 1, 6, 6), lambda windows: windows[..., ::2, ::2])
 
 

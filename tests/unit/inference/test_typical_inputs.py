@@ -52,9 +52,9 @@ def test_an_image_of_the_same_kind_is_not_unlike(inputs):
 
 def test_another_spacing_or_size_is_named_with_both_numbers(inputs):
     (spacing,) = inputs.differences(_image(9), _geometry(1.0, 1.0, 9.0))
-    assert spacing == "its spacing is 1 x 1 x 9 mm, that of the training images 0.9 to 1 x 1 to 1.1 x 3 to 3.5 mm"
+    assert spacing == "its spacing is 1 x 1 x 9 mm, in the training images 0.9 to 1 x 1 to 1.1 x 3 to 3.5 mm"
     (size,) = inputs.differences(_image(9, shape=(20, 24, 40)), _geometry(1.0, 1.0, 3.0))
-    assert size == "its size after preprocessing is 20 x 24 x 40, that of the training images 20 x 24 x 16"
+    assert size == "its size after preprocessing is 20 x 24 x 40, in the training images 20 x 24 x 16"
 
 
 def test_a_channel_with_other_intensities_is_named(inputs):
@@ -84,7 +84,7 @@ def test_pictures_have_no_spacing_and_empty_cases_are_noticed():
     half[0, :5] = 1
     share, (found,) = inputs.usual_size(half, None)
     assert share == pytest.approx(0.1 / 0.5)
-    assert found == "its organ takes 50 % of the picture, that of the training cases 10"
+    assert found == "its organ occupies 50 % of the picture, in the training cases 10"
 
 
 def _labels(first, second):
@@ -109,7 +109,14 @@ def test_sizes_of_classes_are_compared_with_the_median_in_ml(inputs):
 def test_a_class_of_another_size_is_named_with_both_numbers(inputs):
     share, found = inputs.usual_size(_labels(1000, 2000), _geometry(1.0, 1.0, 3.0))
     assert share < 0.3
-    assert found[1] == "its core takes 6 ml, that of the training cases 0.15 to 0.6"
+    assert found[1] == "its core occupies 6 ml, in the training cases 0.15 to 0.6"
+
+
+def test_ids_of_no_class_take_no_memory_however_large(inputs):
+    labels, geometry = _labels(1000, 500).long(), _geometry(1.0, 1.0, 3.0)
+    expected = inputs.usual_size(labels, geometry)
+    labels.view(-1)[-1] = 1 << 40
+    assert inputs.usual_size(labels, geometry) == expected
 
 
 def test_sizes_that_differ_much_in_training_may_lie_further_beyond_its_range():

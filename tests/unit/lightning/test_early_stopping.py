@@ -79,6 +79,30 @@ def test_a_training_that_is_continued_stops_where_it_would_have(tmp_path):
     assert run(tmp_path / "parts", ckpt_path=tmp_path / "parts" / "epoch=7.ckpt") == whole
 
 
+class Failing(Segmenter):
+    """Logs a score that is NaN in the third epoch."""
+
+    def validation_step(self, batch, index):
+        self.log("score", math.nan if self.current_epoch == 2 else 0.5)
+
+
+@pytest.mark.parametrize(("check_finite", "expected"), [(True, 3), (False, 5)])
+def test_a_metric_that_is_nan_ends_the_training_as_lightning_does_unless_told_otherwise(
+    tmp_path, check_finite, expected
+):
+    callback = ForecastEarlyStopping("score", check_finite=check_finite)
+    few = {"limit_train_batches": 1, "limit_val_batches": 1, "num_sanity_val_steps": 0}
+    trainer, _ = fitted(tmp_path, [callback], num_epochs=5, module=Failing(), **few)
+    assert trainer.current_epoch == expected
+    assert ("not finite" in str(callback.stopping_reason_message)) is check_finite
+
+
+@pytest.mark.parametrize("name", ["min_delta", "stopping_threshold", "divergence_threshold"])
+def test_what_the_forecast_does_not_heed_is_refused(name):
+    with pytest.raises(SettingsError, match=f"{name} has no effect"):
+        ForecastEarlyStopping("score", **{name: 0.1})
+
+
 def test_a_training_without_an_end_is_refused(tmp_path):
     with pytest.raises(SettingsError, match="neither max_epochs nor max_steps"):
         fitted(tmp_path, [ForecastEarlyStopping("val_acc")], num_epochs=-1)

@@ -158,7 +158,7 @@ def test_a_folder_that_is_gone_is_begun_anew_with_a_warning(tmp_path):
     keep = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
     trainer, _ = fitted(tmp_path, [ExperimentFolder(tmp_path / "e", monitor="val_acc"), keep], num_epochs=2)
     (folder_of(trainer) / "state.pt").unlink()
-    with pytest.warns(UserWarning, match="goes on in a new folder"):
+    with pytest.warns(UserWarning, match="continues in a new folder"):
         again, _ = fitted(
             tmp_path,
             [ExperimentFolder(tmp_path / "e", monitor="val_acc")],

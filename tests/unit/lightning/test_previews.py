@@ -1,5 +1,6 @@
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from PIL import Image
 
 from candy_monai.errors import SettingsError
@@ -69,6 +70,25 @@ def test_a_drawing_that_fails_warns_and_the_training_goes_on(tmp_path, monkeypat
     assert trainer.current_epoch == 2
 
 
-def test_a_batch_without_the_image_is_one_clear_error(tmp_path):
-    with pytest.raises(SettingsError, match="has no image at 7"):
-        fitted(tmp_path, [SegmentationPreviews(image=7, label=1)], num_epochs=1)
+class OneHot(Segmenter):
+    """Validates with one-hot codes in place of ids."""
+
+    def validation_step(self, batch, index):
+        batch[1] = torch.nn.functional.one_hot(batch[1], 3).movedim(-1, 1)
+
+
+@pytest.mark.parametrize(
+    ("module", "where", "message"),
+    [
+        (Segmenter, {"image": 7, "label": 1}, "has no image at 7"),
+        (OneHot, {"image": 0, "label": 1}, r"labels of shape \(8, 3, 16, 16\) do not match logits of shape \(8, 3"),
+    ],
+)
+def test_what_a_batch_lacks_is_one_clear_error_before_training(tmp_path, module, where, message):
+    started = []
+    begun = LambdaCallback(on_train_start=lambda *_: started.append(1))
+    with pytest.raises(SettingsError, match=message):
+        fitted(tmp_path, [SegmentationPreviews(**where), begun], num_epochs=1, module=module())
+    assert not started
+    with pytest.raises(SettingsError, match=message):
+        fitted(tmp_path, [SegmentationPreviews(**where)], num_epochs=1, module=module(), num_sanity_val_steps=0)

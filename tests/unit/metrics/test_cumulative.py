@@ -6,7 +6,7 @@ from monai.data import MetaTensor
 from monai.metrics import CumulativeIterationMetric
 from monai.networks import one_hot
 
-from candy_monai.errors import SettingsError
+from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.metrics.cumulative import OverlapMetric
 
 # Two cases of one row each: classes 1 and 2 in the first, class 1 alone in the second.
@@ -36,7 +36,7 @@ def test_a_reset_forgets_what_was_gathered():
     metric = OverlapMetric(3)
     metric(REFERENCE, 2 - REFERENCE)
     metric.reset()
-    with pytest.raises(ValueError, match="nothing was gathered"):
+    with pytest.raises(ValueError, match="nothing to aggregate"):
         metric.aggregate()
     metric(REFERENCE, REFERENCE)
     assert metric.aggregate() == 1
@@ -80,5 +80,12 @@ def test_what_it_cannot_do_is_refused_at_once(options, words):
 
 
 def test_another_number_of_channels_than_classes_is_refused():
-    with pytest.raises(ValueError, match=r"prediction of 1 channel of ids or 3 channels, got shape \(2, 4, 1, 4\)"):
+    with pytest.raises(ValueError, match=r"prediction with 1 channel of label ids .*, got shape \(2, 4, 1, 4\)"):
         OverlapMetric(3)(torch.zeros(2, 4, 1, 4), REFERENCE)
+
+
+def test_nan_is_of_no_class_and_not_the_greatest():
+    logits = one_hot(PREDICTION, 3)
+    logits[0, 2, 0, 3] = math.nan
+    with pytest.raises(BadInputError, match="the prediction contains NaN, which belongs to no class"):
+        OverlapMetric(3)(logits, REFERENCE)

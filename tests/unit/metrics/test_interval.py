@@ -4,12 +4,16 @@ import statistics
 
 import pytest
 
-from candy_monai.metrics.interval import half_width
+from candy_monai.metrics.interval import half_width, number_as_text
 
 
 @pytest.mark.parametrize(("num_cases", "factor"), [(2, 12.706), (5, 2.776), (41, 2.021)])
 def test_half_an_interval_is_as_many_standard_errors_as_student_s_t_says(num_cases, factor):
     assert half_width(0.01, num_cases) == pytest.approx(0.01 * factor, rel=1e-3)
+
+
+def test_a_number_that_is_not_known_is_a_dash():
+    assert [number_as_text(value) for value in (0.5, math.nan, None)] == ["0.5000", "-", "-"]
 
 
 def test_of_one_case_nothing_is_known():

@@ -39,6 +39,10 @@ def test_probabilities_are_no_masks_of_lesions():
         lesion_metrics(mask * 0.4, mask)
     with pytest.raises(BadInputError, match="a positive number for each axis"):
         lesion_metrics(mask, mask, spacing_mm=(1.0,))
+    with pytest.raises(BadInputError, match="unknown lesion metric 'lesion_f2'; expected any of lesion_f1"):
+        lesion_metrics(mask, mask, ["lesion_f2"])
+    with pytest.raises(BadInputError, match="the reference holds 2 ids, such as 1 and 2"):
+        lesion_metrics(mask, mask + boxes(((2, 2), (1, 1))).byte())
 
 
 def test_lesions_are_matched_one_to_one_by_their_intersection_over_union():
@@ -184,20 +188,20 @@ def test_a_rule_is_read_from_text_and_says_what_it_is():
     assert LesionRule.of("brats,dilation=1,least_mm3=2") == LesionRule(matching="dilation", dilation=1, least_mm3=2.0)
     assert "at least 0.1" in str(LesionRule(iou=0.1))
     assert "dilation of 3 voxels" in str(LesionRule.of("brats"))
-    assert "above 50 mm3" in str(LesionRule.of("brats"))
+    assert "larger than 50 mm3" in str(LesionRule.of("brats"))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("bratz", "'bratz' is no rule.*Did you mean 'brats'"),
+        ("bratz", "unknown rule 'bratz'.*Did you mean 'brats'"),
         ("iou=much", "iou must be a number, got 'much'"),
         ("iou=0", "above 0 and at most 1"),
         ("dilation=0", "at least 1 voxel"),
         ("matching=distance", "one of iou, dilation"),
         ("connectivity=18", "one of full, faces"),
         ("least_mm3=-1", "0 or more"),
-        ("iou=0.1,brats", "'brats' is no rule"),
+        ("iou=0.1,brats", "unknown rule 'brats'"),
         ("iou=0.1,iou=0.2", "iou is given twice"),
         ("brats,iou=0.1", "iou has no effect in 'brats,iou=0.1', which matches by dilation; .*begin with panoptica"),
         ("dilation=2", "dilation has no effect in 'dilation=2', which matches by iou; .*begin with brats"),

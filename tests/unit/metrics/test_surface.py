@@ -45,8 +45,12 @@ def test_the_same_surface_is_at_no_distance():
         ({"spacing_mm": (1.0, -1.0)}, "a positive number for each axis"),
         ({"spacing_mm": (math.nan, 1.0)}, "a positive number for each axis"),
         ({"tolerance_mm": -1.0}, "tolerance_mm must be 0 or more, got -1.0"),
-        ({"names": ["hd99"]}, "no surface metric 'hd99'; known are hd95"),
+        ({"names": ["hd99"]}, "unknown surface metric 'hd99'; expected any of hd95"),
         ({"prediction": slab(4, 10) * 0.3}, "the prediction holds fractions, expected a mask"),
+        (
+            {"reference": slab(4, 10) + slab(6, 8).byte()},
+            "the reference holds 2 ids, such as 1 and 2, expected the mask of one class: reference == 1",
+        ),
         ({"reference": slab(4, 10, (20, 19))}, "differ in shape"),
     ],
 )
@@ -54,6 +58,12 @@ def test_what_cannot_be_measured_is_refused(changes, message):
     given = {"prediction": slab(4, 10), "reference": slab(5, 11), "spacing_mm": (1.0, 1.0), **changes}
     with pytest.raises(BadInputError, match=message):
         surface_metrics(**given)
+
+
+def test_a_mask_may_say_yes_by_any_number():
+    masks = slab(4, 10), slab(5, 11)
+    found = surface_metrics(*(mask * 255 for mask in masks), spacing_mm=(1.0, 1.0))
+    assert found == surface_metrics(*masks, spacing_mm=(1.0, 1.0))
 
 
 def test_a_class_in_neither_has_no_value():

@@ -121,7 +121,7 @@ def test_every_pick_lies_within_half_a_new_voxel_of_its_centre_and_picks_are_mir
 
 
 def test_labels_cannot_be_brought_to_a_higher_resolution():
-    with pytest.raises(ValueError, match="brought down"):
+    with pytest.raises(ValueError, match="cannot be downsampled"):
         downsample_labels(torch.zeros(1, 1, 4, 4), (8, 8))
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from monai.networks.nets import DynUNet
@@ -42,6 +44,27 @@ def test_outputs_in_lists_and_dictionaries_become_volumes_each():
     torch.testing.assert_close(outputs["all"][1], volumes[..., ::2, ::2])
     assert isinstance(outputs["pair"], tuple)
     torch.testing.assert_close(outputs["pair"][1], volumes)
+
+
+class Pair(NamedTuple):
+    logits: torch.Tensor
+    loss: torch.Tensor | None
+
+
+@pytest.mark.parametrize("kind", [Pair, lambda *parts: parts, lambda *parts: [*parts]], ids=["named", "tuple", "list"])
+def test_a_loss_beside_the_logits_is_averaged_and_none_is_kept(kind):
+    class WithLoss(nn.Module):
+        def forward(self, x):
+            return kind(x, x.mean() if self.training else None)
+
+    volumes = torch.randn(2, 1, 2 * SLICES_AT_ONCE, 4, 4)
+    with torch.no_grad():
+        logits, loss = Slicewise(WithLoss(), 0)(volumes)
+        torch.testing.assert_close(logits, volumes)
+        torch.testing.assert_close(loss, volumes.mean())
+        made = Slicewise(WithLoss(), 0).eval()(volumes)
+    assert made[1] is None
+    assert type(made) is type(kind(1, 2))
 
 
 def test_gradients_are_those_of_the_slices_as_a_batch():

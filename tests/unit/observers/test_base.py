@@ -41,7 +41,7 @@ def test_one_observer_s_failure_does_not_keep_the_event_from_the_others():
     group = ObserverGroup([Failing(ValueError("bad")), recorder], reports.append)
     group.receive(MessageLogged("hello"))
     assert recorder.events == [MessageLogged("hello")]
-    assert reports == ["the failing one failed and the run goes on: ValueError: bad"]
+    assert reports == ["the failing one failed, and the run continues: ValueError: bad"]
 
 
 def test_a_failure_is_reported_once_for_each_kind_of_error():
@@ -83,7 +83,7 @@ def test_nothing_else_that_an_observer_raises_ends_the_run(error):
     group = ObserverGroup([Failing(error), recorder], reports.append)
     group.receive(MessageLogged("hello"))
     assert recorder.events == [MessageLogged("hello")]
-    assert reports == [f"the failing one failed and the run goes on: {type(error).__name__}: {error}"]
+    assert reports == [f"the failing one failed, and the run continues: {type(error).__name__}: {error}"]
 
 
 def test_a_keyboard_interrupt_on_another_thread_is_the_observer_s_own():

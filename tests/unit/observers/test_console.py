@@ -50,10 +50,9 @@ def test_very_small_and_very_large_numbers_keep_their_digits():
         (
             0.6,
             None,
-            " · a better one with a chance of 65 %: 0.6000 expected at epoch 7 in 10 s"
-            " · the run ends at epoch 9 in 14 s",
+            " · chance of a better one 65 %: 0.6000 expected at epoch 7 in 10 s · the run ends at epoch 9 in 14 s",
         ),
-        (0.5, None, " · a better one with a chance of 65 % · the run ends at epoch 9 in 14 s"),
+        (0.5, None, " · chance of a better one 65 % · the run ends at epoch 9 in 14 s"),
         (0.5, "the curve is flat", ""),
     ],
 )

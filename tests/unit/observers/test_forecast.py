@@ -103,8 +103,8 @@ def test_a_mean_of_dice_that_exceeds_one_by_rounding_is_within_its_range(observe
     assert messages == []
 
 
-def _messages(score, quantiles, *, high=0.9):
-    prediction = Forecast(epoch=87, score=score, interval=(0.8, high), reason=None, quantiles=quantiles)
+def _messages(score, quantiles, *, high=0.9, epoch=87):
+    prediction = Forecast(epoch=epoch, score=score, interval=(0.8, high), reason=None, quantiles=quantiles)
     metrics = {"epoch duration": [16.0] * 10}
     event = epoch_finished(10, num_epochs=100, best_score=0.8, best_epoch=6, metrics=metrics)
     return forecast_messages(event, prediction, datetime(2026, 11, 1, 15, 11, 25))
@@ -116,7 +116,7 @@ def test_the_lines_name_score_epoch_time_the_cost_of_stopping_now_the_chance_of_
         "Maximum validation score 0.8523 predicted at epoch 87",
         "Estimated time of completion in 1232.0 seconds at 11-01 15:31:57",
         "Stopping now would cost 0.0523 (0.0000 to 0.1000 in 80 % of the runs that get better)",
-        "A better one than 0.8000 comes with a chance of 65 %; the run ends at epoch 100, in 24 min",
+        "The chance of a score above 0.8000 is 65 %; the run ends at epoch 100, in 24 min",
     ]
 
 
@@ -124,4 +124,9 @@ def test_where_no_better_score_is_expected_the_lines_name_the_epoch_of_the_best_
     lines = _messages(0.8, (0.8,) * 19, high=0.80002)
     assert lines[0] == "Maximum validation score 0.8000 predicted at epoch 6"
     assert lines[2] == "Stopping now would cost 0.0000 (0.0000 to 2.00e-05 in 80 % of the runs that get better)"
-    assert "with a chance of at most 5 %" in lines[3]
+    assert "The chance of a score above 0.8000 is at most 5 %" in lines[3]
+
+
+def test_there_is_no_time_until_a_maximum_that_is_past():
+    lines = _messages(0.8, (0.8,) * 19, epoch=10)
+    assert [line.split()[0] for line in lines] == ["Maximum", "Stopping", "The"]

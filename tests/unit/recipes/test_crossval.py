@@ -9,6 +9,8 @@ import pytest
 
 from candy_monai.cli.crossval import as_text
 from candy_monai.cli.main import main
+from candy_monai.data.inspection.inspect import inspect
+from candy_monai.data.planning.rules import plan as planned
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, RunFailedError, SettingsError
 from candy_monai.experiment.description import FORMAT
@@ -119,7 +121,7 @@ def test_pictures_have_one_configuration(tmp_path, pretended):
 @pytest.mark.parametrize(
     ("configurations", "keywords", "said"),
     [
-        (["2d", "4d"], {}, "unknown configuration '4d': expected of 2d, 3d, or all"),
+        (["2d", "4d"], {}, "unknown configuration '4d': expected 2d, 3d, or all"),
         ([], {}, "no configuration"),
         (["2d"], {"configuration": "3d"}, "--configurations or --configuration 3d, not both"),
         ("all", {"plan": "plan.json"}, "--configurations or --plan, not both"),
@@ -149,7 +151,7 @@ def test_folds_that_were_begun_on_other_cases_are_refused_before_any_is_trained(
     for number in range(4):
         described = next(tmp_path.glob(f"crossval-phantom/fold_{number}/*/*/experiment.json"))
         described.write_text(json.dumps({"format": FORMAT, "dataset": {"validation": [f"phantom_{number:03}"]}}))
-    said = r"leaves out phantom_000, but Fold 0 .* leaves out phantom_.*another folder \(--out\)"
+    said = r"was validated on phantom_000, but Fold 0 .* validated on phantom_.*another folder \(--out\)"
     with pytest.raises(BadInputError, match=said):
         cross_validate(phantom, out=tmp_path, num_folds=2, num_epochs=1, on_progress=_quiet)
     assert len(begun) == 4
@@ -170,11 +172,28 @@ def test_folds_that_were_begun_with_other_options_are_not_mixed_with_new_ones(
     failing.add(1)
     with pytest.raises(RunFailedError):
         cross_validate(phantom, out=tmp_path, num_epochs=1, on_progress=_quiet)
-    with pytest.raises(BadInputError, match=rf"begun with other options[\s\S]*{said}[\s\S]*another folder \(--out\)"):
+    with pytest.raises(BadInputError, match=rf"started with other options[\s\S]*{said}[\s\S]*another folder \(--out\)"):
         cross_validate(phantom, out=tmp_path, on_progress=_quiet, **{"num_epochs": 1} | change)
     assert len(begun) == 4
     failing.clear()
     cross_validate(phantom, out=tmp_path / "other", on_progress=_quiet, **{"num_epochs": 1} | change)
+
+
+def test_folds_of_another_plan_are_not_mixed_though_its_path_may_change(phantom, tmp_path, pretended):
+    failing, begun = pretended
+    failing.add(1)
+    for name, batch_size in (("one", 1), ("moved", 1), ("other", 2)):
+        plan = planned(inspect(phantom), overrides={"batch_size": str(batch_size)})
+        (tmp_path / f"{name}.json").write_text(json.dumps(plan.to_dict()))
+    options = {"out": tmp_path / "out", "num_epochs": 1, "on_progress": _quiet}
+    with pytest.raises(RunFailedError):
+        cross_validate(phantom, plan=tmp_path / "one.json", **options)
+    for other, said in (({"plan": tmp_path / "other.json"}, r"plan\.batch_size: 1 -> 2"), ({}, r"plan: \{.* -> None")):
+        with pytest.raises(BadInputError, match=rf"begun with other options[\s\S]*{said}"):
+            cross_validate(phantom, **other, **options)
+    assert len(begun) == 4
+    failing.clear()
+    cross_validate(phantom, plan=tmp_path / "moved.json", **options)
 
 
 def test_options_may_change_while_no_fold_has_begun(phantom, tmp_path, pretended):
@@ -200,7 +219,7 @@ def test_finished_folds_of_another_state_of_the_dataset_are_told(phantom, tmp_pa
         described.write_text(json.dumps({"format": FORMAT, "dataset": {"digest": "0" * 16}}))
     said = []
     cross_validate(phantom, out=tmp_path, num_epochs=1, on_progress=said.append)
-    (told,) = [text for text in said if "is not what the models were trained on" in text]
+    (told,) = [text for text in said if "has changed since the models were trained" in text]
     assert told.startswith(f"Warning: {phantom}: ")
 
 
@@ -260,8 +279,6 @@ def test_folds_elsewhere_all_begin_at_once_and_ctrl_c_alone_ends_them(phantom, t
 
 def test_folds_at_the_same_time_share_the_cores(phantom, tmp_path, pretended, monkeypatch):
     monkeypatch.setattr(launching, "usable_cores", lambda: 8)
-    assert launching.environment_of(0, 3, "cpu")["OMP_NUM_THREADS"] == "2"
-    assert launching.environment_of(0, 16, "cpu")["OMP_NUM_THREADS"] == "1"
     _, begun = pretended
     cross_validate(phantom, num_parallel=3, out=tmp_path, on_progress=_quiet)
     assert {options.jobs for _, _, options in begun} == {2}

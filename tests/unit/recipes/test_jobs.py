@@ -91,12 +91,12 @@ def test_times_are_read_as_sbatch_reads_them_and_as_a_budget(slurm, run, text, m
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [
-        ("slurm", {}, "how long a job may take, --launcher-args time=12:00:00"),
-        ("slurm", {"time": "0"}, "more than no time"),
-        ("slurm", {"time": "soon"}, "'soon' is no duration"),
+        ("slurm", {}, "give the time limit of a job, --launcher-args time=12:00:00"),
+        ("slurm", {"time": "0"}, "expected a time above 0"),
+        ("slurm", {"time": "soon"}, "got 'soon'"),
         ("slurm", {"time": "1h", "nodes": "two"}, "nodes=two: expected a whole number"),
-        ("slurm", {"time": "1h", "ntasks": "4"}, "ntasks: follows from the job.*nodes and ntasks-per-node"),
-        ("local", {"partition": "gpu"}, "partition: jobs of this machine know time, gpus_per_node"),
+        ("slurm", {"time": "1h", "ntasks": "4"}, "ntasks: is set by candy-monai.*nodes and ntasks-per-node"),
+        ("local", {"partition": "gpu"}, "partition: local jobs accept only time, gpus_per_node"),
     ],
 )
 def test_what_jobs_cannot_ask_for_is_refused(slurm, name, arguments, said):
@@ -110,20 +110,20 @@ def test_without_slurm_it_is_refused_before_anything_is_read(tmp_path, monkeypat
     assert main(["crossval", *typed, "--launcher", "slurm"]) == 2
     assert "sbatch, squeue and srun are not found" in capsys.readouterr().err
     assert main(["crossval", *typed]) == 2
-    assert "--launcher-args without --launcher" in capsys.readouterr().err
+    assert "--launcher-args needs --launcher" in capsys.readouterr().err
 
 
 def test_several_processes_do_not_submit_a_job_each(slurm, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert main(["train", str(tmp_path), "--launcher", "slurm", "--launcher-args", "time=1h"]) == 2
-    assert "--launcher slurm is the work of one process, and 4 were started" in capsys.readouterr().err
+    assert "--launcher slurm runs in a single process, but 4 were started" in capsys.readouterr().err
     assert slurm.calls("sbatch") == []
 
 
 def test_what_sbatch_says_to_a_job_that_it_does_not_take_is_passed_on(slurm, run):
     slurm.add("sbatch", fails="sbatch: error: invalid partition specified: gpuu")
-    with pytest.raises(RunFailedError, match="Fold 0: the job was not taken.*invalid partition specified: gpuu"):
+    with pytest.raises(RunFailedError, match="Fold 0: the job was not accepted.*invalid partition specified: gpuu"):
         launcher(partition="gpuu").start(run)
     assert not (run.folder / JOB).exists()
 

@@ -95,9 +95,9 @@ def test_cases_that_every_run_was_trained_on_are_left_out_and_all_of_them_refuse
 def test_a_dataset_that_lacks_cases_or_was_changed_is_no_silent_stand_in(runs, tmp_path):
     said = []
     find_label_issues(["0", "1"], tmp_path / "out", on_progress=said.append)
-    assert said[0].startswith(f"Warning: {runs.dataset.folder}: is not what the models were trained on")
+    assert said[0].startswith(f"Warning: {runs.dataset.folder}: has changed since the models were trained")
     runs.records["1"] = DatasetRecord(folder=str(runs.dataset.folder), digest="d", training=("gone",))
-    with pytest.raises(BadInputError, match="lacks gone, which the models were trained with"):
+    with pytest.raises(BadInputError, match="lacks the cases gone, with which the models were trained"):
         find_label_issues(["0", "1"], tmp_path / "out", on_progress=lambda _: None)
 
 

@@ -113,7 +113,7 @@ def fitted(phantom, tmp_path, monkeypatch):
 
 def test_a_budget_says_in_two_lines_what_was_weighed_and_chosen(fitted):
     run, messages = fitted(1.0)
-    weighed, chosen = [text for text in messages if text.startswith(("Weighed", "Chosen"))]
+    weighed, chosen = [text for text in messages if text.startswith(("Considered", "Chosen"))]
     plan = run.prepared.plan
     network = f"3d, network of {plan.filters[0]} to {plan.filters[-1]} filters, {plan.batch_size} patches of "
     assert chosen.startswith(f"Chosen: {network}")
@@ -153,7 +153,7 @@ def test_of_a_plan_that_was_given_only_the_length_is_decided(fitted, tmp_path):
     kept = ("filters", "patch_shape", "batch_size", "slice_axis")
     assert [getattr(run.prepared.plan, name) for name in kept] == [getattr(given, name) for name in kept]
     assert run.prepared.plan.iterations_per_epoch < given.iterations_per_epoch
-    assert "Weighed: nothing, since what was chosen leaves one plan" in messages
+    assert "No other plans were considered, since the options leave only one" in messages
 
 
 def test_a_run_that_validates_for_most_of_its_time_says_so(fitted):

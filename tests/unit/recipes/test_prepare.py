@@ -65,7 +65,7 @@ def test_the_configuration_that_is_not_taken_is_planned_too_and_said_why_not(pha
     assert "slices reached a Dice" in why_not
     assert _prepare(thick, tmp_path, trainer=_trainer(), configuration="2d").other is None
     other, why_not = _prepare(phantom, tmp_path, trainer=_trainer()).other
-    assert (other.configuration, why_not) == ("2d", "no run on a dataset like it has compared slices with volumes")
+    assert (other.configuration, why_not) == ("2d", "no earlier run on a similar dataset compared slices with volumes")
 
 
 def test_a_network_that_needs_more_memory_than_a_u_net_gets_smaller_patches(phantom, tmp_path, monkeypatch):
@@ -161,7 +161,7 @@ def test_a_plan_that_moves_with_new_cases_is_told_and_the_old_one_can_be_kept(ph
     overrides = {"orientation": "RAS"}
     old = _prepare(phantom, tmp_path / "out", overrides=overrides)
     moved = _prepare(grown, tmp_path / "out", overrides=overrides, on_progress=said.append)
-    (told,) = [text for text in said if text.startswith("The plan has moved with the dataset (")]
+    (told,) = [text for text in said if text.startswith("The plan has changed with the dataset (")]
     assert "spacing_mm" in told or "patch_shape" in told
     kept = _prepare(grown, tmp_path / "out", plan=shlex.split(told)[-1])
     assert kept.plan.spacing_mm == old.plan.spacing_mm

@@ -41,7 +41,9 @@ def test_the_log_says_how_good_estimates_are():
         "are wrong by 0.040 on average and have a rank correlation of 0.50 with the true ones, by 5 validation cases"
     )
     few = in_words(Calibration.fit([(0.7, 0.7, 1.0)] * 4, [0.6] * 4))
-    assert few.startswith("Predictions get no estimate of their Dice without a reference: 4 scored validation cases")
+    assert few.startswith(
+        "Predictions get no estimate of their Dice without a reference: 4 validation cases have a Dice"
+    )
 
 
 @pytest.mark.slow

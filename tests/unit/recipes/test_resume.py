@@ -14,11 +14,14 @@ from candy_monai.cli.main import main
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, ExperimentError, SettingsError
 from candy_monai.experiment.checkpoints import load_tensors, save_tensors
+from candy_monai.experiment.description import DatasetRecord, ExperimentDescription
+from candy_monai.experiment.settings import TrainSettings
 from candy_monai.experiment.state import load_state
 from candy_monai.frontends.base import Frontend
 from candy_monai.incoming.opening import load_predictor
 from candy_monai.recipes.resume import resume_training
 from candy_monai.recipes.train import train_dataset
+from candy_monai.training.resume import SavedRun
 from candy_monai.training.segmentation import SegmentationTrainer
 from tests.crashes import assert_same_run
 from tests.toys import small_trainer
@@ -91,10 +94,23 @@ def test_a_finished_run_is_said_to_be_finished_and_left_as_it_is(phantom, tmp_pa
     assert load_state(folder).progress.epoch == 3
 
 
+def test_a_finished_run_with_a_budget_is_not_given_more_epochs_which_it_has_no_time_for(tmp_path, monkeypatch):
+    dataset = DatasetRecord(folder="data", store="store", training=("a",), validation=("b",))
+    saved = SavedRun(
+        folder=tmp_path,
+        description=ExperimentDescription(trainer="UNetTrainer", bundle="unet", dataset=dataset, plan={}),
+        settings=TrainSettings(num_epochs=100, time_limit_s=30.0, seed=1),
+        is_finished=True,
+    )
+    monkeypatch.setattr(SavedRun, "load", lambda _folder: saved)
+    with pytest.raises(SettingsError, match=f"no time for more epochs.* train data --init-from {tmp_path}"):
+        resume_training(tmp_path, num_epochs=200, schedule="restart", device="cpu", on_progress=_quiet)
+
+
 def test_a_dataset_that_moved_is_asked_for_and_one_that_changed_is_refused(phantom, crashed, tmp_path):
     phantom = phantom.rename(phantom.with_name("moved"))
     try:
-        with pytest.raises(BadInputError, match="not there any more.*--dataset"):
+        with pytest.raises(BadInputError, match="no longer exists.*--dataset"):
             resume_training(crashed, device="cpu", on_progress=_quiet)
         other = write_phantom_dataset(tmp_path / "other", num_cases=6, shape=(24, 26, 16), seed=9)
         with pytest.raises(ExperimentError, match=r"dataset\.digest"):
@@ -118,7 +134,7 @@ def test_nothing_is_written_to_a_folder_that_only_the_description_calls_a_store(
     precious.mkdir()
     for folder in (precious, tmp_path / "new"):
         _described(crashed, store=str(folder))
-        with pytest.raises(BadInputError, match="not there any more.*--store"):
+        with pytest.raises(BadInputError, match="no longer exists.*--store"):
             resume_training(crashed, device="cpu", on_progress=_quiet)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "precious"]
         assert not list(precious.iterdir())
@@ -167,7 +183,7 @@ def test_pipelines_that_were_tampered_with_are_refused_with_the_file(crashed):
 
 
 def test_what_is_the_run_s_own_cannot_be_chosen_anew(crashed):
-    with pytest.raises(SettingsError, match="seed is the run's own"):
+    with pytest.raises(SettingsError, match="seed is fixed for a run"):
         resume_training(crashed, seed=4)
 
 

@@ -123,7 +123,7 @@ def test_a_case_whose_files_changed_is_predicted_anew_and_a_changed_dataset_is_t
     nibabel.save(nibabel.Nifti1Image(np.asarray(read.dataobj) + 1, read.affine, read.header), image)
     said.clear()
     select(crossval, dataset=moved, device="cpu", on_progress=said.append)
-    assert said[0].startswith(f"Warning: {moved}: is not what the models were trained on")
+    assert said[0].startswith(f"Warning: {moved}: has changed since the models were trained")
     assert sorted(text.split(": ")[1] for text in said[1:3]) == ["all cases are predicted already", "predicting 1 case"]
 
 
@@ -172,7 +172,7 @@ def test_folds_that_do_not_belong_together_are_refused_before_anything_is_predic
         ("name", "Other", "the dataset is Other"),
         ("labels", {"background": 0, "other": 1}, "labels is"),
         ("validation", description["dataset"]["validation"][:1], "leave out other cases than those of 2d"),
-        ("training", description["dataset"]["validation"], "which it says it left out"),
+        ("training", description["dataset"]["validation"], "which are also among its validation cases"),
     ]:
         (run / "experiment.json").write_text(
             json.dumps({**description, "dataset": {**description["dataset"], entry: value}})
@@ -182,7 +182,9 @@ def test_folds_that_do_not_belong_together_are_refused_before_anything_is_predic
     (run / "experiment.json").write_text(whole)
     state = load_tensors(run / STATE)
     save_tensors(run / STATE, {**state, "is_complete": False})
-    with pytest.raises(ExperimentError, match=r"3d: fold 1 has no finished run.*crossval command goes on"):
+    with pytest.raises(
+        ExperimentError, match=r"3d: fold 1 has no finished run.*crossval command trains what is missing"
+    ):
         select(crossval, device="cpu", on_progress=_quiet)
     shutil.rmtree(run)
     with pytest.raises(ExperimentError, match=r"3d: fold 1 has no finished run"):
@@ -208,13 +210,15 @@ def test_cases_that_a_budget_left_unscored_are_scored_afterwards(crossval, phant
 
 def test_without_a_choice_the_folder_of_several_configurations_is_no_model(crossval):
     (crossval / "inference.json").unlink()
-    with pytest.raises(ExperimentError, match=r"of the configurations 2d, 3d: choose among them, candy-monai select"):
+    with pytest.raises(
+        ExperimentError, match=r"of the configurations 2d, 3d: choose among them with candy-monai select"
+    ):
         load_experiments([crossval])
     assert len(load_experiments([crossval / "2d"], on_progress=_quiet).members) == 2
 
 
 def test_a_folder_that_is_no_cross_validation_is_refused(tmp_path, trained):
-    with pytest.raises(ExperimentError, match="expected a folder that candy-monai crossval made"):
+    with pytest.raises(ExperimentError, match="expected a folder that candy-monai crossval wrote"):
         select(tmp_path)
-    with pytest.raises(BadInputError, match="the dataset is not there any more"):
+    with pytest.raises(BadInputError, match="the dataset no longer exists"):
         select(trained, dataset=tmp_path / "none")

@@ -48,7 +48,7 @@ def test_a_folder_without_a_choice_has_none(tmp_path):
 
 def test_a_choice_stands_by_itself(selection, tmp_path):
     selection.save()
-    with pytest.raises(BadInputError, match=r"give it alone, or name the experiments to average"):
+    with pytest.raises(BadInputError, match=r"give only this folder, or the experiments to average"):
         selection_in([selection.folder, tmp_path])
 
 
@@ -62,15 +62,24 @@ STEP = largest_component([1])
         ({"members": []}, "members is \\[\\], expected a list of objects"),
         ({"members": [{"experiment": "../other", "weights_sha256": "0" * 64}]}, "lies outside the cross-validation"),
         ({"members": [{"experiment": "/etc", "weights_sha256": "0" * 64}]}, "lies outside the cross-validation"),
-        ({"members": [{"experiment": "2d/fold_1", "weights_sha256": "0" * 64}]}, "2d/fold_1 is no experiment"),
-        ({"members": [{"experiment": RUN, "weights_sha256": "best"}]}, "is no SHA-256"),
+        ({"members": [{"experiment": "2d/fold_1", "weights_sha256": "0" * 64}]}, "2d/fold_1 is not an experiment"),
+        ({"members": [{"experiment": RUN, "weights_sha256": "best"}]}, "is not a SHA-256"),
         ({"members": [{"experiment": RUN}]}, "expected experiment and weights_sha256"),
-        ({"thresholds": [1.5]}, "no probability between 0 and 1"),
+        ({"thresholds": [1.5]}, "the threshold is 1.5, expected a probability between 0 and 1"),
         ({"thresholds": "0.5"}, "thresholds is 0.5, expected a list of numbers"),
-        ({"postprocessing": [{"_target_": "os.system", "command": "ls"}]}, "is none that candy-monai select chooses"),
-        ({"postprocessing": [{**STEP, "keys": "image"}]}, "is none that candy-monai select chooses"),
-        ({"postprocessing": [{**STEP, "applied_labels": ["$1"]}]}, "is none that candy-monai select chooses"),
-        ({"postprocessing": [without_small_components([1], -3)]}, "is none that candy-monai select chooses"),
+        (
+            {"postprocessing": [{"_target_": "os.system", "command": "ls"}]},
+            "is unknown, expected one that candy-monai select chooses",
+        ),
+        ({"postprocessing": [{**STEP, "keys": "image"}]}, "is unknown, expected one that candy-monai select chooses"),
+        (
+            {"postprocessing": [{**STEP, "applied_labels": ["$1"]}]},
+            "is unknown, expected one that candy-monai select chooses",
+        ),
+        (
+            {"postprocessing": [without_small_components([1], -3)]},
+            "is unknown, expected one that candy-monai select chooses",
+        ),
         ({"postprocessing": [largest_component([1, 3])]}, "of ids among \\[1, 2\\]"),
         ({"reasons": None}, "reasons is None, expected a list of texts"),
     ],
@@ -93,5 +102,5 @@ def test_a_file_that_is_no_choice_is_refused(selection, content):
 
 def test_weights_that_were_trained_on_are_not_those_of_the_choice(selection):
     (selection.folder / RUN / "checkpoint_best.pth").write_bytes(b"others")
-    with pytest.raises(ExperimentError, match=r"others than those .* candy-monai select"):
+    with pytest.raises(ExperimentError, match=r"are not those that .* candy-monai select"):
         selection.check_weights()

@@ -149,5 +149,5 @@ def test_a_run_says_that_it_takes_slices_and_how_to_have_it_otherwise(phantom, t
 
 
 def test_a_plan_of_another_configuration_than_asked_for_is_refused(phantom, experiment, tmp_path):
-    with pytest.raises(SettingsError, match="a plan of the configuration 2d, asked for 3d"):
+    with pytest.raises(SettingsError, match="a plan for the configuration 2d, but --configuration is 3d"):
         _trained(phantom, tmp_path, plan=experiment, configuration="3d", overrides={})

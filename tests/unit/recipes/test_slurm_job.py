@@ -38,7 +38,7 @@ def test_a_signal_ends_the_block_and_puts_the_job_back(slurm, number):
     with pytest.raises(Interrupted, match=number.name), requeued_if_interrupted(said.append):
         os.kill(os.getpid(), number)
     assert slurm.calls("scontrol")[-1] == "requeue 4711"
-    assert said == ["job 4711 is back in the queue; the same command goes on when it starts again"]
+    assert said == ["job 4711 is back in the queue; the same command continues when it starts again"]
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1)] == before
 
 
@@ -82,7 +82,7 @@ def test_outside_of_a_job_and_without_scontrol_it_is_refused(slurm, monkeypatch,
         pass
     monkeypatch.delenv("SLURM_JOB_ID")
     assert main(["train", str(tmp_path), "--requeue"]) == 2
-    assert "no job of SLURM" in capsys.readouterr().err
+    assert "not a SLURM job" in capsys.readouterr().err
 
 
 def _run(out, name, facts):
@@ -123,4 +123,4 @@ def test_the_command_goes_on_with_the_run_that_its_job_began(slurm, tmp_path, mo
     run = _run(tmp_path, "20260101-00-0000", facts)
     assert main(typed) == 0
     assert resumed == [(run, None, "cpu")]
-    assert f"Going on with {run}" in capsys.readouterr().out
+    assert f"Continuing {run}" in capsys.readouterr().out

@@ -52,10 +52,10 @@ def test_a_run_takes_over_the_network_of_the_experiment_that_it_starts_from_and_
     for name in ("filters", "kernel_sizes", "strides"):
         assert plans[0][name] == plans[1][name]
     log = (folder / "logs.txt").read_text()
-    assert any("Network taken over" in line and "filters 4,8,8 instead of" in line for line in told)
-    assert "Network taken over" in log
+    assert any("Network adopted" in line and "filters 4,8,8 instead of" in line for line in told)
+    assert "Network adopted" in log
     assert "Starting from" in log
-    assert "drawn anew" not in log
+    assert "randomly initialised" not in log
     before, after = (load_weights(run / "checkpoint_best.pth") for run in (experiment, folder))
     assert all(torch.allclose(after[name], value, atol=1e-6) for name, value in before.items())
     assert not [line for line in told if line.startswith("Warning: ") and "validation cases were trained on" in line]
@@ -88,7 +88,7 @@ def test_what_the_user_fixes_stays_and_weights_that_then_fit_nowhere_are_refused
         _trained(phantom, out, init_from=experiment, overrides={"filters": "4,8,8,8"})
     folder, _ = _trained(phantom, out, init_from=experiment, overrides={"filters": "4,8,16"})
     assert json.loads((folder / "experiment.json").read_text())["plan"]["filters"] == [4, 8, 16]
-    assert "of other shapes drawn anew" in (folder / "logs.txt").read_text()
+    assert "of other shapes randomly initialised" in (folder / "logs.txt").read_text()
 
 
 @pytest.mark.filterwarnings("error:.*bundle:DeprecationWarning")
@@ -96,7 +96,7 @@ def test_another_architecture_is_refused_with_the_bundle_to_choose(phantom, expe
     described = json.loads((experiment / "experiment.json").read_text()) | {"bundle": "cmunext"}
     (tmp_path / "experiment.json").write_text(json.dumps(described))
     (tmp_path / "checkpoint_best.pth").write_bytes((experiment / "checkpoint_best.pth").read_bytes())
-    with pytest.raises(BadInputError, match="say --bundle cmunext"):
+    with pytest.raises(BadInputError, match="give --bundle cmunext"):
         _trained(phantom, out, init_from=tmp_path)
 
 
@@ -110,8 +110,8 @@ def test_a_network_for_slices_is_taken_over_for_slices(phantom, out):
     flat, _ = _trained(phantom, out, configuration="2d", overrides={"filters": "4,8,8"})
     folder, _ = _trained(phantom, out, init_from=flat)
     assert json.loads((folder / "experiment.json").read_text())["network"]["slice_axis"] is not None
-    assert "drawn anew" not in (folder / "logs.txt").read_text()
-    with pytest.raises(SettingsError, match="say --configuration 2d"):
+    assert "randomly initialised" not in (folder / "logs.txt").read_text()
+    with pytest.raises(SettingsError, match="give --configuration 2d"):
         _trained(phantom, out, init_from=flat, configuration="3d")
 
 

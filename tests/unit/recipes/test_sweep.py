@@ -10,6 +10,8 @@ import optuna
 import pytest
 
 from candy_monai.cli.main import main
+from candy_monai.data.inspection.inspect import inspect
+from candy_monai.data.planning.rules import plan as planned
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import ExperimentError, RunFailedError, SettingsError
 from candy_monai.experiment.folder import FolderLock
@@ -132,6 +134,32 @@ def test_the_same_call_again_trains_nothing_and_one_for_more_trials_only_those(p
     assert len(set(rates)) == 4  # the sampler does not begin its random numbers anew
 
 
+@pytest.mark.parametrize("option", ["plan", "splits"])
+def test_trials_of_another_plan_or_of_other_validation_cases_are_not_mixed(phantom, space, tmp_path, pretended, option):
+    ids = [f"phantom_{number:03}" for number in range(4)]
+    for name, number in (("one", 0), ("moved", 0), ("other", 1)):
+        content = [{"train": ids[2 * number :][:2], "val": [*ids[: 2 * number], *ids[2 * number + 2 :]]}]
+        if option == "plan":
+            content = planned(inspect(phantom), overrides={"learning_rate": str(0.001 * (number + 1))}).to_dict()
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    swept(phantom, space, tmp_path / "out", num_trials=1, **{option: tmp_path / "one.json"})
+    swept(phantom, space, tmp_path / "out", num_trials=2, **{option: tmp_path / "moved.json"})
+    said = {"plan": "plan", "splits": "validation"}[option]
+    for other in ({option: tmp_path / "other.json"}, {}):
+        with pytest.raises(SettingsError, match=rf"begun otherwise:\n  - {said}"):
+            swept(phantom, space, tmp_path / "out", num_trials=3, **other)
+    assert len(pretended.begun) == 2
+
+
+def test_a_study_of_a_version_that_did_not_note_the_validation_cases_goes_on(phantom, space, tmp_path, pretended):
+    folder = swept(phantom, space, tmp_path / "out", num_trials=1)
+    study = study_of(folder)
+    kept = {name: value for name, value in study.user_attrs[sweep._SETTINGS].items() if name != "validation"}
+    study.set_user_attr(sweep._SETTINGS, kept)
+    swept(phantom, space, tmp_path / "out", num_trials=2)
+    assert len(pretended.begun) == 2
+
+
 def test_an_interrupted_sweep_goes_on_with_the_trial_that_was_interrupted(phantom, space, tmp_path, pretended):
     pretended.interrupt_at = 1
     with pytest.raises(KeyboardInterrupt):
@@ -161,7 +189,7 @@ def test_a_signal_ends_the_runs_and_leaves_no_trial_running(phantom, space, tmp_
     with pytest.raises(Interrupted, match=number.name):
         swept(phantom, space, tmp_path / "out", num_trials=2, said=said, pruner=optuna.pruners.NopPruner())
     assert signal.getsignal(number) is before
-    assert "Trial 1 was interrupted; the same command goes on with its run" in said
+    assert "Trial 1 was interrupted; the same command continues its run" in said
     folder = tmp_path / "out" / "sweep-phantom"
     assert [trial.state.name for trial in study_of(folder).trials] == ["COMPLETE", "FAIL", "WAITING"]
     pretended.levels, pretended.signal_at = {}, None
@@ -267,7 +295,7 @@ def test_a_sweep_that_is_running_is_not_begun_again(phantom, space, tmp_path, pr
     [
         ({"num_trials": 0}, "at least 1"),
         ({"num_parallel": 0}, "at least 1"),
-        ({"fold": "all"}, "holds out no case"),
+        ({"fold": "all"}, "has no validation cases"),
         ({"name": "a/b"}, "expected letters"),
         ({"storage": "nosuch://x"}, "cannot be opened"),
         ({"overrides": {"patch_shape": "8,8"}}, "patch_shape"),

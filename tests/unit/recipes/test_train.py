@@ -1,4 +1,5 @@
 import json
+from typing import ClassVar
 
 import pytest
 import torch
@@ -395,7 +396,7 @@ def test_a_budget_is_kept_to_and_what_it_was_spent_on_is_said(tmp_path):
     started, messages = time.monotonic(), []
     folder = train_dataset(phantom, budget_s=60, device="cpu", out=tmp_path, on_progress=messages.append)
     assert time.monotonic() - started < 75  # the machine may slow down by a quarter after it was measured
-    weighed, chosen = [message for message in messages if message.split()[0] in ("Weighed", "Chosen:")]
+    weighed, chosen = [message for message in messages if message.split()[0] in ("Considered", "Chosen:")]
     record = read_description(folder).budget
     assert record.budget_s == 60
     assert [candidate["is_chosen"] for candidate in record.candidates] == [True] + [False] * (
@@ -520,6 +521,15 @@ def test_patients_on_both_sides_of_the_chosen_fold_are_told_at_the_start(tmp_pat
     assert all("validated in fold 1)" in text for text in found)
 
 
+class Sized(UNetTrainer):
+    sizes = (1, 2)
+    seen: ClassVar[list[object]] = []
+
+    def build_network(self, example_shape):
+        self.seen.append(self.sizes)
+        return super().build_network(example_shape)
+
+
 def test_attributes_of_the_trainer_that_are_none_or_are_the_plans_are_refused():
     for name, value, said in [
         ("max_grad_nrm", 1.0, "Did you mean 'max_grad_norm'"),
@@ -533,17 +543,21 @@ def test_attributes_of_the_trainer_that_are_none_or_are_the_plans_are_refused():
             check_trainer_args(UNetTrainer, {name: value})
     check_trainer_args(UNetTrainer, {"max_grad_norm": 3})
     check_trainer_args(UNetTrainer, {"max_grad_norm": None})
+    check_trainer_args(Sized, {"sizes": (3, 4)})
+    check_trainer_args(Sized, {"sizes": [3, 4]})  # as in a file of options
 
 
 @pytest.mark.slow
 def test_a_run_keeps_the_attributes_of_its_trainer_when_it_is_resumed(tmp_path):
     dataset = write_phantom_dataset(tmp_path / "phantom", num_cases=4, shape=(24, 26, 16))
     options = {"overrides": TINY, "num_epochs": 1, "device": "cpu", "out": tmp_path / "out", "seed": 1}
-    folder = train_dataset(dataset, trainer_args={"max_grad_norm": 1e-6}, **options)
-    assert read_description(folder).more["trainer_args"] == {"max_grad_norm": 1e-6}
-    resume_training(folder, num_epochs=2, schedule="keep", device="cpu")
-    assert read_description(folder).more["trainer_args"] == {"max_grad_norm": 1e-6}
+    attributes = {"max_grad_norm": 1e-6, "sizes": [3, 4]}
+    folder = train_dataset(dataset, trainer=Sized, trainer_args=attributes, **options)
+    assert read_description(folder).more["trainer_args"] == attributes
+    resume_training(folder, num_epochs=2, schedule="keep", device="cpu", trainer=Sized)
+    assert read_description(folder).more["trainer_args"] == attributes
     assert len(load_state(folder).history["rows"]) == 2
+    assert set(Sized.seen) == {(3, 4)}
 
 
 def test_a_run_that_is_told_to_write_no_page_writes_none_when_it_is_scored_or_resumed(phantom, tmp_path):
@@ -564,11 +578,11 @@ def test_a_later_run_and_a_resumed_one_say_which_earlier_runs_their_forecasts_kn
     second = train_dataset(phantom, **options)
     alone = train_dataset(phantom, **options, no_references=True)
     logs = [(folder / "logs.txt").read_text() for folder in (first, second, alone)]
-    named = f"The forecast knows an earlier run of this dataset in {tmp_path}: UNetTrainer/{first.name}"
-    assert [log.count("The forecast knows") for log in logs] == [0, 1, 0]
+    named = f"The forecast uses an earlier run on this dataset in {tmp_path}: UNetTrainer/{first.name}"
+    assert [log.count("The forecast uses") for log in logs] == [0, 1, 0]
     assert named in logs[1]
     resumed = {"num_epochs": 4, "schedule": "restart", "device": "cpu", "on_progress": _quiet}
     resume_training(first, **resumed)
-    assert "The forecast knows 2 earlier runs of this dataset" in (first / "logs.txt").read_text()
+    assert "The forecast uses 2 earlier runs on this dataset" in (first / "logs.txt").read_text()
     resume_training(alone, **resumed, no_references=True)
-    assert "The forecast knows" not in (alone / "logs.txt").read_text()
+    assert "The forecast uses" not in (alone / "logs.txt").read_text()

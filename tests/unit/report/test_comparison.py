@@ -4,6 +4,7 @@ from datetime import datetime
 import pytest
 
 from candy_monai.errors import BadInputError, ExperimentError
+from candy_monai.experiment.history import History
 from candy_monai.report.comparison import (
     compared_runs,
     document_of_comparison,
@@ -49,6 +50,31 @@ def test_curves_of_the_same_metric_share_a_figure_with_a_colour_for_each_run(fol
     assert figures["combined loss/training"]["title"] == "Loss: training"
 
 
+def test_a_metric_is_overlaid_though_not_every_run_has_its_validation(tmp_path):
+    made_up_run(tmp_path / "first")
+    metrics = made_up_run(tmp_path / "second")._progress.metrics
+    history = History()
+    for row in zip(metrics["combined loss"], metrics["val score"], strict=True):
+        history.close_epoch(dict(zip(("combined loss", "val score"), row, strict=True)))
+    history.save_csv(tmp_path / "second" / "metrics.csv")
+    figures = {figure["key"]: figure for figure in compared([tmp_path / "first", tmp_path / "second"])["figures"]}
+    assert {key: [one["name"] for one in figure["series"]] for key, figure in figures.items()} == {
+        "val score/": ["first", "second"],
+        "combined loss/training": ["first", "second"],
+    }
+
+
+def test_of_long_lists_that_differ_only_at_their_end_the_difference_is_shown(tmp_path):
+    cases = [f"case_{i:03}" for i in range(40)]
+    for name, training in (("first", cases[:-1]), ("second", [*cases[:-2], cases[-1]]), ("third", cases)):
+        made_up_run(tmp_path / name, dataset={"name": "Made up", "training": training, "validation": []})
+    groups = {group["title"]: group["rows"] for group in compared(sorted(tmp_path.iterdir()))["differences"]}
+    assert groups["dataset"] == [
+        ["training", "39 entries, not in all: case_038", "39 entries, not in all: case_039",
+         "40 entries, not in all: case_038, case_039"],
+    ]  # fmt: skip
+
+
 def test_scores_are_compared_case_by_case_and_wins_counted():
     first, other = scored(0.5, 0.6, 0.7, 0.8), scored(0.6, 0.7, 0.8, 0.8)
     runs, classes, cases = tables_of_comparison(["a", "b"], [(first, {1: "kidney"}), (other, {})])
@@ -92,7 +118,7 @@ def test_scores_of_different_kinds_are_not_mixed(folders):
     (folders[0] / "validation.json").write_text(json.dumps(final))
     notes = compared(folders)["notes"]
     assert notes[0] == "Scores of each run's last validation."
-    assert notes[1].startswith("Of second the best weights were not scored")
+    assert notes[1].startswith("The best weights of second were not scored")
     (folders[1] / "validation.json").write_text(json.dumps(final))
     content = compared(folders)
     assert content["notes"][0].startswith("Scores of the best weights")
@@ -126,7 +152,7 @@ def test_images_are_kept_of_each_run_that_has_them(folders, tmp_path):
 def test_images_that_make_a_page_too_large_are_left_to_the_runs_own(folders, monkeypatch):
     monkeypatch.setattr("candy_monai.report.comparison.MOST_VIEW_BYTES", 1)
     content = compared(folders)
-    assert content["view_note"] == "2 cases more are in the runs' own pages."
+    assert content["view_note"] == "2 more cases are in the runs' own pages."
 
 
 def test_less_than_two_runs_or_one_given_twice_is_refused(folders, tmp_path):

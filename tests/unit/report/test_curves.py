@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from candy_monai.report.curves import better_of, class_of_metric, figures, hex_color, kept_points, rounded
+from candy_monai.report.curves import class_of_metric, figures, hex_color, kept_points, rounded
 
 NAMES = {0: "background", 1: "left kidney", 2: "kidney"}
 
@@ -88,9 +88,3 @@ def test_of_many_epochs_the_extremes_are_kept_and_the_points_are_few():
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.123456789, -123456.789, 1e-9, 3.0e20, 99999.96])
 def test_numbers_are_written_with_five_digits(value):
     assert rounded(np.array([value])) == [float(f"{value:.5g}")]
-
-
-def test_which_values_are_better_follows_from_the_name():
-    assert [better_of(name) for name in ("val score", "HD95", "ce loss", "soft dice", "my number")] == [
-        "higher", "lower", "lower", "higher", None,
-    ]  # fmt: skip

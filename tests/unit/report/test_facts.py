@@ -86,10 +86,16 @@ def test_of_a_long_log_the_last_lines_are_shown(tmp_path):
 
 def test_commands_quote_the_folder_and_go_on_or_train_longer(tmp_path):
     folder = tmp_path / "my run; rm -rf"
-    assert commands(folder)["Go on with the training"] == f"candy-monai resume '{folder}'"
+    assert commands(folder)["Resume the training"] == f"candy-monai resume '{folder}'"
     longer = commands(folder, is_complete=True)["Train longer"]
     assert longer == f"candy-monai resume '{folder}' --epochs 20 --schedule restart"
     assert commands(folder)["Predict new images"].startswith(f"candy-monai predict '{folder}' ")
+
+
+def test_a_run_that_ended_with_its_time_is_not_offered_more_epochs_which_it_has_no_time_for(tmp_path):
+    timed = {"settings": {"num_epochs": 10, "time_limit_s": 60.0}}
+    assert "Train longer" not in commands(tmp_path / "run", is_complete=True, **timed)
+    assert "Go on with the training" in commands(tmp_path / "run", **timed)
 
 
 def test_a_run_without_a_state_is_predicted_with_and_not_resumed(tmp_path):
@@ -101,10 +107,10 @@ def test_a_run_without_a_state_is_predicted_with_and_not_resumed(tmp_path):
 
 
 def test_a_trainer_of_one_s_own_is_named_and_without_a_dataset_resumed_from_python(tmp_path):
-    assert commands(tmp_path / "a", bundle=None)["Go on with the training"].endswith(" --trainer FILE.py:UNetTrainer")
+    assert commands(tmp_path / "a", bundle=None)["Resume the training"].endswith(" --trainer FILE.py:UNetTrainer")
     assert "model.onnx --to onnx --trainer" in commands(tmp_path / "c", bundle=None)["Export for other software"]
     assert commands(tmp_path / "d")["Export for other software"].endswith("OUT --to monai-bundle")
-    by_hand = commands(tmp_path / "b", dataset=None)["Go on with the training"]
+    by_hand = commands(tmp_path / "b", dataset=None)["Resume the training"]
     assert by_hand == f"UNetTrainer(...).resume({str(tmp_path / 'b')!r})"
 
 
@@ -122,5 +128,5 @@ def test_a_run_of_another_host_goes_on_as_its_users_do_it(tmp_path, host, call):
     folder = tmp_path / "Net" / "x"
     found = commands(folder, dataset=None, bundle=None, host=host)
     expected = call.format(root=str(tmp_path), folder=str(folder))
-    assert found["Go on with the training, in the script that began it"] == expected
+    assert found["Resume the training, in the script that started it"] == expected
     assert not any(".resume(" in command for command in found.values())

@@ -49,7 +49,7 @@ def test_a_run_of_an_earlier_version_is_read_from_its_metrics(tmp_path):
     found = of_folder(folder)
     assert (found.state, found.epoch, found.num_epochs) == ("interrupted", 3, 10)
     assert (found.best_score, found.best_epoch) == (0.75, 2)
-    assert "without a word" in found.reason
+    assert "without a message" in found.reason
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_run_of_an_earlier_version_is_read_from_its_metrics(tmp_path):
 def test_how_a_run_ended_is_read_from_its_log(tmp_path, line, state, reason):
     folder = made_up_folder(tmp_path / "run")
     with (folder / "logs.txt").open("a") as log:
-        log.write(f"[2026-01-01 10:00:03] {line}\n[2026-01-01 10:00:03] To go on with this run: ...\n")
+        log.write(f"[2026-01-01 10:00:03] {line}\n[2026-01-01 10:00:03] To resume this run: ...\n")
     found = of_folder(folder)
     assert (found.state, found.reason) == (state, reason)
 

@@ -138,7 +138,7 @@ def test_when_other_parameters_are_trained_the_next_step_decides_anew(group):
     for is_trained, num_messages in ((False, 2), (True, 4)):
         steps.first.requires_grad_(is_trained)
         steps.once()
-        assert "other parameters are trained" in steps.said[-1]
+        assert "the set of trained parameters has changed" in steps.said[-1]
         steps.once()
         assert f"while they are computed, in {num_messages} messages" in steps.said[-1]
     for _ in range(2):  # with every step

@@ -92,9 +92,9 @@ def test_a_name_that_nearly_is_one_to_override_is_said_in_the_log(tmp_path):
     trainer = small_trainer(tmp_path, cls=Mine)
     trainer.slice_axes = 1
     assert list(similar_names(trainer)) == [
-        "Warning: nothing of the library uses Mine.slice_axes. Did you mean 'slice_axis'?",
-        "Warning: nothing of the library uses Mine.num_class. Did you mean 'num_classes'?",
-        "Warning: nothing of the library uses Mine.build_optimiser. Did you mean 'build_optimizer'?",
+        "Warning: candy_monai does not use Mine.slice_axes. Did you mean 'slice_axis'?",
+        "Warning: candy_monai does not use Mine.num_class. Did you mean 'num_classes'?",
+        "Warning: candy_monai does not use Mine.build_optimiser. Did you mean 'build_optimizer'?",
     ]
     trainer.train(1, save_preview=False, save_report=False)
     assert "Did you mean 'build_optimizer'?" in (trainer.experiment_folder() / "logs.txt").read_text()

@@ -101,5 +101,5 @@ def test_no_augmentation_of_one_s_own_was_said_by_none(tmp_path):
 
 
 def test_a_property_by_an_earlier_name_is_refused_since_nothing_reads_it():
-    with pytest.raises(SettingsError, match=r"Mine\.learning_rate .*, which nothing reads"):
+    with pytest.raises(SettingsError, match=r"Mine\.learning_rate .*, which is no longer used"):
         type("Mine", (SmallTrainer,), {"learning_rate": property(lambda self: 0.5)})

@@ -326,7 +326,7 @@ def test_wrapped_networks_train_average_resume_and_save_under_the_network_s_own_
 def test_compilation_that_fails_is_logged_and_the_network_runs_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(Net, "compile", lambda self: setattr(self, "_compiled_call_impl", lambda *_: 1 / 0))
     trainer = _trained(tmp_path, settings={"compile_model": True})
-    assert "could not be compiled and runs as it is: ZeroDivisionError" in _log(trainer)
+    assert "could not be compiled and runs uncompiled: ZeroDivisionError" in _log(trainer)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")

@@ -83,7 +83,7 @@ def test_a_run_without_validation_or_with_a_time_limit_says_what_it_cannot_do():
     assert list(caveats(TrainSettings(num_epochs=1), Loaders(training, validation))) == []
     said = "\n".join(caveats(TrainSettings(num_epochs=1, time_limit_s=60.0), Loaders(training, None)))
     assert "No validation" in said
-    assert "its schedule follows the clock" in said
+    assert "its learning rate schedule follows the elapsed time" in said
 
 
 @dataclass

@@ -38,8 +38,8 @@ def test_a_second_ctrl_c_does_not_wait_and_leaves_a_run_that_can_go_on(tmp_path)
         (False, {"num_epochs": 6}, "unfinished run, schedule='keep' or 'stretch'"),
         (True, {"num_epochs": 6}, "finished run, schedule='keep' or 'restart'"),
         (True, {"num_epochs": 6, "schedule": "stretch"}, "got 'stretch'"),
-        (False, {"num_epochs": 2}, "can be continued to more, not 2"),
-        (False, {"schedule": "keep"}, "another number of epochs"),
+        (False, {"num_epochs": 2}, "num_epochs must not be smaller, got 2"),
+        (False, {"schedule": "keep"}, "needs a num_epochs other than"),
     ],
 )
 def test_what_becomes_of_the_schedule_must_be_said_and_fit(tmp_path, finished, arguments, words):

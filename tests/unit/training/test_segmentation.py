@@ -158,7 +158,7 @@ def test_boolean_labels_train_and_validate(tmp_path):
     ("change", "message"),
     [
         (lambda label: (label > 0) / 255, r"holds fractions such as 0\.003922.*multiply by 255"),
-        (lambda label: (label > 0) * 0.5, r"holds fractions such as 0\.5.*nearest neighbour"),
+        (lambda label: (label > 0) * 0.5, r"holds fractions such as 0\.5.*nearest-neighbour"),
         (lambda label: torch.where(label > 0, math.nan, label.float()), "holds NaN"),
         (lambda label: torch.where(label > 0, math.inf, label.float()), "holds infinity"),
         (lambda label: torch.where(label > 0, -1, label), "holds -1,"),
@@ -586,4 +586,4 @@ def test_scores_that_are_all_nan_are_said_in_the_log(tmp_path):
     trainer = small_trainer(tmp_path, cls=NoScore)
     trainer.train(1, save_preview=False, save_report=False)
     log = (trainer.experiment_folder() / "logs.txt").read_text()
-    assert "Warning: the validation score is NaN: no validated case has one" in log
+    assert "Warning: the validation score is NaN: no validation case has a score" in log

@@ -216,7 +216,7 @@ def test_a_loss_that_is_nan_in_one_window_only_is_noticed(tmp_path):
 
     trainer = small_trainer(tmp_path, cls=Sick)
     trainer.train(1, non_finite="skip", save_preview=False)
-    assert "1 steps left out" in (trainer.experiment_folder() / "logs.txt").read_text()
+    assert "Skipped steps: 1" in (trainer.experiment_folder() / "logs.txt").read_text()
 
 
 def test_windows_are_padded_for_the_network_in_training_and_in_validation(tmp_path):
@@ -303,10 +303,10 @@ def test_the_windowed_methods_must_be_there():
     ("attributes", "words"),
     [
         ({"window": (8, 8, 8)}, r"2 spatial axes.*window \(8, 8, 8\) has 3"),
-        ({"window": (8, 0)}, "at least one voxel"),
-        ({"window": (8.0, 8)}, "in whole numbers"),
-        ({"window": 8}, "2 or 3 sides .* got 8"),
-        ({"window": None}, "2 or 3 sides .* got None"),
+        ({"window": (8, 0)}, "positive whole numbers"),
+        ({"window": (8.0, 8)}, "positive whole numbers"),
+        ({"window": 8}, "2 or 3 positive .* got 8"),
+        ({"window": None}, "2 or 3 positive .* got None"),
         ({"sliding_window_overlap": 1.0}, "below 1"),
         ({"sliding_window_batch_size": 0}, "at least 1"),
     ],

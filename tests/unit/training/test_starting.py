@@ -74,7 +74,7 @@ def test_what_is_frozen_stays_in_the_network_its_average_and_its_statistics(expe
         assert [entry for entry in before if torch.equal(before[entry], after[entry])] == [
             entry for entry in before if not entry.startswith("3.")
         ]
-    assert "Frozen: 4 parameters of 48 values, and the statistics of 1 normalisation layers" in log_of(trainer)
+    assert "Frozen: 4 parameter tensors with 48 values, and the statistics of 1 normalisation layers" in log_of(trainer)
 
 
 def test_the_network_is_given_back_trainable(tmp_path):

@@ -154,7 +154,7 @@ def test_a_step_whose_loss_is_not_finite_can_be_left_out(tmp_path):
     trainer = small_trainer(tmp_path, cls=_Exploding)
     trainer.train(2, non_finite="skip")
     assert load_state(trainer.experiment_folder()).progress.step == 3
-    assert "1 steps left out: first, the loss became nan in epoch 1 at step 2" in log_of(trainer)
+    assert "Skipped steps: 1; the first one: the loss became nan in epoch 1 at step 2" in log_of(trainer)
     assert all(map(math.isfinite, trainer.metrics()["combined loss"]))
 
 

@@ -75,7 +75,7 @@ def test_batches_at_the_end_of_a_stream_that_make_no_whole_step_are_named(tmp_pa
     trainer.train(1, accumulate=3, save_preview=False)  # 4 batches
     assert trainer._current().progress.step == 1
     log = (trainer.experiment_folder() / "logs.txt").read_text()
-    assert "are left out where they are fewer than accumulate=3, here 1" in log
+    assert "are skipped if they are fewer than accumulate=3, here 1" in log
 
 
 def test_a_step_with_one_bad_batch_in_it_is_left_out_whole(tmp_path):

@@ -48,7 +48,7 @@ def test_metrics_that_are_called_like_columns_of_the_run_stand_beside_them(tmp_p
     assert trainer.metrics()["val score"] == [-0.3, -0.3]
     assert trainer.metrics()["val score (metric)"] == pytest.approx([(2 * 9.0 + 4 * 0.8) / 6] * 2)
     log = (folder / "logs.txt").read_text()
-    assert log.count("The metric 'learning rate' is kept as 'learning rate (metric)'") == 1
+    assert log.count("The metric 'learning rate' is recorded as 'learning rate (metric)'") == 1
 
 
 def test_a_dashboard_can_be_chosen_by_its_name(tmp_path):

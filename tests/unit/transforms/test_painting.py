@@ -42,7 +42,7 @@ def test_a_layer_is_painted_when_all_of_it_is_there_and_in_its_turn():
     painter = LabelPainter((4, 6), (8, 6))
     upper, lower = ((slice(start, start + 2), slice(0, 6)) for start in (0, 2))
     painter.add(lower, scores[(slice(None), *lower)])
-    with pytest.raises(ValueError, match="0 of 4 planes came"):
+    with pytest.raises(ValueError, match="0 of 4 planes were added"):
         painter.labels()
     painter.add(upper, scores[(slice(None), *upper)])
     assert torch.equal(painter.labels(), resample_scores(scores, (8, 6)).argmax(0).to(torch.uint8))
@@ -140,7 +140,7 @@ def test_labels_are_those_of_the_greatest_probability_and_the_same_without(
     exclusive = num_classes > 1 and not paints
     expected = resampled if are_probabilities else resampled.softmax(0) if exclusive else resampled.sigmoid()
     assert torch.allclose(probabilities, expected, atol=1e-6)
-    with pytest.raises(ValueError, match="not asked for"):
+    with pytest.raises(ValueError, match="not requested"):
         plain.probabilities()
 
 

@@ -179,7 +179,7 @@ def test_a_box_is_moved_into_the_volume_and_centred_where_the_volume_is_smaller(
 def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="did you mean 'bilinear'"):
         RandWarp(mode="trilinear")
-    with pytest.raises(ValueError, match="has not the 2 axes"):
+    with pytest.raises(ValueError, match="has 3 axes, but the image has 2"):
         RandWarp((2, 2, 2))(torch.rand(1, 4, 4))
     with pytest.raises(ValueError, match="label has the spatial shape"):
         RandWarpd(**BOTH)({"image": torch.rand(1, 4, 4), "label": torch.rand(1, 4, 5)})

@@ -201,7 +201,7 @@ def test_folders_that_do_not_match_are_an_error_that_lists_every_name(tmp_path):
     write_pictures(tmp_path / "l", ["b.png", "c.png"])
     with pytest.raises(DatasetError) as error:
         SimpleDataset(tmp_path / "i", tmp_path / "l")
-    assert error.value.problems == ("a: image without label", "c: label without image", "b: 2 images of that name")
+    assert error.value.problems == ("a: image without label", "c: label without image", "b: 2 images of this name")
 
 
 def test_explicit_files_pair_in_the_order_given(tmp_path):

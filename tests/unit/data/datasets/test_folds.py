@@ -138,7 +138,7 @@ def test_a_case_without_group_is_named(tmp_path):
     for groups in ("(a)", {"a": "x"}, tmp_path / "groups.csv"):
         with pytest.raises(BadInputError, match="no group for 'b'"):
             resolve_groups(groups, ["a", "b"])
-    with pytest.raises(BadInputError, match="no regular expression"):
+    with pytest.raises(BadInputError, match="not a regular expression"):
         resolve_groups("(", ["a"])
 
 

@@ -86,7 +86,7 @@ def test_an_affine_that_spans_no_space_is_refused(column):
     found = grid()
     found.affine[:3, 1] = column
     assert "affine" in mismatch(found, grid(), against="b has")
-    assert mismatch(grid(), found, against="b has").startswith("b: affine")
+    assert mismatch(grid(), found, against="b has").startswith("b: the affine")
 
 
 def test_a_small_turn_counts_by_how_far_it_moves_the_furthest_voxel():

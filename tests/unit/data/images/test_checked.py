@@ -160,8 +160,8 @@ def test_monai_finds_the_reader_by_its_name_as_a_config_states_it(tmp_path):
 @pytest.mark.parametrize(
     ("file", "says"),
     [
-        (lambda folder: truncated(_nifti_3d(folder)), r"a\.nii\.gz: found .*does not decode.*copy or export it again"),
-        (lambda folder: truncated(_rgb(folder)), r"a\.png: found .*does not decode"),
+        (lambda folder: truncated(_nifti_3d(folder)), r"a\.nii\.gz: found .*cannot be decoded.*copy or export it"),
+        (lambda folder: truncated(_rgb(folder)), r"a\.png: found .*cannot be decoded"),
         (lambda folder: folder / "none.nii.gz", r"none\.nii\.gz: no such file"),
         (lambda folder: nifti(folder / "a.nii", np.ones((3, 4, 5), np.complex64)), "complex numbers"),
     ],
@@ -227,7 +227,7 @@ def test_workers_load_what_the_process_itself_loads(cases, method):
 def test_an_error_in_a_worker_names_the_file(cases):
     truncated(cases[2]["image"])
     coming = iter(DataLoader(Dataset(cases, loading()), batch_size=1, num_workers=1))
-    with pytest.raises(RuntimeError, match=r"2_0000\.nii\.gz: found a file of \d+ bytes that does not decode"):
+    with pytest.raises(RuntimeError, match=r"2_0000\.nii\.gz: found a file of \d+ bytes that cannot be decoded"):
         list(coming)
     assert list(coming) == []  # and the worker ends
 

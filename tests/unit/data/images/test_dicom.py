@@ -200,7 +200,7 @@ def test_a_tilted_gantry_gives_a_slanted_grid_with_a_word(tmp_path):
     leaning = AFFINE.copy()
     leaning[:3, 2] += 0.8 * leaning[:3, 1]
     folder = save(tmp_path / "series", slices(VALUES, leaning))
-    with pytest.warns(UserWarning, match=r"slices lean by 2\d\.\d degrees"):
+    with pytest.warns(UserWarning, match=r"slices are sheared by 2\d\.\d degrees"):
         image = load_image(folder)
     assert np.allclose(image.affine, leaning, atol=1e-6)
 
@@ -215,7 +215,7 @@ def test_other_files_are_left_out_with_a_word(tmp_path):
     report.save_as(folder / "report.dcm", enforce_file_format=True)
     (folder / "notes.txt").write_text("seen by Dr No")
     (folder / ".hidden").write_text("of a file manager")
-    with pytest.warns(UserWarning, match="left out what is no DICOM image: notes.txt, report.dcm"):
+    with pytest.warns(UserWarning, match="left out files that are not DICOM images: notes.txt, report.dcm"):
         assert np.array_equal(load_image(folder)[0], VALUES)
 
 
@@ -225,7 +225,7 @@ def test_a_file_names_its_series_among_several(tmp_path):
     save(folder, slices(other, AFFINE, SeriesDescription="late"), [f"b{name}" for name in NAMES])
     assert np.array_equal(load_image(folder / "aslice2")[0], VALUES)
     assert np.array_equal(load_image(folder / "bslice0")[0], other)
-    with pytest.raises(ImageReadError, match="both: found 2 series, expected one: .*name a file of the series") as told:
+    with pytest.raises(ImageReadError, match="both: found 2 series, expected one: .*name a file of the wanted") as told:
         load_image(folder)
     assert "(CT, a series, 5 files, such as aslice0)" in str(told.value)
     assert "(CT, late, 5 files, such as bslice0)" in str(told.value)
@@ -305,25 +305,25 @@ def _with(**values):
 BROKEN = {
     "gap": (_gap, r"found 5 mm from slice1 to slice2, expected 2.5 mm .* missing; export the whole series"),
     "uneven": (_uneven, r"found 3.25 mm from slice3 to slice4, expected 2.5 mm .*not evenly spaced"),
-    "two at one position": (_same_place, r"found slice2 and slice3 at one position .*1 such pair"),
+    "two at one position": (_same_place, r"found slice2 and slice3 at the same position .*1 such pair"),
     "a copy": (_copy, r"slice3: found the same image as in slice1 \(SOPInstanceUID"),
-    "a slice beside the others": (_beside, r"slice2: found a slice 3 mm beside the line"),
+    "a slice beside the others": (_beside, r"slice2: found a slice 3 mm off the line"),
     "another orientation": (_turned, r"slice2: found ImageOrientationPatient \[1.0, 0.0, .*slice0 has"),
     "another size": (_smaller, r"slice2: found 5 x 7 pixels of 1 samples, slice0 has 6 x 7"),
     "another spacing": (_coarser, r"slice2: found PixelSpacing \[9.0, 9.0\], slice0 has"),
-    "no position": (_without("ImagePositionPatient"), "slice2: found no ImagePositionPatient, which says where"),
+    "no position": (_without("ImagePositionPatient"), "slice2: found no ImagePositionPatient, which gives"),
     "no place at all": (
         _without("ImagePositionPatient", "ImageOrientationPatient"),
-        "slice2: found no ImagePositionPatient, expected 5 slices",
+        "slice2: found no ImagePositionPatient or .* 5 slices",
     ),
     "no spacing": (_without("PixelSpacing"), "slice2: found no PixelSpacing"),
     "no rows": (_without("Rows"), "slice2: found an image without Rows; it may be truncated"),
     "no pixels": (_without("PixelData"), "slice2: found no pixel data, expected 6 x 7 pixels"),
-    "few pixels": (_with(PixelData=b"\0" * 10), "slice2: found a file of .* bytes that does not decode"),
+    "few pixels": (_with(PixelData=b"\0" * 10), "slice2: found a file of .* bytes that cannot be decoded"),
     "huge": (_with(Rows=65535, Columns=65535), "slice2: found 65535 rows of 65535 pixels, expected 1 to"),
     "empty": (_with(Rows=0), "slice2: found 0 rows"),
     "no slope": (_with(RescaleSlope="0"), "slice2: RescaleSlope is 0"),
-    "endless slope": (_with(RescaleSlope="1e300"), "slice2: values beyond single precision, by RescaleSlope 1e"),
+    "endless slope": (_with(RescaleSlope="1e300"), "slice2: values exceed the range of float32 .* by RescaleSlope 1e"),
     "a position of two": (
         _with(ImagePositionPatient=["1", "2"]),
         r"slice2: ImagePositionPatient is .*expected 3 finite",
@@ -379,7 +379,7 @@ def test_what_is_no_dicom_under_its_name_is_refused(tmp_path):
     (tmp_path / "a.dcm").write_text("import os; os.abort()")
     for path in (tmp_path, tmp_path / "a.dcm"):
         with pytest.raises(
-            ImageReadError, match=rf"^{tmp_path}.*a\.dcm: found a file of 21 bytes that does not decode"
+            ImageReadError, match=rf"^{tmp_path}.*a\.dcm: found a file of 21 bytes that cannot be decoded"
         ):
             read_scan(path)
 
@@ -392,7 +392,7 @@ def test_a_deflated_file_is_not_unpacked(tmp_path):
         file.write(b"\0" * 128 + b"DICM")
         pydicom.filewriter.write_file_meta_info(file, head)
         file.write(zlib.compress(b"\0" * 10**7)[2:-4])
-    with pytest.raises(ImageReadError, match="slice2: found a deflated file, which is not unpacked here"):
+    with pytest.raises(ImageReadError, match="slice2: found a deflated file, which is not supported"):
         read_scan(folder)
 
 

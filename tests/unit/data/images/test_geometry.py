@@ -25,7 +25,7 @@ def test_axes_that_span_space_are_no_problem(axes):
     [
         (np.diag([1.0, np.nan, 1.0]), "NaN or infinite"),
         (np.diag([1.0, 1.0, np.inf]), "NaN or infinite"),
-        (np.diag([1.0, 0.0, 1.0]), "axis 1 the voxel size 0"),
+        (np.diag([1.0, 0.0, 1.0]), "the voxel size 0 along axis 1"),
         (np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]), "one plane"),
         (np.array([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0], [0.0, 0.0, 0.0]]), "one plane"),
     ],

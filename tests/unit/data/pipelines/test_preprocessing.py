@@ -334,9 +334,9 @@ def test_an_intensity_step_of_ones_own_changes_only_the_image():
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"_target_": "RepeatChanneld", "keys": "image", "repeats": 2}, "made 2 channels of 1"),
-        (FLIP | {"keys": ["image"], "_target_": "SpatialPadd", "spatial_size": 9}, "must move the label"),
-        ({"_target_": "Zoomd", "keys": ["image", "label"], "zoom": 1.3, "keep_size": False}, "no ids"),
+        ({"_target_": "RepeatChanneld", "keys": "image", "repeats": 2}, "returned 2 channels, expected 1"),
+        (FLIP | {"keys": ["image"], "_target_": "SpatialPadd", "spatial_size": 9}, "apply spatial transforms to both"),
+        ({"_target_": "Zoomd", "keys": ["image", "label"], "zoom": 1.3, "keep_size": False}, "not whole numbers"),
         ({"_target_": "ThresholdIntensityd", "keys": "image", "threshold": 9.0, "cval": float("nan")}, "NaN"),
         ({"_target_": "SqueezeDimd", "keys": ["image", "label"], "dim": 0}, "SqueezeDimd changed the grid"),
         ({"_target_": "Transposed", "keys": ["image", "label"], "indices": [0, 1]}, "Transposed cannot be applied"),
@@ -357,7 +357,7 @@ def test_a_case_that_its_header_makes_too_large_is_refused_with_its_spacing(monk
     preprocessor = Preprocessor(PLAN)
     monkeypatch.setattr(type(preprocessor.preprocessing.transforms[-1]), "__call__", fail)
     with pytest.raises(
-        BadInputError, match=r"EnsureTyped: .* not enough memory, with \d+ x \d+ x \d+ voxels of .* mm; check .* unit"
+        BadInputError, match=r"EnsureTyped: .* not enough memory for \d+ x \d+ x \d+ voxels of .* mm; check .* unit"
     ):
         preprocessor.apply(image, label)
 
@@ -383,7 +383,7 @@ def test_the_postprocessing_of_ones_own_is_what_makes_the_label_map():
     assert restored.dtype == torch.uint8
     assert torch.equal(restored.long(), torch.where(label == 2, 2, 0).as_tensor())
     spoiled = Preprocessor(PLAN, own=own(postprocessing=[planned[0], planned[1]]))
-    with pytest.raises(BadInputError, match=r"made values of shape \(3, 5, 6, 7\), expected label ids"):
+    with pytest.raises(BadInputError, match=r"returned values of shape \(3, 5, 6, 7\), expected label ids"):
         spoiled.restore_labels(one_hot(label), spoiled.apply(image))
 
 

@@ -42,7 +42,7 @@ def test_with_experience_of_one_thick_dataset_all_thick_ones_and_only_these_are_
 
 def test_a_configuration_that_was_run_alone_says_nothing():
     assert expected(THICK, 40, rows=[_row("2d", 0.9)]).gain is None
-    assert "no run on a dataset like it" in str(expected(THICK, 40, rows=[_row("2d", 0.9)]))
+    assert "no earlier run on a similar dataset" in str(expected(THICK, 40, rows=[_row("2d", 0.9)]))
 
 
 def test_the_nearer_dataset_counts_more():

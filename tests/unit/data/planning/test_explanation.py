@@ -41,8 +41,8 @@ def test_the_values_shown_make_the_same_plan_when_they_are_given_back(fingerprin
 def test_what_the_user_fixed_is_said_to_be_the_users_choice(fingerprint):
     made = plan(fingerprint, overrides={"batch_size": "3"})
     choices = {choice.name: choice for choice in explain(made, fingerprint)}
-    assert (choices["batch_size"].value, choices["batch_size"].reason) == ("3", "You asked for it.")
-    assert choices["filters"].reason != "You asked for it."
+    assert (choices["batch_size"].value, choices["batch_size"].reason) == ("3", "Set by you.")
+    assert choices["filters"].reason != "Set by you."
 
 
 def test_a_configuration_that_a_network_asks_for_is_not_said_to_be_the_users_choice_alone(fingerprint):
@@ -50,7 +50,7 @@ def test_a_configuration_that_a_network_asks_for_is_not_said_to_be_the_users_cho
         made = plan(fingerprint, configuration=configuration)
         (choice,) = [choice for choice in explain(made, fingerprint) if choice.name == "configuration"]
         assert choice.value == configuration
-        assert f"or for a network or weights that are {kind} (--network, --bundle, --init-from)" in choice.reason
+        assert f"or required by a network or weights that are {kind} (--network" in choice.reason
 
 
 def test_what_a_budget_decided_and_what_a_trainer_builds_itself_is_not_explained_by_the_rules(fingerprint):

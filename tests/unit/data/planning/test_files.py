@@ -22,7 +22,7 @@ def test_a_plan_is_read_from_a_file_of_its_own_from_one_that_holds_it_and_from_a
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        ("", "found text that is no JSON"),
+        ("", "found text that is not JSON"),
         ("[1]", r"found \[1\]"),
         ("{}", "found {}"),
         ('{"plan": null}', "found None"),
@@ -83,7 +83,7 @@ def test_a_plan_that_was_given_is_kept_but_for_what_is_set():
 
 
 def test_an_entry_that_others_follow_cannot_be_set_in_a_plan_that_was_given():
-    with pytest.raises(SettingsError, match="--set spacing_mm=1,1,2: the plan of p has 1,1,1, which other entries"):
+    with pytest.raises(SettingsError, match="--set spacing_mm=1,1,2: the plan of p has 1,1,1, on which its other"):
         adopted_plan(PLAN, PLAN, {"spacing_mm": "1,1,2"}, path="p")
 
 

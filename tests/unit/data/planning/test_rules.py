@@ -246,7 +246,7 @@ def test_one_level_more_than_usual_is_possible_and_rounds_the_patch_accordingly(
 
 
 def test_more_levels_than_the_patch_allows_is_a_clear_error():
-    with pytest.raises(SettingsError, match="cannot be halved so often"):
+    with pytest.raises(SettingsError, match="cannot be halved that often"):
         plan(HIPPOCAMPUS, overrides={"filters": "2,2,2,2,2,2,2,2"})
 
 
@@ -299,9 +299,9 @@ def test_one_sigmoid_instead_of_two_classes_is_the_users_choice():
         ({"patchshape": "8"}, "Did you mean 'patch_shape'"),
         ({"batch_size": "two"}, "batch_size: got 'two', expected a positive whole number"),
         ({"batch_size": 0}, "batch_size: got 0"),
-        ({"patch_shape": "36,56,40"}, "take 40x56x40"),
+        ({"patch_shape": "36,56,40"}, "use 40x56x40"),
         ({"patch_shape": "40,56"}, "2 entries for 3 spatial axes"),
-        ({"filters": "8,16", "strides": "1,1,1;2,2,2;2,2,2"}, "filters names 2"),
+        ({"filters": "8,16", "strides": "1,1,1;2,2,2;2,2,2"}, "filters has 2"),
         ({"filters": ""}, "filters: got '', expected positive whole numbers"),
         ({"strides": []}, r"strides: got \[\], expected whole numbers for each axis"),
         ({"spacing_mm": "1,1"}, r"spacing_mm has 2 entries for 3 spatial axes: \(1.0, 1.0\)"),
@@ -314,7 +314,7 @@ def test_one_sigmoid_instead_of_two_classes_is_the_users_choice():
         ({"weight_decay": float("inf")}, "weight_decay: got inf"),
         ({"batch_size": float("inf")}, "batch_size: got inf, expected a positive whole number"),
         ({"foreground_share": 1.5}, "foreground_share: got 1.5, expected a number from 0 to 1"),
-        ({"mirror_axes": "3"}, "mirror_axes must lie in 0 .. 2"),
+        ({"mirror_axes": "3"}, "mirror_axes must be from 0 to 2"),
         ({"orientation": "RAX"}, "codes of three axes"),
         ({"deep_supervision": "maybe"}, "expected true or false"),
         ({"normalization": "zscore,ct"}, "2 schemes for 1 channels"),

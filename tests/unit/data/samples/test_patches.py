@@ -189,7 +189,7 @@ def test_a_transform_of_the_users_own_is_seeded_by_the_sample(store):
 def test_unknown_and_missing_cases_are_refused(store):
     with pytest.raises(BadInputError, match="there is no case 'nobody'"):
         patches(store, case_ids=["nobody"])
-    with pytest.raises(BadInputError, match="no case was named"):
+    with pytest.raises(BadInputError, match="no case was given"):
         PatchDataset(store, [], PLAN, seed=0)
     with pytest.raises(IndexError):
         patches(store)[-1]
@@ -233,8 +233,8 @@ def test_one_random_state_is_shared_by_all_parts_and_is_the_samples_own(store):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"_target_": "RandZoomd", "prob": 1.0, "min_zoom": 1.3, "max_zoom": 1.3, "mode": "area"}, "no ids"),
-        ({"_target_": "CenterSpatialCropd", "roi_size": [4, 4, 4]}, "leave its shape"),
+        ({"_target_": "RandZoomd", "prob": 1.0, "min_zoom": 1.3, "max_zoom": 1.3, "mode": "area"}, "not whole numbers"),
+        ({"_target_": "CenterSpatialCropd", "roi_size": [4, 4, 4]}, "leave out transforms that change it"),
     ],
 )
 def test_a_transform_of_ones_own_that_spoils_a_patch_is_refused(store, entry, message):
@@ -273,7 +273,7 @@ def test_any_number_of_workers_forked_or_spawned_gives_the_same_samples(store, c
     ],
 )
 def test_an_augmentation_that_makes_no_single_patch_is_refused(store, entry, found):
-    with pytest.raises(BadInputError, match=f"the augmentation made {found}.*expected one sample"):
+    with pytest.raises(BadInputError, match=f"the augmentation returned {found}.*expected one sample"):
         patches(store, augmentation=[cutting(PLAN)[0], entry])[0]
 
 

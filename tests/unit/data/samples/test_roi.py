@@ -118,7 +118,7 @@ def test_a_size_of_the_inspection_is_not_taken_for_cases_that_transforms_resize(
     resized = memory(
         boxed((8, 8), [(2, 4), (2, 4)]), transform=JointTransform(Resized(["image", "label"], (16, 16), mode="nearest"))
     )
-    with pytest.raises(BadInputError, match=r"make shape \(16, 16\) of \(8, 8\).*give roi_shape"):
+    with pytest.raises(BadInputError, match=r"change its shape from \(8, 8\) to \(16, 16\).*give roi_shape"):
         ROIDataset(resized)[0]
     assert (ROIDataset(resized, roi_shape=(4, 4))[0][1] == 1).all()
 
@@ -140,13 +140,13 @@ def test_a_case_that_was_not_inspected_is_named(dataset):
 
 def test_an_ignored_id_that_the_inspection_counted_gives_no_size():
     pair = boxed((9, 9), [(2, 4), (2, 4)], [(0, 1), (0, 9)])
-    with pytest.raises(BadInputError, match="took the ignored id 2 for foreground"):
+    with pytest.raises(BadInputError, match="counted the ignored id 2 as foreground"):
         ROIDataset(memory(pair), ignore_label=2)
     assert ROIDataset(memory(pair), ignore_label=2, roi_shape=(2, 2))[0][1].unique().tolist() == [1]
 
 
 def test_what_is_no_labelled_dataset_is_refused(dataset):
-    with pytest.raises(BadInputError, match="images with labels first, got a Fingerprint"):
+    with pytest.raises(BadInputError, match="images with labels as the first argument, got a Fingerprint"):
         ROIDataset(inspect(dataset))
     with pytest.raises(BadInputError, match="dataset of images with labels, got a DatasetFromMemory"):
         inspect(DatasetFromMemory([torch.zeros(1, 4, 4)]))

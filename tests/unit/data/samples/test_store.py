@@ -238,7 +238,9 @@ def test_a_disk_that_fills_is_a_failed_run_with_the_folder_and_what_to_do(datase
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(np, "save", full)
-    with pytest.raises(RunFailedError, match=r"cannot be written \(No space left on device\); make room") as caught:
+    with pytest.raises(
+        RunFailedError, match=r"cannot be written \(No space left on device\); free some space"
+    ) as caught:
         CaseStore.build(dataset, made_plan, tmp_path)
     assert str(tmp_path / store_name(made_plan)) in str(caught.value)
 
@@ -246,7 +248,7 @@ def test_a_disk_that_fills_is_a_failed_run_with_the_folder_and_what_to_do(datase
 def test_a_case_that_changes_while_it_is_read_is_refused(dataset, made_plan, tmp_path):
     digests = dataset_digests(dataset)
     early = replace(digests, stamps=dict.fromkeys(digests.stamps, "1:2"))
-    with pytest.raises(DatasetError, match="changed meanwhile"):
+    with pytest.raises(DatasetError, match="changed during preprocessing"):
         CaseStore.build(dataset, made_plan, tmp_path, digests=early)
 
 
@@ -262,7 +264,7 @@ def test_a_case_whose_files_vanish_while_it_is_read_is_refused(made_plan, tmp_pa
     monkeypatch.setattr(data, "read", vanishing)
     with pytest.raises(DatasetError, match="2 problems") as caught:
         CaseStore.build(data, made_plan, tmp_path, digests=digests)
-    assert all("changed meanwhile" in problem for problem in caught.value.problems)
+    assert all("changed during preprocessing" in problem for problem in caught.value.problems)
 
 
 def test_a_store_of_before_is_refused_by_name(tmp_path):

@@ -105,7 +105,7 @@ def test_monais_inferer_alone_labels_as_the_experiment_where_it_is_measured_to(a
     monkeypatch.setattr(bundle_module, "_validation_files", lambda _: {"case": files})
     bundle = export_monai_bundle([experiment], tmp_path / "bundle")
     assert not {name for name in targets(bundle, "inference") if name.partition(".")[0] not in ("monai", "torch")}
-    assert "MONAI's own classes alone" in (bundle / "docs" / "README.md").read_text()
+    assert "uses only MONAI's own classes" in (bundle / "docs" / "README.md").read_text()
     dataset = tmp_path / "dataset"
     run_inference(bundle, dataset, dataset / "out")
     predictor = load_predictor(experiment)
@@ -177,7 +177,7 @@ def test_weights_are_chosen_and_a_bundle_is_replaced_when_told_to(tmp_path):
     assert "holds the weights `latest`" in (out / "docs" / "README.md").read_text()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "mine.txt").write_text("mine")
-    with pytest.raises(BadInputError, match="holds no MONAI Bundle"):
+    with pytest.raises(BadInputError, match="not a MONAI Bundle"):
         export_experiments(experiment, tmp_path / "mine", to="monai-bundle", overwrite=True)
     assert (tmp_path / "mine" / "mine.txt").read_text() == "mine"
 
@@ -259,7 +259,7 @@ def test_several_experiments_become_one_network_that_averages_them(tmp_path, mon
 def test_experiments_that_prepare_images_otherwise_are_no_ensemble(tmp_path):
     other = dataclasses.replace(PLANS["volumes"], spacing_mm=(2.0, 2.0, 2.0))
     experiments = [train_experiment(tmp_path / "a", PLANS["volumes"]), train_experiment(tmp_path / "b", other)]
-    with pytest.raises(BadInputError, match="its preprocessing is another"):
+    with pytest.raises(BadInputError, match="its preprocessing differs from that of"):
         export_monai_bundle(experiments, tmp_path / "bundle")
     with pytest.raises(BadInputError, match="no network that averages"):
         export_monai_bundle([experiments[0]] * 2, tmp_path / "bundle", portable=True)

@@ -1,9 +1,14 @@
 """A network becomes part of a bundle by MONAI's class, or with its own module in ``scripts``."""
 
-import pytest
+from types import SimpleNamespace
 
-from candy_monai.errors import BadInputError
+import pytest
+import torch
+from torch import nn
+
+from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.export.monai_bundle import export_monai_bundle
+from candy_monai.export.monai_bundle.network import checked_sizes
 from candy_monai.incoming.bundle_inspection import inspect_bundle
 from candy_monai.incoming.monai_bundle import load_bundle
 from candy_monai.inference.predictor import experiment_predictor
@@ -39,3 +44,11 @@ def test_a_network_that_monai_does_not_have_is_no_part_of_a_portable_bundle(tmp_
     experiment = train_experiment(tmp_path / "run", PLANS["pictures"], cls=_smallest("unetpp"))
     with pytest.raises(BadInputError, match="MONAI does not have the network DeepestFirst: export without --portable"):
         export_monai_bundle([experiment], tmp_path / "bundle", portable=True)
+
+
+def test_a_network_with_another_number_of_outputs_is_refused_by_name():
+    plan = PLANS["pictures"]
+    built, trained = (nn.Conv2d(len(plan.channel_names), count, 1) for count in (2, 3))
+    predictor = SimpleNamespace(plan=plan, device=lambda: torch.device("cpu"))
+    with pytest.raises(ExperimentError, match="run: the network is a Conv2d, .* differs from it by inf"):
+        checked_sizes(built, trained, predictor, "run: the network is a Conv2d")

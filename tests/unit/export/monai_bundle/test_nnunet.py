@@ -132,10 +132,10 @@ def test_scores_of_nnunets_validation_are_in_the_readme(tmp_path):
 def test_a_bundle_of_a_bundle_and_of_several_folders_of_nnunet_is_refused(tmp_path):
     for name in "ab":
         write_folder(tmp_path / name, _plans())
-    with pytest.raises(BadInputError, match="averages the folds of one folder of nnU-Net's"):
+    with pytest.raises(BadInputError, match="averages either the folds of one nnU-Net model or several experiments"):
         export_experiments([tmp_path / "a", tmp_path / "b"], tmp_path / "out", to="monai-bundle", on_progress=print)
     bundle = export_experiments(tmp_path / "a", tmp_path / "bundle", to="monai-bundle", on_progress=print)
-    with pytest.raises(ExperimentError, match="a MONAI Bundle already"):
+    with pytest.raises(ExperimentError, match="already a MONAI Bundle"):
         export_experiments(bundle, tmp_path / "out", to="monai-bundle", on_progress=print)
 
 
@@ -147,7 +147,7 @@ def test_predictor_names_what_opens_models_from_elsewhere(tmp_path):
         tmp_path / "m" / "fold_0": "a fold of a trained nnU-Net",
         bundle: "a MONAI Bundle",
     }.items():
-        with pytest.raises(ExperimentError, match=rf"{kind}, and Predictor opens .*load_predictor\(folder\)"):
+        with pytest.raises(ExperimentError, match=rf"{kind}, but Predictor opens .*load_predictor\(folder\)"):
             Predictor(folder)
 
 

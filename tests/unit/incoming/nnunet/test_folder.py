@@ -60,7 +60,7 @@ def test_a_model_of_version_1_is_refused_by_name(tmp_path):
 
 def test_other_folders_are_none_of_nnunets(tmp_path):
     assert not is_nnunet_folder(tmp_path)
-    with pytest.raises(ExperimentError, match="no trained nnU-Net; expected a folder such as"):
+    with pytest.raises(ExperimentError, match="not a trained nnU-Net model; expected a folder such as"):
         find_nnunet_folder(tmp_path)
 
 

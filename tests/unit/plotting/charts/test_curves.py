@@ -47,6 +47,7 @@ def test_a_single_point_is_visible(values: list[float]) -> None:
         ("val score", "best 0.9000 at epoch 2"),
         ("loss", "best 0.1000 at epoch 1"),
         ("dice loss", "best 0.1000 at epoch 1"),
+        ("val hd100 liver", "best 0.1000 at epoch 1"),
         ("alpha", ""),
     ],
 )

@@ -37,5 +37,19 @@ def test_of_many_classes_the_most_frequent_thirty_are_shown(volumes):
     assert names == ["background", *(f"organ {index}" for index in range(1, 30))]
 
 
+def shares(figure):
+    return [bar.get_x() + bar.get_width() for bar in figure.axes[0].patches]
+
+
+def test_shares_are_of_all_voxels_though_regions_overlap_or_classes_are_left_out(volumes):
+    case = replace(volumes.cases[0], class_voxels={0: 60, 1: 30, 2: 10})
+    labels = {"background": 0, "whole": (1, 2), "core": (2,)}
+    found = replace(volumes, labels=labels, cases=(case,))
+    assert shares(fingerprint_figure(found)) == pytest.approx([0.6, 0.4, 0.1])
+    labels = {"background": 0, **{f"organ {index}": index for index in range(1, 40)}}
+    case = replace(case, class_voxels={0: 21, **dict.fromkeys(range(1, 40), 1)})
+    assert shares(fingerprint_figure(replace(volumes, labels=labels, cases=(case,))))[0] == pytest.approx(21 / 60)
+
+
 def test_names_with_dollar_signs_are_no_formulas(volumes):
     fingerprint_figure(replace(volumes, labels={"background": 0, "a$b$_{": 1})).canvas.draw()
