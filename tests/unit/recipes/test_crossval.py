@@ -21,7 +21,7 @@ from candy_monai.recipes.crossval import cross_validate
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.training.signals import Interrupted
 from candy_monai_bundles.unet import UNetTrainer
-from tests.folders import make
+from tests.folders import make, texture
 from tests.looks import counted_reads
 
 TINY = ["filters=4,8,8", "iterations_per_epoch=2", "batch_size=1"]
@@ -189,7 +189,7 @@ def test_folds_of_another_plan_are_not_mixed_though_its_path_may_change(phantom,
     with pytest.raises(RunFailedError):
         cross_validate(phantom, plan=tmp_path / "one.json", **options)
     for other, said in (({"plan": tmp_path / "other.json"}, r"plan\.batch_size: 1 -> 2"), ({}, r"plan: \{.* -> None")):
-        with pytest.raises(BadInputError, match=rf"begun with other options[\s\S]*{said}"):
+        with pytest.raises(BadInputError, match=rf"started with other options[\s\S]*{said}"):
             cross_validate(phantom, **other, **options)
     assert len(begun) == 4
     failing.clear()
@@ -314,7 +314,7 @@ def test_the_command_trains_the_folds_and_prints_their_scores(phantom, tmp_path,
 
 
 def test_unusual_findings_are_told_once_by_the_command_itself(tmp_path, pretended):
-    folder = make(tmp_path / "data", ids=("a", "b", "c"))
+    folder = texture(make(tmp_path / "data", ids=("a", "b", "c")))
     (folder / "imagesTr" / "b_0000.nii.gz").write_bytes((folder / "imagesTr" / "c_0000.nii.gz").read_bytes())
     said = []
     cross_validate(folder, out=tmp_path / "out", on_progress=said.append)
