@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from candy_monai.cli.options import Subparsers
+    from candy_monai.data.datasets.folds import Fold
     from candy_monai.data.inspection.checks import DatasetReport
     from candy_monai.data.inspection.fingerprint import Fingerprint
     from candy_monai.data.planning.explanation import Choice
@@ -39,6 +40,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "folder of a MONAI Bundle, show its contents, and whether it can be opened without running its Python "
         "code.",
         example="candy-monai inspect Dataset004_Hippocampus --explain\n"
+        "candy-monai inspect Dataset027_ACDC --groups '^(patient\\d+)'\n"
         "candy-monai inspect Dataset004_Hippocampus --out hippocampus\n"
         "candy-monai inspect Dataset004_Hippocampus --json > inspection.json\n"
         "candy-monai inspect spleen_ct_segmentation",
@@ -61,6 +63,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="write inspection.png (class frequencies, spacings, shapes, cases) and inspection.json to this folder",
     )
     add_options(parser, "bundle", "trainer", "network", "network_args", "configuration", "overrides", "jobs")
+    add_options(parser, "splits", "num_folds", "groups", "stratify")
     add_options(
         parser, "device", help="the device to plan for: cpu, cuda, cuda:1, mps (default: auto, the best available)"
     )
@@ -75,25 +78,31 @@ def run(args: argparse.Namespace) -> int:
     from candy_monai.data.inspection.checks import visit_dataset
     from candy_monai.files import check_writable
     from candy_monai.recipes.inspection import INSPECTION, save_inspection
-    from candy_monai.recipes.prepare import refuse_inside
+    from candy_monai.recipes.prepare import check_fold_options, chosen_folds, refuse_inside
 
     if args.folder is not None:
         refuse_inside(args.folder, args.dataset)
         check_writable(args.folder)
+    check_fold_options(args.dataset, options)
     checked = visit_dataset(args.dataset, num_workers=options.jobs, places_per_class=_PLACES_PER_CLASS)
     report, fingerprint = checked.report, checked.fingerprint
     if fingerprint is None and not report.problems:
         report = replace(report, problems=("imagesTr: no case; training needs at least one image with its label",))
-    planned = None if fingerprint is None else _planned(fingerprint, options)
+    planned: tuple[Plan, Sequence[Choice]] | None = None
+    folds: tuple[Fold, ...] = ()
+    if fingerprint is not None:
+        planned, folds = _planned(fingerprint, options), chosen_folds(checked.dataset, options)
+        report = replace(report, warnings=checked.warnings_for(folds))
+    as_json = _as_json(report, fingerprint, planned, folds)
     if args.json:
-        print(_as_json(report, fingerprint, planned))
+        print(as_json)
     else:
-        _show(args.dataset, report, fingerprint, planned, explain=args.explain)
+        _show(args.dataset, report, fingerprint, planned, folds, explain=args.explain)
     if args.folder is not None:
         from candy_monai.files import atomic_write_text
 
         args.folder.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(args.folder / INSPECTION, _as_json(report, fingerprint, planned))
+        atomic_write_text(args.folder / INSPECTION, as_json)
         if fingerprint is not None:
             save_inspection(checked.dataset, fingerprint, args.folder)
         if not args.json:
@@ -130,7 +139,10 @@ def _planned(fingerprint: Fingerprint, options: TrainOptions) -> tuple[Plan, Seq
 
 
 def _as_json(
-    report: DatasetReport, fingerprint: Fingerprint | None, planned: tuple[Plan, Sequence[Choice]] | None
+    report: DatasetReport,
+    fingerprint: Fingerprint | None,
+    planned: tuple[Plan, Sequence[Choice]] | None,
+    folds: Sequence[Fold],
 ) -> str:
     content = {
         "problems": list(report.problems),
@@ -138,6 +150,7 @@ def _as_json(
         "fingerprint": None if fingerprint is None else json.loads(fingerprint.to_json()),
         "plan": None if planned is None else planned[0].to_dict(),
         "explanation": None if planned is None else [vars(choice) for choice in planned[1]],
+        "folds": [{"train": fold.train, "val": fold.validation} for fold in folds],
     }
     return json.dumps(content, allow_nan=False)
 
@@ -147,6 +160,7 @@ def _show(
     report: DatasetReport,
     fingerprint: Fingerprint | None,
     planned: tuple[Plan, Sequence[Choice]] | None,
+    folds: Sequence[Fold],
     *,
     explain: bool,
 ) -> None:
@@ -159,6 +173,7 @@ def _show(
         console = Console()
         console.print(fingerprint_table(fingerprint))
         console.print(explanation_text(choices) if explain else plan_table(made))
+        print(f"Folds: {len(folds)}, validation cases {', '.join(str(len(fold.validation)) for fold in folds)}")
     for kind, texts in (("warning", report.warnings), ("problem", report.problems)):
         for text in texts:
             print(f"{kind}: {text}", file=sys.stderr)

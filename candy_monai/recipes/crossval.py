@@ -17,7 +17,6 @@ from typing import Any, Literal, get_args
 from candy_monai.aliases import PathLike
 from candy_monai.data.datasets.folds import Fold
 from candy_monai.data.datasets.nnunet import NNUNetDataset
-from candy_monai.data.datasets.patients import patients_on_both_sides
 from candy_monai.data.inspection.digest import Digests
 from candy_monai.data.inspection.fingerprint import Fingerprint
 from candy_monai.data.values import join_names, repeated
@@ -40,6 +39,7 @@ from candy_monai.recipes.launching import (
 from candy_monai.recipes.options import OF_A_MACHINE, TrainOptions
 from candy_monai.recipes.prepare import (
     adapted,
+    check_fold_options,
     checked_dataset,
     chosen_folds,
     given_plan,
@@ -94,7 +94,8 @@ def cross_validate(
 
     Returns:
         The file with the summary, ``crossval.json``: the Dice (0 to 1) of each fold and class, their means and standard
-        deviations over the folds, and the confidence interval of the mean over all cases; null for undefined values.
+        deviations over the folds, and the confidence interval of the mean over all cases; for each fold also its number
+            of trained epochs and its best epoch; null for undefined values.
         With ``configurations``, it holds this under the name of each configuration.
 
     Raises:
@@ -113,13 +114,14 @@ def cross_validate(
     check_precision("auto" if launcher.is_elsewhere else options.amp, device)
     trainer = Parts.of(options).trainer  # what is wrong with them is better said once than by every fold
     store = store_of(options)
+    check_fold_options(dataset, options)
     on_progress(f"Checking {dataset}")
     found = checked_dataset(dataset, store, jobs=options.jobs)
     checked, fingerprint = found.dataset, found.fingerprint
     assert fingerprint is not None  # a dataset without problems has one, and digests
     assert found.digests is not None
     folds = chosen_folds(checked, options)
-    for warning in (*_never_scored(folds, checked), *patients_on_both_sides(folds)):
+    for warning in (*_never_scored(folds, checked), *found.warnings_for(folds)):
         on_progress(f"Warning: {warning}")
     folder = Path(options.out) / f"crossval-{checked.folder.resolve().name}"
     if options.jobs is None and num_parallel > 1 and not launcher.is_elsewhere:

@@ -18,7 +18,7 @@ from candy_monai.evaluation.statistics import as_json_number
 from candy_monai.evaluation.summaries import read_scores, save_validation
 from candy_monai.experiment.description import read_description
 from candy_monai.experiment.folder import VALIDATION_SCORES
-from candy_monai.experiment.runs import CROSS_VALIDATION
+from candy_monai.experiment.runs import CROSS_VALIDATION, summarize
 from candy_monai.files import atomic_write_json
 from candy_monai.inference.predictor import Predictor
 from candy_monai.metrics.interval import mean_of_known
@@ -67,14 +67,13 @@ def summary_of_folds(folds: Mapping[int | str, Path | None], description: Datase
     """Return the summary of the scores of folds, given the experiment of each fold that has one.
 
     Returns:
-        The Dice of each fold and class, their means over the folds, ``std`` of the folds' Dice, and under ``cases`` the
-        means over all cases, each scored once, with the 95 % confidence interval of the foreground mean; None for
-        undefined values.
+        The Dice of each fold and class, with its number of trained ``epochs`` and the ``best_epoch``, whose weights
+        were scored; their means over the folds, ``std`` of the folds' Dice, and under ``cases`` the means over all
+        cases, each scored once, with the 95 % confidence interval of the foreground mean; None for undefined values.
     """
     results = {number: _scored(experiment) for number, experiment in folds.items()}
     found: list[dict[str, Any]] = [
-        {"fold": number, "experiment": None if folds[number] is None else str(folds[number]), **_dice(result)}
-        for number, result in results.items()
+        {"fold": number, **_run(folds[number]), **_dice(result)} for number, result in results.items()
     ]
     names = dict.fromkeys(name for fold in found for name in fold["classes"])
     known = _known(fold["foreground_mean"] for fold in found)
@@ -111,6 +110,14 @@ def _scored(experiment: Path | None) -> EvalResult:
             for case_id, classes in read_scores(file).cases.items()
         )
     )
+
+
+def _run(experiment: Path | None) -> dict[str, Any]:
+    """Return the folder of a fold and how long it was trained, which a budget decides; None if unknown."""
+    if experiment is None:
+        return {"experiment": None, "epochs": None, "best_epoch": None}
+    run = summarize(experiment)
+    return {"experiment": str(experiment), "epochs": run.epochs_done, "best_epoch": run.best_epoch}
 
 
 def _dice(result: EvalResult) -> dict[str, Any]:

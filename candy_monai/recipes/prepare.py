@@ -15,9 +15,7 @@ import torch
 from candy_monai.aliases import PathLike
 from candy_monai.data.datasets.folds import Fold, pick_fold, resolve_groups, write_splits
 from candy_monai.data.datasets.nnunet import NNUNetDataset
-from candy_monai.data.datasets.patients import patients_on_both_sides
 from candy_monai.data.inspection.checks import SPLITS, CheckedDataset, visit_dataset
-from candy_monai.data.inspection.consistency import labels_absent_from_folds, names_by_id
 from candy_monai.data.inspection.fingerprint import Fingerprint
 from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.data.planning.experience import expected
@@ -104,21 +102,17 @@ def prepare_dataset(
     """
     given = None if options.plan is None else read_plan(options.plan)  # what is wrong with it is better said at once
     store_folder = store_of(options)
-    _check_fold_options(dataset, options)
+    check_fold_options(dataset, options)
     on_progress(f"Checking {dataset}")
     checked = checked_dataset(dataset, store_folder, jobs=options.jobs, processes=processes)
     raw, fingerprint, digests = checked.dataset, checked.fingerprint, checked.digests
     assert fingerprint is not None  # a dataset without problems has both
     assert digests is not None
-    about_usual_folds = patients_on_both_sides(checked.folds)
-    # Of the fold to be trained it is said afterwards.
-    warnings = [warning for warning in checked.report.warnings if warning not in about_usual_folds]
-    for warning in warnings:
-        on_progress(f"Warning: {warning}")
     folds = () if options.fold == "all" else chosen_folds(raw, options)
     training, validation = _sides(raw, folds, options)
-    about_fold = list(_about_the_fold(raw, folds, options, fingerprint))
-    for warning in about_fold:
+    first = 0 if options.fold == "all" else options.fold
+    warnings = checked.warnings_for(folds[first : first + 1], first=first)
+    for warning in warnings:
         on_progress(f"Warning: {warning}")
     bound, start = memory_for(trainer, device), StartingExperiment.of(options, trainer)
     planned, notes = _planned(fingerprint, options, given, bound, trainer, start, validation)
@@ -169,7 +163,7 @@ def prepare_dataset(
         training=training,
         validation=validation,
         notes=tuple(notes),
-        warnings=(*warnings, *about_fold),
+        warnings=warnings,
         other=None if start else _other_configuration(made, fingerprint, options, bound, trainer),
     )
 
@@ -377,7 +371,7 @@ def evenly_spaced(case_ids: Sequence[str], count: int | None) -> tuple[str, ...]
     return tuple(case_ids[index] for index in sorted(spread[:count]))
 
 
-def _check_fold_options(folder: PathLike, options: TrainOptions) -> None:
+def check_fold_options(folder: PathLike, options: TrainOptions) -> None:
     """Check the options of the folds by the ids of the cases, before the cases are read, which may take long."""
     if options.fold in (0, "all") and all(getattr(options, name) is None for name in _FOLD_OPTIONS):
         return
@@ -403,20 +397,6 @@ def _sides(
             "everything"
         )
     return training, validation
-
-
-def _about_the_fold(
-    dataset: NNUNetDataset, folds: tuple[Fold, ...], options: TrainOptions, fingerprint: Fingerprint
-) -> list[str]:
-    """Return warnings about the fold; missing labels in the default folds were already reported by the check."""
-    if options.fold == "all":
-        return []
-    chosen = folds[options.fold]
-    found = patients_on_both_sides([chosen], first=options.fold)
-    if folds != dataset.folds():
-        ids = {case.case_id: frozenset(case.class_voxels) for case in fingerprint.cases}
-        found += labels_absent_from_folds([chosen], ids, names_by_id(fingerprint.labels), first=options.fold)
-    return found
 
 
 def _check_space(folder: Path, needed: int) -> None:

@@ -94,6 +94,26 @@ class CheckedDataset:
 
         return NNUNetDataset(self.listing.folder, listing=self.listing)
 
+    def warnings_for(self, folds: Sequence[Fold], *, first: int = 0) -> tuple[str, ...]:
+        """Return the warnings of the report, with those about other folds in place of those about ``self.folds``.
+
+        ``first`` is the number of the first of these folds.
+        """
+        about_own = self._about(self.folds, first=0)
+        return (
+            *(warning for warning in self.report.warnings if warning not in about_own),
+            *self._about(folds, first=first),
+        )
+
+    def _about(self, folds: Sequence[Fold], *, first: int) -> list[str]:
+        cases = () if self.fingerprint is None else self.fingerprint.cases
+        names = {} if self.fingerprint is None else names_by_id(self.fingerprint.labels)
+        ids_by_case = {case.case_id: frozenset(case.class_voxels) for case in cases}
+        return [
+            *labels_absent_from_folds(folds, ids_by_case, names, first=first),
+            *patients_on_both_sides(folds, first=first),
+        ]
+
 
 def check_dataset(folder: PathLike, *, num_workers: int | None = None) -> DatasetReport:
     """Check the description, the files, every image and label, and the splits of a dataset.

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _WIDTH, _ROW, _AROUND = 11.6, 0.34, 0.85
 _LONGEST_NAME = 28
+_MOST_TICKS = 6
 _DOTS, _BOX, _MEAN = "#0072b2", "#dbe9f4", "#d55e00"
 
 
@@ -111,6 +112,7 @@ def _places(axes: Axes, names: Sequence[str]) -> list[int]:
     axes.set_yticks(places, shown, color=INK, parse_math=False)
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.grid(visible=False, axis="y")
+    axes.locator_params(axis="x", nbins=_MOST_TICKS)  # more would overlap where numbers have many digits
     return places
 
 

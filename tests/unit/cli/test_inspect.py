@@ -11,6 +11,7 @@ from candy_monai.cli.main import main
 from candy_monai.cli.options import as_train
 from candy_monai.data.images.reading import load_image
 from candy_monai.demo.phantom import write_phantom_dataset
+from tests.folders import make
 from tests.looks import counted_parses, counted_reads
 
 
@@ -49,6 +50,26 @@ def test_json_holds_the_fingerprint_and_the_plan_and_nothing_else_is_printed(dat
     assert content["problems"] == []
     assert len(content["fingerprint"]["cases"]) == 4
     assert content["plan"]["batch_size"] == 3
+
+
+def test_the_folds_that_are_asked_for_are_shown_and_passed_on_to_the_training(tmp_path, capsys):
+    folder = make(tmp_path, ids=tuple(f"patient{patient}_frame{frame}" for patient in range(3) for frame in range(2)))
+    assert inspect(folder) == 0
+    assert "both in training and in validation" in capsys.readouterr().err
+    assert inspect(folder, "--groups", "^(.+?)_frame") == 0
+    shown = capsys.readouterr()
+    assert "both in training and in validation" not in shown.err
+    assert "Folds: 3, validation cases 2, 2, 2\n" in shown.out
+    assert shown.out.endswith(f"Next: candy-monai train {folder} --groups '^(.+?)_frame' --device cpu\n")
+    assert inspect(folder, "--num-folds", "2", "--json") == 0
+    assert [len(fold["val"]) for fold in json.loads(capsys.readouterr().out)["folds"]] == [3, 3]
+
+
+def test_folds_that_do_not_suit_the_cases_are_refused_before_images_are_read(dataset, monkeypatch, capsys):
+    reads = counted_reads(monkeypatch)
+    assert inspect(dataset, "--num-folds", "5") == 2
+    assert "5" in capsys.readouterr().err
+    assert reads == []
 
 
 def test_inspecting_writes_nothing_into_the_dataset(dataset, tmp_path, monkeypatch):

@@ -22,7 +22,8 @@ from candy_monai.recipes.crossval import cross_validate
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.training.signals import Interrupted
 from candy_monai_bundles.unet import UNetTrainer
-from tests.folders import make
+from tests.folders import make, texture
+from tests.looks import counted_reads
 
 TINY = ["filters=4,8,8", "iterations_per_epoch=2", "batch_size=1"]
 
@@ -311,6 +312,21 @@ def test_the_command_trains_the_folds_and_prints_their_scores(phantom, tmp_path,
     assert [line.split()[0] for line in lines if line.strip()[:1].isdigit()] == ["0", "1"]
     assert any(line.split()[:1] == ["mean"] for line in lines)
     assert any(line.split() == ["fold", "Dice", "shell", "core"] for line in lines)
+
+
+def test_unusual_findings_are_told_once_by_the_command_itself(tmp_path, pretended):
+    folder = texture(make(tmp_path / "data", ids=("a", "b", "c")))
+    (folder / "imagesTr" / "b_0000.nii.gz").write_bytes((folder / "imagesTr" / "c_0000.nii.gz").read_bytes())
+    said = []
+    cross_validate(folder, out=tmp_path / "out", on_progress=said.append)
+    assert sum("b, c hold the same image" in text for text in said) == 1
+
+
+def test_folds_that_do_not_suit_the_cases_are_refused_before_images_are_read(phantom, tmp_path, monkeypatch):
+    reads = counted_reads(monkeypatch)
+    with pytest.raises(SettingsError, match="5"):
+        cross_validate(phantom, num_folds=5, out=tmp_path, on_progress=_quiet)
+    assert reads == []
 
 
 @pytest.mark.parametrize(("groups", "warnings"), [(None, 1), ("^(.+?)_frame", 0)])

@@ -8,7 +8,7 @@ import pytest
 
 from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.datasets.nnunet_description import read_dataset_description
-from candy_monai.data.inspection.checks import check_dataset
+from candy_monai.data.inspection.checks import check_dataset, visit_dataset
 from candy_monai.errors import ImageReadError
 from tests.folders import AFFINE, SHAPE, describe, label_of, make, texture, write
 
@@ -417,6 +417,16 @@ def test_patients_on_both_sides_of_the_folds_are_a_warning_with_the_groups_that_
     (warning,) = check_dataset(tmp_path).warnings
     assert "of 3 patients are both in training and in validation" in warning
     assert "--groups '^(.+?)_frame'" in warning
+
+
+def test_warnings_are_about_the_folds_that_are_chosen_in_place_of_the_usual_ones(tmp_path):
+    texture(make(tmp_path, ids=FRAMES))
+    checked = visit_dataset(tmp_path)
+    (usual,) = checked.warnings_for(checked.folds)
+    assert usual == checked.report.warnings[0]
+    assert checked.warnings_for(checked.dataset.folds(groups="^(.+?)_frame")) == ()
+    (of_one,) = checked.warnings_for(checked.folds[1:2], first=1)
+    assert "1 of 3 patients are both in training and in validation (1 of 1 validated in fold 1)" in of_one
 
 
 def test_a_split_file_that_parts_the_patients_is_no_reason_to_warn(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -31,6 +32,17 @@ def test_every_finite_value_is_a_dot_and_the_interval_a_bar(figure):
     assert dots == {(0.8, 0.9, 0.7), (0.7, 0.9)}
     (bar,) = right.collections
     assert bar.get_segments()[0][:, 0] == pytest.approx([-0.02, 0.12])
+
+
+def test_numbers_with_many_digits_below_the_axes_do_not_overlap():
+    pair = PairedDifferences(name="a - b", values=(0.0083, 0.0179), mean=0.0123, interval=(0.0054, 0.0194))
+    values = {"a": (0.0249, 0.0412), "b": (0.0155, 0.0233)}
+    figure = comparison_figure([ComparedMetric(title="iou", values=values, pairs=[pair])])
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        boxes = [text.get_window_extent() for text in axes.get_xticklabels()]
+        assert len(boxes) > 3
+        assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
 def test_a_method_without_a_finite_value_keeps_its_row():
