@@ -95,13 +95,13 @@ def cross_validate(
     Returns:
         The file with the summary, ``crossval.json``: the Dice (0 to 1) of each fold and class, their means and standard
         deviations over the folds, and the confidence interval of the mean over all cases; for each fold also its number
-            of trained epochs and its best epoch; null for undefined values.
+        of trained epochs and its best epoch; null for undefined values.
         With ``configurations``, it holds this under the name of each configuration.
 
     Raises:
         BadInputError: If the dataset or an option is invalid, a fold leaves out no case or one that another fold
-            leaves out, too, existing folds were started on other cases or with other
-            options, or another process trains them; nothing was trained.
+            leaves out, too, existing folds were started on other cases or with other options, or another process trains
+            them; nothing was trained.
         RunFailedError: If a fold failed; the others were trained nevertheless.
     """
     if num_parallel is not None and num_parallel < 1:
@@ -182,7 +182,8 @@ def _never_scored(folds: Sequence[Fold], dataset: NNUNetDataset) -> Iterator[str
             "in the scores over all cases; name each case in 'val' of one fold only, or train such folds one by one "
             "with 'train'"
         )
-    if missed := [case_id for case_id in dataset.case_ids if case_id not in set(left_out)]:
+    scored = set(left_out)
+    if missed := [case_id for case_id in dataset.case_ids if case_id not in scored]:
         yield f"the folds never leave out {join_names(missed)}; the scores are those of the other {len(left_out)} cases"
 
 

@@ -357,10 +357,16 @@ def test_folds_whose_scores_would_not_count_each_case_once_are_refused_before_an
     assert not begun
 
 
-@pytest.mark.parametrize(("ids", "groups"), [(("only",), None), (("a_1", "a_2"), "^(.)_")])
-def test_a_single_case_or_group_is_refused_before_it_is_trained_on(tmp_path, pretended, ids, groups):
+@pytest.mark.parametrize(
+    ("ids", "groups", "said"),
+    [
+        (("only",), None, "leaves out no case, so there is nothing to score"),
+        (("a_1", "a_2"), "^(.)_", "0 validation cases of 2: both need at least one; choose other splits or groups"),
+    ],
+)
+def test_a_single_case_or_group_is_refused_before_it_is_trained_on(tmp_path, pretended, ids, groups, said):
     _, begun = pretended
-    with pytest.raises(BadInputError, match="leaves out no case, so there is nothing to score"):
+    with pytest.raises(BadInputError, match=said):
         cross_validate(make(tmp_path / "data", ids=ids), groups=groups, out=tmp_path / "out", on_progress=_quiet)
     assert not begun
 
