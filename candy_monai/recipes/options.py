@@ -144,7 +144,7 @@ class TrainOptions(Declared):
         "--epochs N", whole_number(1), "number of epochs (default: that of the plan)", resumes=True
     )
     budget_s: float | None = option(
-        "--budget TIME", DURATION, "time limit for the whole command, including preparation: 90s, 10m, 1h30m"
+        "--budget TIME", DURATION, "time limit for each run, including its preparation: 90s, 10m, 1h30m"
     )
     save_every: int | str | None = option(
         "--save-every STEPS|TIME",

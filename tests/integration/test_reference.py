@@ -36,7 +36,7 @@ def test_every_public_name_has_exactly_one_entry(pages):
 def test_every_command_is_described_with_its_options_and_examples(pages):
     sections = dict(re.findall(r"^## candy-monai (\S+)$(.*?)(?=^## |\Z)", pages["command_line"], re.M | re.S))
     assert list(sections) == list(COMMANDS)
-    assert ".. option:: --budget TIME\n\n   time limit for the whole command" in sections["train"]
+    assert ".. option:: --budget TIME\n\n   time limit for each run" in sections["train"]
     assert "candy-monai train Dataset004_Hippocampus --budget 10m" in sections["train"]
     assert "SUPPRESS" not in pages["command_line"]
 
