@@ -269,18 +269,25 @@ def _table_of_classes(
     scored: Sequence[tuple[Sequence[ScoredCase], Mapping[int, str]]],
 ) -> list[Table]:
     metric = main_metric(cases[0])
-    ids = sorted({i for own in cases for case in own for i in case.classes.get(metric, {})})
+    # By name, since an id may be another class in another run; a run without names has those of the first with any.
+    named = {i: name for _, labels in reversed(scored) for i, name in labels.items()}
+    ids: dict[str, dict[int, int]] = {}
+    for run, (own, (_, labels)) in enumerate(zip(cases, scored, strict=True)):
+        for i in sorted({i for case in own for i in case.classes.get(metric, {})}):
+            ids.setdefault(labels.get(i) or named.get(i, f"class {i}"), {})[run] = i
     if not metric or not ids:
         return []
     better = better_of(metric)
     columns = [Column(name="class", is_number=False), *(Column(name=name, better=better) for name in names)]
     columns.append(Column(name="apart"))
     rows: list[list[Cell]] = []
-    for i in ids:
-        means = [mean_of_known(case.classes.get(metric, {}).get(i, math.nan) for case in own) for own in cases]
+    for name, by_run in ids.items():
+        means = [
+            mean_of_known(case.classes.get(metric, {}).get(by_run.get(run, -1), math.nan) for case in own)
+            for run, own in enumerate(cases)
+        ]
         known = [mean for mean in means if not math.isnan(mean)]
-        name = next((labels[i] for _, labels in scored if i in labels), f"class {i}")
-        rows.append([name, *map(as_cell, means), as_cell(max(known) - min(known)) if known else None])
+        rows.append([name, *map(as_cell, means), as_cell(max(known) - min(known)) if len(known) > 1 else None])
     return [Table(title="Classes", note=f"Mean {metric} over the same cases.", columns=columns, rows=rows)]
 
 

@@ -87,6 +87,14 @@ def test_scores_are_compared_case_by_case_and_wins_counted():
     assert cases.rows[3] == ["c3", 0.8, 0.8, "the same", 0.0]
 
 
+def test_classes_are_compared_by_name_though_their_ids_differ():
+    first = [ScoredCase(case_id="c", score=0.5, classes={"dice": {1: 0.9, 2: 0.1}})]
+    other = [ScoredCase(case_id="c", score=0.5, classes={"dice": {1: 0.2, 2: 0.8, 3: 0.3}})]
+    names = [{1: "liver", 2: "spleen"}, {1: "spleen", 2: "liver", 3: "colon"}]
+    _, classes, _ = tables_of_comparison(["a", "b"], list(zip([first, other], names, strict=True)))
+    assert classes.rows == [["liver", 0.9, 0.8, 0.1], ["spleen", 0.1, 0.2, 0.1], ["colon", None, 0.3, None]]
+
+
 def test_the_interval_of_a_difference_is_student_s_over_the_pairs():
     from scipy.stats import ttest_rel
 
