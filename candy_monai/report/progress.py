@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -187,13 +188,20 @@ def tiles_of(progress: RunProgress, final: Summary | None, *, now: datetime) -> 
     spent = duration_as_text(math.fsum(durations))
     if progress.state == "running" and total is not None and durations:
         left = seconds_until(total, progress.epoch, progress.metrics)
-        ends = f"ends about {now + timedelta(seconds=left):%a %H:%M}, {spent} so far"
+        ends = f"{_end_of(now, left)}{spent} so far"
         tiles.append({"label": "Time left", "value": duration_as_text(left), "detail": ends})
     elif durations:
         tiles.append({"label": "Time", "value": spent, "detail": "of training and validation"})
     if progress.state == "running" and progress.forecast is not None:
         tiles.append(_forecast_tile(progress.forecast, progress.best_score))
     return tiles
+
+
+def _end_of(now: datetime, left_s: float) -> str:
+    try:
+        return f"ends about {now + timedelta(seconds=left_s):%a %H:%M}, "
+    except OverflowError:  # epochs without end, for a run that is to be stopped by hand
+        return ""
 
 
 def status_of(progress: RunProgress) -> dict[str, Any]:
@@ -250,7 +258,7 @@ def _forecast_tile(found: Forecast, best: float | None) -> dict[str, Any]:
 def _from_metrics(folder: Path, planned: int | None) -> RunProgress:
     try:
         metrics = load_metrics(folder / METRICS)
-    except (OSError, ValueError, LookupError):
+    except (OSError, ValueError, LookupError, TypeError, csv.Error):  # rows of other lengths, fields that never end
         metrics = {}
     scores = metrics.get(SCORE, [])
     known = [score for score in scores if math.isfinite(score)]

@@ -152,13 +152,18 @@ def test_without_a_state_a_run_is_not_said_to_go_on_and_one_whose_log_ends_well_
     assert of_folder(folder).state == "interrupted"
 
 
-@pytest.mark.parametrize("content", [None, 'epoch,"', "epoch,val score\n1,0.5,7,8\n2,x\n"])
+@pytest.mark.parametrize("content", [None, 'epoch,"', "epoch,val score\n1,0.5,7,8\n2,x\n", "epoch,val score\n1,0,5\n", "\0" * 200_000])
 def test_epochs_that_cannot_be_read_are_not_said_to_be_none(tmp_path, content):
     folder = made_up_folder(tmp_path / "run")
     if content is not None:
         (folder / "metrics.csv").write_text(content)
     found = tiles(of_folder(folder))
     assert found["Epochs"] == ("unknown", "neither state.pt nor metrics.csv can be read")
+
+
+def test_a_run_without_foreseeable_end_has_no_day_of_its_end():
+    progress = RunProgress(state="running", epoch=1, num_epochs=10**12, metrics={EPOCH_DURATION: [20.0]})
+    assert tiles(progress)["Time left"][1] == "20 s so far"
 
 
 def test_a_page_of_a_run_that_goes_on_says_when_it_is_out_of_date(tmp_path):
