@@ -28,8 +28,8 @@ def page_of(document: Document) -> str:
         "policy": assets["policy"],
         "style": assets["style"],
         "script": assets["script"],
-        "title": html.escape(document.title),
-        "status": html.escape(document.status),
+        "title": _escaped(document.title),
+        "status": _escaped(document.status),
         "data": as_script(document.content),
         "kept": as_script(document.kept),
         "views": document.views,
@@ -40,6 +40,11 @@ def page_of(document: Document) -> str:
         name, _, rest = piece.partition("}}")
         written += [parts[name], rest]
     return "".join(written)
+
+
+def _escaped(text: str) -> str:
+    """Return a text without markup; bytes of a path that are no UTF-8 become question marks."""
+    return html.escape(text.encode(errors="replace").decode())
 
 
 def write_page(document: Document, path: Path) -> Path:

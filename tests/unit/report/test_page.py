@@ -40,3 +40,9 @@ def test_a_page_is_written_in_one_step(tmp_path):
     document = Document(title="a", status="b", content={})
     assert write_page(document, tmp_path / "page.html").read_text(encoding="utf-8") == page_of(document)
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_a_name_that_is_no_utf_8_does_not_keep_a_page_from_being_written(tmp_path):
+    name = b"run \xff".decode(errors="surrogateescape")
+    written = write_page(Document(title=name, status=name, content={"folder": name}), tmp_path / "page.html")
+    assert "<title>run ?" in written.read_text(encoding="utf-8")
