@@ -126,10 +126,11 @@ def rounded(values: Numbers, digits: int = 5) -> list[float]:
     """Return values rounded to a number of significant digits."""
     size = np.abs(values)
     decimals = digits - 1 - np.floor(np.log10(np.where(size > 0, size, 1.0)))
-    scale = 10.0 ** np.abs(decimals)
-    # Numbers are divided by powers of ten, which are exact: the result is the nearest to what is to be written.
-    found = np.where(decimals >= 0, np.round(values * scale) / scale, np.round(values / scale) * scale)
-    kept: list[float] = found.tolist()
+    with np.errstate(over="ignore", invalid="ignore"):  # at the ends of the range of floats, which stay as they are
+        scale = 10.0 ** np.abs(decimals)
+        # Numbers are divided by powers of ten, which are exact: the result is the nearest to what is to be written.
+        found = np.where(decimals >= 0, np.round(values * scale) / scale, np.round(values / scale) * scale)
+    kept: list[float] = np.where(np.isfinite(found), found, values).tolist()
     return kept
 
 

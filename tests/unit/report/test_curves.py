@@ -88,3 +88,9 @@ def test_of_many_epochs_the_extremes_are_kept_and_the_points_are_few():
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.123456789, -123456.789, 1e-9, 3.0e20, 99999.96])
 def test_numbers_are_written_with_five_digits(value):
     assert rounded(np.array([value])) == [float(f"{value:.5g}")]
+
+
+def test_numbers_at_the_ends_of_the_range_stay_as_they_are(recwarn):
+    values = [1.7976931348623157e308, 1e300, -1e300, 1e-310, 5e-324]
+    assert rounded(np.array(values)) == values
+    assert not recwarn.list
