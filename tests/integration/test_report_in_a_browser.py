@@ -335,6 +335,14 @@ def test_runs_side_by_side_show_one_case_in_the_same_slices(browser, page, tmp_p
     assert browser.console() == []
 
 
+@pytest.mark.parametrize("size", [PHONE, DESK])
+def test_a_comparison_fits_the_screen_whatever_the_length_of_ids_and_names(browser, tmp_path, size):
+    made_up_run(tmp_path / "run", event=validated(case_ids=[f"{i}{'x' * 300}" for i in range(4)]))
+    made_up_run(tmp_path / "other", class_names=("background", "kidney " + "y" * 300, "tumour"), seed=2)
+    opened(browser, write_comparison([tmp_path / "run", tmp_path / "other"], tmp_path / "c.html"), size=size)
+    assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
+
+
 def test_the_page_of_a_cross_validation_is_drawn_and_quiet(browser, tmp_path):
     for fold in (0, 1):
         made_up_run(tmp_path / "crossval-x" / f"fold_{fold}" / "UNetTrainer" / "20261101-10-aaaa", seed=fold)
