@@ -87,7 +87,7 @@ class MLflowFrontend(Dashboard):
 
     @override
     def _open(self, run: RunStarted, settings: Mapping[str, Any]) -> int:
-        uri = self._uri or f"sqlite:///{(run.folder.resolve().parents[1] / DATABASE).as_posix()}"
+        uri = self._uri or uri_of_database(run.folder.resolve().parents[1] / DATABASE)
         database = _database(uri)
         with _quietly(), _alone(database):  # two runs that begin at once would both make the tables
             self._client = self._mlflow.MlflowClient(tracking_uri=uri)
@@ -123,7 +123,7 @@ class MLflowFrontend(Dashboard):
             location = None if database is None else (database.parent / ARTIFACTS / metric_name(name)).as_uri()
             experiment_id = self._client.create_experiment(name, artifact_location=location)
         tags = {
-            "mlflow.user": getpass.getuser(),
+            "mlflow.user": _user(),
             "mlflow.source.name": "candy_monai",
             "mlflow.source.type": "LOCAL",
             "mlflow.note.content": run.note,
@@ -202,6 +202,14 @@ def _required(module: str) -> Any:
     return require(module, extra="mlflow", purpose="report to MLflow")
 
 
+def _user() -> str:
+    """Return the name of the user; empty if the system knows none, as in a container started with a number."""
+    try:
+        return getpass.getuser()
+    except (OSError, LookupError, ImportError):
+        return ""
+
+
 def _check(uri: str, mlflow: Any) -> None:
     """Raise if MLflow does not support such a store, without connecting to it."""
     try:
@@ -214,11 +222,21 @@ def _check(uri: str, mlflow: Any) -> None:
         ) from None
 
 
+def uri_of_database(database: Path) -> str:
+    """Return the URI of a SQLite database, in which ``%`` and ``?`` of its path are quoted if need be."""
+    path, engine = database.as_posix(), _required("sqlalchemy.engine")
+    plain = f"sqlite:///{path}"
+    # Whether quotes are read as such depends on the version of SQLAlchemy.
+    if engine.make_url(plain).database == path:
+        return plain
+    return str(engine.URL.create("sqlite", database=path).render_as_string())
+
+
 def _database(uri: str) -> Path | None:
     """Return the file of a SQLite database; None for any other store."""
     if not uri.startswith("sqlite:"):
         return None
-    database = Path(uri.partition("///")[2].partition("?")[0]).resolve()
+    database = Path(_required("sqlalchemy.engine").make_url(uri).database or "").resolve()
     database.parent.mkdir(parents=True, exist_ok=True)
     return database
 

@@ -1,5 +1,6 @@
 """What MLflow's own client reads from the store."""
 
+import getpass
 import json
 import sqlite3
 import sys
@@ -10,12 +11,13 @@ import pytest
 pytest.importorskip("mlflow")
 
 from mlflow import MlflowClient
+from sqlalchemy.engine import make_url
 
 from candy_monai.errors import MissingExtraError, SettingsError
 from candy_monai.experiment.description import describe_trainer, write_description
 from candy_monai.experiment.events import RunFinished, RunInterrupted, RunScored
 from candy_monai.frontends.delivery import FrontendObserver
-from candy_monai.frontends.mlflow import MLflowFrontend
+from candy_monai.frontends.mlflow import MLflowFrontend, _database, uri_of_database
 from tests.events import epoch_finished, run_started
 from tests.toys import Squares, small_trainer
 
@@ -189,6 +191,26 @@ def test_an_address_that_mlflow_cannot_use_is_refused_before_the_run(monkeypatch
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "gopher://somewhere")
     with pytest.raises(SettingsError, match=r"MLFLOW_TRACKING_URI is not an address .* sqlite:///FILE"):
         MLflowFrontend({})
+
+
+@pytest.mark.parametrize("folder", ["a b", "100%41 #1", "ä+x@y:z"])
+def test_a_database_is_found_whatever_its_folder_is_called(tmp_path, folder):
+    database = tmp_path / folder / "mlruns.db"
+    uri = uri_of_database(database)
+    assert make_url(uri).database == str(database)
+    assert _database(uri) == database
+
+
+def test_a_user_without_a_name_is_left_out(store, monkeypatch):
+    def nobody():
+        raise KeyError("getpwuid(): uid not found: 4711")
+
+    monkeypatch.setattr(getpass, "getuser", nobody)
+    started = _started(store, "nobody")
+    assert _told(started, _finished(2), FINISHED) == []
+    run, _ = _run(started.folder)
+    assert "mlflow.user" not in run.data.tags
+    assert run.info.status == "FINISHED"
 
 
 @pytest.mark.slow
