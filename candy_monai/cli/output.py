@@ -1,4 +1,4 @@
-"""Standard output that its reader may close, as in ``candy-monai train DATASET | head``."""
+"""Standard output that its reader may close, as in ``candy-monai train DATASET | head``, and of any encoding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from typing import Any, TextIO, cast
 
 @contextmanager
 def output_that_may_be_closed() -> Iterator[None]:
-    """Yield to a command, which runs to its end even if its standard output is closed meanwhile."""
+    """Yield to a command, which runs to its end even if its standard output is closed meanwhile.
+
+    Characters that the encoding of the output lacks are written as escapes, such as ``\\u809d``.
+    """
     if sys.stdout is None:  # closed before the program began
         yield
         return
@@ -30,7 +33,10 @@ class _Output:
 
     def write(self, text: str) -> int:
         try:
-            return self._stream.write(text)
+            try:
+                return self._stream.write(text)
+            except UnicodeEncodeError as error:  # a name that the terminal's encoding lacks
+                return self._stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
         except BrokenPipeError:
             _print_no_more()
             return len(text)
