@@ -166,9 +166,9 @@ def metrics_table(metrics: Mapping[str, Sequence[float]], *, title: str = "", cl
         class_names: Names of the classes, which the names of metrics of classes end with.
     """
     table = Table(title=title, title_justify="left")
-    table.add_column("Metric")
+    table.add_column("Metric", overflow="fold")  # cut on a narrow screen, a number would lose its exponent
     for heading in ("Mean Value", "Span", "Diff"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     listed, left_out = worth_listing(metrics, class_names)
     table.caption = f"{left_out}; all are in metrics.csv" if left_out else None
     for name in listed:

@@ -44,6 +44,18 @@ def test_very_small_and_very_large_numbers_keep_their_digits():
     assert "1.500e+07" in shown
 
 
+def test_names_and_numbers_are_not_cut_on_a_narrow_screen():
+    text = io.StringIO()
+    metrics = {"learning rate": [2e-2, 9.876e-9], "hausdorff_distance_95": [0.5, 1.234e7]}
+    Console(file=text, width=40).print(metrics_table(metrics))
+    columns = zip(*(line[1:-1].split("│") for line in text.getvalue().splitlines() if line[0] == "│"), strict=True)
+    names, last, spans, changes = ("".join("".join(cells).split()) for cells in columns)
+    assert names == "learningratehausdorff_distance_95"
+    assert last == "9.876e-091.234e+07"
+    assert spans == "[9.876e-09,0.0200][0.5000,1.234e+07]"
+    assert changes == "-0.0200+1.234e+07"
+
+
 @pytest.mark.parametrize(
     ("score", "reason", "said"),
     [

@@ -152,7 +152,9 @@ def test_without_a_state_a_run_is_not_said_to_go_on_and_one_whose_log_ends_well_
     assert of_folder(folder).state == "interrupted"
 
 
-@pytest.mark.parametrize("content", [None, 'epoch,"', "epoch,val score\n1,0.5,7,8\n2,x\n", "epoch,val score\n1,0,5\n", "\0" * 200_000])
+@pytest.mark.parametrize(
+    "content", [None, 'epoch,"', "epoch,val score\n1,0.5,7,8\n2,x\n", "epoch,val score\n1,0,5\n", "\0" * 200_000]
+)
 def test_epochs_that_cannot_be_read_are_not_said_to_be_none(tmp_path, content):
     folder = made_up_folder(tmp_path / "run")
     if content is not None:
