@@ -211,7 +211,7 @@ def test_rates_that_the_user_chose_for_the_plan_are_kept(tmp_path, picture_plan)
 
 
 def test_a_layout_asked_of_the_plan_is_refused_since_the_variant_has_its_own(picture_plan):
-    with pytest.raises(SettingsError, match="is fixed by its size, S, B, L: leave out filters"):
+    with pytest.raises(SettingsError, match=r"is fixed by its size \(S, B, L\): leave out filters"):
         CMUNeXtTrainer.check_plan(picture_plan(filters=(4, 8, 8)))
 
 

@@ -59,7 +59,7 @@ def test_what_cannot_be_chosen_is_an_error(names, said):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("other", "this is not a subclass of Frontend"), ("Absent", "has no 'Absent'")]
+    ("name", "said"), [("other", "this is not a subclass of Frontend"), ("Absent", "does not define 'Absent'")]
 )
 def test_what_a_file_holds_must_be_a_frontend(own, name, said):
     with pytest.raises(BadInputError, match=said):

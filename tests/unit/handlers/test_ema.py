@@ -185,7 +185,7 @@ def test_in_an_evaluators_list_it_says_where_it_belongs():
 
 
 def test_a_second_one_is_refused():
-    with pytest.raises(BadInputError, match="two of EMAHandler"):
+    with pytest.raises(BadInputError, match="two handlers of the class EMAHandler"):
         host_script(lambda network, _: EMAHandler(network), lambda network, _: EMAHandler(network))
 
 

@@ -89,7 +89,7 @@ def test_two_handlers_that_contradict_each_other_are_refused(tmp_path):
     script = scripted(
         FLAT, ForecastStopHandler(score_range=(0, 1)), ExperimentFolderHandler(tmp_path, score_range=(0, 2))
     )
-    with pytest.raises(BadInputError, match="another score_range"):
+    with pytest.raises(BadInputError, match="a different score_range"):
         script.trainer.run()
 
 

@@ -95,7 +95,7 @@ def test_commands_quote_the_folder_and_go_on_or_train_longer(tmp_path):
 def test_a_run_that_ended_with_its_time_is_not_offered_more_epochs_which_it_has_no_time_for(tmp_path):
     timed = {"settings": {"num_epochs": 10, "time_limit_s": 60.0}}
     assert "Train longer" not in commands(tmp_path / "run", is_complete=True, **timed)
-    assert "Go on with the training" in commands(tmp_path / "run", **timed)
+    assert "Resume the training" in commands(tmp_path / "run", **timed)
 
 
 def test_a_run_without_a_state_is_predicted_with_and_not_resumed(tmp_path):
