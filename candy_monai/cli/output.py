@@ -12,7 +12,7 @@ from typing import Any, TextIO, cast
 def output_that_may_be_closed() -> Iterator[None]:
     """Yield to a command, which runs to its end even if its standard output is closed meanwhile.
 
-    Characters that the encoding of the output lacks are written as escapes, such as ``\\u809d``.
+    Characters that the encoding of the output lacks are written as escapes of Python.
     """
     if sys.stdout is None:  # closed before the program began
         yield
