@@ -87,7 +87,7 @@ class MLflowFrontend(Dashboard):
 
     @override
     def _open(self, run: RunStarted, settings: Mapping[str, Any]) -> int:
-        uri = self._uri or uri_of_database(run.folder.resolve().parents[1] / DATABASE)
+        uri = self._uri or _uri_of_database(run.folder.resolve().parents[1] / DATABASE)
         database = _database(uri)
         with _quietly(), _alone(database):  # two runs that begin at once would both make the tables
             self._client = self._mlflow.MlflowClient(tracking_uri=uri)
@@ -222,7 +222,7 @@ def _check(uri: str, mlflow: Any) -> None:
         ) from None
 
 
-def uri_of_database(database: Path) -> str:
+def _uri_of_database(database: Path) -> str:
     """Return the URI of a SQLite database, in which ``%`` and ``?`` of its path are quoted if need be."""
     path, engine = database.as_posix(), _required("sqlalchemy.engine")
     plain = f"sqlite:///{path}"

@@ -17,7 +17,7 @@ from candy_monai.errors import MissingExtraError, SettingsError
 from candy_monai.experiment.description import describe_trainer, write_description
 from candy_monai.experiment.events import RunFinished, RunInterrupted, RunScored
 from candy_monai.frontends.delivery import FrontendObserver
-from candy_monai.frontends.mlflow import MLflowFrontend, _database, uri_of_database
+from candy_monai.frontends.mlflow import MLflowFrontend, _database, _uri_of_database
 from tests.events import epoch_finished, run_started
 from tests.toys import Squares, small_trainer
 
@@ -196,7 +196,7 @@ def test_an_address_that_mlflow_cannot_use_is_refused_before_the_run(monkeypatch
 @pytest.mark.parametrize("folder", ["a b", "100%41 #1", "ä+x@y:z"])
 def test_a_database_is_found_whatever_its_folder_is_called(tmp_path, folder):
     database = tmp_path / folder / "mlruns.db"
-    uri = uri_of_database(database)
+    uri = _uri_of_database(database)
     assert make_url(uri).database == str(database)
     assert _database(uri) == database
 
