@@ -33,7 +33,7 @@ def test_a_file_that_exists_is_left_as_it_is(here, capsys):
     (here / "my_trainer.py").write_text("mine")
     assert main(["new-trainer", "MyTrainer"]) == 2
     assert (here / "my_trainer.py").read_text() == "mine"
-    assert capsys.readouterr().err.startswith("candy-monai: error: my_trainer.py exists")
+    assert capsys.readouterr().err.startswith("candy-monai: error: my_trainer.py already exists")
 
 
 def test_a_bad_name_writes_nothing(here, capsys):
