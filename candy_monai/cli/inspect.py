@@ -35,8 +35,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "inspect",
         run,
         summary="check a dataset and show its plan, or show the contents of a MONAI Bundle",
-        text="Read every case of a dataset, report problems and unusual findings, and show its fingerprint and the "
-        "plan. Without --out, nothing is written. The exit code is 2 if a problem would stop training. For the "
+        text="Read every case of a dataset, report problems and unusual findings, and show its fingerprint, the folds "
+        "and the plan. Without --out, nothing is written. The exit code is 2 if a problem would stop training. For the "
         "folder of a MONAI Bundle, show its contents, and whether it can be opened without running its Python "
         "code.",
         example="candy-monai inspect Dataset004_Hippocampus --explain\n"

@@ -30,7 +30,8 @@ def add_parser(subparsers: Subparsers) -> None:
         run,
         summary="continue an interrupted training",
         text="Continue a run from its last saved state; on a CPU the result is bit-identical to that of an "
-        "uninterrupted run. A finished run is not changed, unless --epochs is larger than before.",
+        "uninterrupted run. A finished run is not changed, unless --epochs is larger than before; one with a budget "
+        "cannot be extended: start a new run with 'train --init-from'.",
         example="candy-monai resume experiments/UNetTrainer/20251101-14-a3f2\n"
         "candy-monai resume experiments/UNetTrainer/20251101-14-a3f2 --epochs 200 --schedule restart",
     )

@@ -33,6 +33,10 @@ def crop(x: Tensor, bbox: Sequence[int]) -> Tensor:
 def ensure_num_dimensions(x: Tensor, num_dimensions: int) -> Tensor:
     """Return a tensor with a given number of axes, by adding or removing leading axes of length 1.
 
+    Args:
+        x: A tensor of any shape.
+        num_dimensions: The number of axes of the result.
+
     Raises:
         BadInputError: If an axis to remove has more than one entry.
     """

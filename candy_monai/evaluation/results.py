@@ -246,11 +246,11 @@ class EvalResult(Sequence[EvalCase]):
         return self._ranked(metric, 1)[:n]
 
     def max_n(self, metric: str, n: int) -> tuple[EvalCase, ...]:
-        """Return the ``n`` cases with the highest values, highest first; see `min_n`."""
+        """Return the ``n`` cases with the highest values of a metric, highest first; errors are those of `min_n`."""
         return self._ranked(metric, -1)[:n]
 
     def min(self, metric: str) -> EvalCase:
-        """Return the case with the lowest value.
+        """Return the case with the lowest value of a metric.
 
         Raises:
             BadInputError: If the metric was not measured, or no case has a value.
@@ -258,7 +258,7 @@ class EvalResult(Sequence[EvalCase]):
         return self._first(metric, 1)
 
     def max(self, metric: str) -> EvalCase:
-        """Return the case with the highest value; see `min`."""
+        """Return the case with the highest value of a metric; errors are those of `min`."""
         return self._first(metric, -1)
 
     def to_dict(self, *, method: Method = "t", confidence: float = CONFIDENCE) -> dict[str, object]:

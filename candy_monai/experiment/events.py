@@ -188,14 +188,24 @@ class MessageLogged:
 
 @dataclass(frozen=True)
 class RunInterrupted:
-    """The run has ended early with an exception, including Ctrl-C."""
+    """The run has ended early with an exception, including Ctrl-C.
+
+    Attributes:
+        error: The exception.
+    """
 
     error: BaseException
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFinished:
-    """The run has ended as planned or by early stopping."""
+    """The run has ended as planned or by early stopping.
+
+    Attributes:
+        epoch: The number of epochs that were trained.
+        best_score: The best score; minus infinity without any.
+        best_epoch: Its epoch; 0 without any.
+    """
 
     epoch: int
     best_score: float

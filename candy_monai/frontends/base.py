@@ -56,7 +56,7 @@ class Frontend:
             self._write_log(msg)
 
     def log_to(self, write: Callable[[str], None]) -> None:
-        """Set where `log` writes; called at the start of each run."""
+        """Set the function that `log` calls with each text; called at the start of each run."""
         self._write_log = write
 
     def parts(self) -> tuple[Frontend, ...]:

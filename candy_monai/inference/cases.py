@@ -109,7 +109,7 @@ class CasePredictor(ABC):
 
     @abstractmethod
     def prepare(self, case_id: str, image: MetaTensor) -> PreparedCase:
-        """Preprocess an image ``(C, *spatial)`` with its geometry."""
+        """Preprocess the image ``(C, *spatial)`` of a case, with its affine."""
 
     @abstractmethod
     def run(
@@ -119,11 +119,11 @@ class CasePredictor(ABC):
 
     @abstractmethod
     def estimate(self, geometry: Geometry) -> MemoryEstimate | None:
-        """Estimate the memory for a case on this grid; None if it cannot be estimated."""
+        """Estimate the memory for a case on this grid, in bytes; None if it cannot be estimated."""
 
     @abstractmethod
     def estimate_prepared(self, case: PreparedCase) -> MemoryEstimate | None:
-        """Estimate the memory for a preprocessed case; None if it cannot be estimated."""
+        """Estimate the memory for a preprocessed case, in bytes; None if it cannot be estimated."""
 
     def predict(self, image: Input) -> MetaTensor:
         """Predict the label map of one image.

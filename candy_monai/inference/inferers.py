@@ -229,11 +229,11 @@ class WindowInferer(SlidingWindowInferer):
         return len(self.grid(size))
 
     def slowest_axis(self, size: Sequence[int]) -> int:
-        """Return the spatial axis along which the layers of `tiles` follow each other."""
+        """Return the spatial axis along which the layers of `tiles` follow each other, for an image of a size."""
         return self.grid(size).axes[0]
 
     def input_shape(self, size: Sequence[int], device: torch.device) -> Shape:
-        """Return the shape of the network's input without channels: ``(B, *spatial)``."""
+        """Return the shape of the network's input without channels, ``(B, *spatial)``, for an image of a size."""
         grid = self.grid(size)
         return (min(self._batch_size(device), len(grid)), *grid.window)
 

@@ -214,7 +214,7 @@ class NetworkPredictor(CasePredictor, HasDevice):
         return self._estimate_shapes(case.shape, tuple(first.image.shape[1:]), is_resampled=first.is_resampled)
 
     def slowest_axis(self, size: Sequence[int]) -> int:
-        """Return the axis of a preprocessed image along which its logits are completed."""
+        """Return the spatial axis of a preprocessed image of a size along which its logits are completed."""
         return 0 if self._window_inferer is None else self._window_inferer.slowest_axis(size)
 
     def describe_windows(self) -> dict[str, object] | None:

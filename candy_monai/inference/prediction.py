@@ -62,16 +62,29 @@ class PredictionListener:
     """Callbacks for the progress of prediction, which by default do nothing. Called in the thread that predicts."""
 
     def on_started(self, num_cases: int, largest: str | None, needed: MemoryEstimate | None) -> None:
-        """Called before prediction starts, with the largest case and its memory, if file headers give them."""
+        """Called before prediction starts.
+
+        Args:
+            num_cases: The number of cases to predict.
+            largest: The id of the case that needs the most memory; None if the file headers do not say.
+            needed: The memory that it needs, in bytes; None if unknown.
+        """
 
     def on_kept(self, num_cases: int, total: int) -> None:
-        """Called with the number of cases that are kept from the same model and images; the others are predicted."""
+        """Called when some cases of ``total`` are kept from the same model and images; the others are predicted."""
 
     def on_windows(self, case_id: str, done: int, total: int) -> None:
-        """Called with the number of a case's windows that were run."""
+        """Called when ``done`` of the ``total`` windows of a case were run."""
 
     def on_case(self, done: int, total: int, case_id: str, error: Exception | None) -> None:
-        """Called when a case was written or has failed; the next one may already be in the network."""
+        """Called when a case was written or has failed; the next one may already be in the network.
+
+        Args:
+            done: The number of cases so far, with those that failed.
+            total: The number of cases.
+            case_id: The case.
+            error: Why it failed; None if it was written.
+        """
 
     def on_quality(self, case_id: str, quality: CaseQuality) -> None:
         """Called when a case was predicted, with its quality without a reference; `on_case` follows."""

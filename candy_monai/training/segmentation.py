@@ -56,6 +56,7 @@ class SegmentationTrainer(Trainer, EarlierOptions):
         ignore_index: Label id that is ignored in the loss and in the metrics. Override it if labels have one.
         inferer: The MONAI inferer with which whole images are run; None to run them at once. Override it if images are
             too large for that.
+        max_grad_norm: Maximum norm of the gradients, 12 by default; None for no clipping. Override it or set it.
         plan: The plan with which the data were prepared, stored in ``experiment.json``; None without one. Set by
             `use_plan`, not overridden.
     """

@@ -7,6 +7,7 @@ share the folder. Blocks in other languages are for reading only, and so is what
 
 import ast
 import inspect
+import json
 import os
 import re
 import shlex
@@ -74,6 +75,16 @@ def is_taken(arguments):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_command_line_takes_every_command_of_a_page(page):
     assert [each for each in commands_of(page.read_text(encoding="utf-8")) if not is_taken(each)] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tutorials").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_the_command_line_knows_what_a_tutorial_gives_to_its_commands(path, capsys):
+    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "markdown"]
+    text = "\n".join("".join(cell["source"]) for cell in cells)
+    for command in re.findall(r"`(?:torchrun .+? -m )?candy[-_]monai ([^`]+)`", text):
+        is_taken(shlex.split(command.replace("...", "")))  # some are shown without their required arguments
+    assert not re.findall("error: (?!.*required).*", capsys.readouterr().err)
+    assert [each for each in commands_of(text) if not is_taken(each)] == []
 
 
 def test_commands_are_found_in_blocks_after_variables_and_in_front_of_torchrun():

@@ -62,7 +62,7 @@ class CaseDataset(Dataset[Item], HasDevice, ABC, Generic[Item]):
 
     @abstractmethod
     def load(self, idx: int) -> Item:
-        """Return a case without this dataset's transforms."""
+        """Return a case without this dataset's transforms: an image ``(C, *spatial)``, or a pair with its label ids."""
 
     def subset(self, case_ids: Sequence[str]) -> Self:
         """Return a dataset of the same kind and options with these cases, in this order.
@@ -201,7 +201,7 @@ class SupervisedDataset(CaseDataset[tuple[Tensor, Tensor]]):
 
     @override
     def load(self, idx: int) -> tuple[MetaTensor, MetaTensor]:
-        """Return the image and label of a case without this dataset's transforms."""
+        """Return the image ``(C, *spatial)`` and the label ids ``(1, *spatial)`` of a case without transforms."""
         return self.load_image(idx), self.load_label(idx)
 
     @override

@@ -133,7 +133,7 @@ class NNUNetDataset(SupervisedDataset):
 
     @override
     def load_image(self, idx: int) -> MetaTensor:
-        """Return the image of a case with all its channels.
+        """Return the image of a case with all its channels, ``(C, *spatial)`` float32.
 
         Raises:
             ImageReadError: If a file cannot be decoded, the number of channels is wrong, or the channels cover
@@ -143,7 +143,9 @@ class NNUNetDataset(SupervisedDataset):
 
     @override
     def load_label(self, idx: int) -> MetaTensor:
-        """Return the label ids of a case, aligned to the axes of its image if both are in the same space.
+        """Return the label ids of a case, ``(1, *spatial)`` int64.
+
+        They are aligned to the axes of the image if both are in the same space.
 
         Raises:
             DatasetError: If the case has no label, which is allowed only for test cases.

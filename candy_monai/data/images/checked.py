@@ -113,7 +113,10 @@ class CheckedWriter(ImageWriter):
         squeeze_end_dims: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Check and store an image; its axes are those of its original file, regardless of ``squeeze_end_dims``."""
+        """Check and store an image ``(C, *spatial)``, whose channels may be on another axis or absent (None).
+
+        Its axes are those of its original file, regardless of ``squeeze_end_dims``.
+        """
         values = data_array.as_tensor() if isinstance(data_array, MetaTensor) else torch.as_tensor(data_array)
         values = values[None] if channel_dim is None else values.movedim(channel_dim, 0)
         if self.scale is not None:
