@@ -66,7 +66,8 @@ def picture(results: Sequence[Result]) -> str:
         time = f"the CPU time of {minutes} of two cores" if line["cpu_time"] else minutes
         texts.append(
             f"Mean Dice on all {line['num_tested']} slices of the held-out patients: {line['ours']:.3f}, after "
-            f"training on {line['num_trained']} slices of other patients for {time}. Measured on {_origins([result])}.\n"
+            f"training on {line['num_trained']} slices of other patients for {time}. "
+            f"Measured on {_origins([result])}.\n"
         )
     return "".join(texts)
 
