@@ -112,7 +112,8 @@ def run(args: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from candy_monai.recipes.sweep import PAGE, SWEEP, sweep_dataset
+    from candy_monai.recipes.sweep import sweep_dataset
+    from candy_monai.recipes.sweep_study import PAGE, SWEEP
 
     folder = sweep_dataset(
         args.dataset,

@@ -156,8 +156,9 @@ class EvalResult(Sequence[EvalCase]):
                 for name in self.cases[0].classes[index]
             }
         overall: dict[str, Statistics] = {}
+        of_each_case = [case.metrics for case in self.cases]
         for name, mean in _foreground_mean(self.class_means).items():
-            of_cases = [case.metrics[name] for case in self.cases]
+            of_cases = [metrics[name] for metrics in of_each_case]
             ends = interval(self, name, method=method, confidence=confidence) if math.isfinite(mean) else None
             overall[name] = replace(statistics_of(of_cases), mean=mean, interval=ends)
         return found | ({None: overall} if overall else {})

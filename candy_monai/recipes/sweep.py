@@ -9,38 +9,32 @@ which continues the run.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
-import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.pruners import BasePruner
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from candy_monai.aliases import PathLike
 from candy_monai.columns import EPOCH_DURATION, SCORE
-from candy_monai.data.datasets.folds import Fold, pick_fold
+from candy_monai.data.datasets.folds import pick_fold
 from candy_monai.device import find_device
 from candy_monai.errors import RunFailedError, SettingsError
-from candy_monai.experiment.description import differences, read_description
+from candy_monai.experiment.description import read_description
 from candy_monai.experiment.folder import METRICS, FolderLock, held
 from candy_monai.experiment.history import load_metrics
 from candy_monai.experiment.time_limit import epochs_in_time
-from candy_monai.files import atomic_write_json, atomic_write_text
 from candy_monai.network import check_precision
 from candy_monai.optional import require
 from candy_monai.optuna.forecast_pruner import HORIZON, ForecastPruner
-from candy_monai.optuna.study_page import study_page
 from candy_monai.recipes.launching import (
     Launcher,
     LauncherHere,
@@ -49,35 +43,32 @@ from candy_monai.recipes.launching import (
     ended_with_us,
     share_of_cores,
 )
-from candy_monai.recipes.options import OF_A_MACHINE, TrainOptions
+from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.prepare import (
     adapted,
     checked_dataset,
     chosen_folds,
-    given_plan,
     memory_for,
     plan_for,
     store_of,
 )
 from candy_monai.recipes.sweep_space import SearchSpace
+from candy_monai.recipes.sweep_study import (
+    CONTINUES,
+    EXPERIMENT,
+    FAILURE,
+    IS_INTERRUPTED,
+    first_of,
+    is_interrupted,
+    journal_in,
+    open_study,
+    settings_of,
+    write_results,
+)
 from candy_monai.recipes.train import Parts, chosen_trainer
 
-SWEEP = "sweep.json"
-"""The file in a sweep's folder with the results of its trials."""
-PAGE = "sweep.html"
-"""The file in a sweep's folder with Optuna's plots of the study."""
-JOURNAL = "study.journal"
-"""The file in a sweep's folder with the study, if no other storage is given."""
-
 _POLL_S = 0.2
-_SETTINGS = "candy_monai:sweep"
 _PLACE = "candy_monai:place"
-_EXPERIMENT = "candy_monai:experiment"
-_FAILURE = "candy_monai:failure"
-_IS_INTERRUPTED = "candy_monai:interrupted"
-_GOES_ON_WITH = "candy_monai:goes_on_with"
-_OF_LATER_VERSIONS = ("plan", "validation")
-_UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 
 
 def sweep_dataset(
@@ -181,21 +172,21 @@ def sweep_dataset(
         "and the same --storage",
     ):
         seed = options.seed
-        study = _study(
+        study = open_study(
             name,
-            storage=storage if storage is not None else _journal(folder),
+            storage=storage if storage is not None else journal_in(folder),
             pruner=pruner or ForecastPruner(score_range=(0, 1)),
-            settings=_settings(checked.dataset.folder.resolve().name, fingerprint.digest, searched, options, fold),
+            settings=settings_of(checked.dataset.folder.resolve().name, fingerprint.digest, searched, options, fold),
             seed=seed,
         )
         try:
             sweep.run(study)
         finally:
-            finished = _write_results(study, folder)
+            finished = write_results(study, folder)
     if not any(trial.state == TrialState.COMPLETE for trial in finished):
-        finished = [trial for trial in finished if not _is_interrupted(trial)]
+        finished = [trial for trial in finished if not is_interrupted(trial)]
         failures = [trial for trial in finished if trial.state == TrialState.FAIL]
-        logs = ", ".join(str(trial.user_attrs.get(_FAILURE)) for trial in failures)
+        logs = ", ".join(str(trial.user_attrs.get(FAILURE)) for trial in failures)
         raise RunFailedError(f"none of {len(finished)} trials was completed; for the reasons, see {logs}")
     return folder
 
@@ -280,10 +271,10 @@ class _Sweep:
         self._running.clear()
         for trial in self._left_running(study):
             if (experiment := self._run_of(trial).experiment) is not None:
-                trial.set_user_attr(_EXPERIMENT, str(experiment))
-            trial.set_user_attr(_IS_INTERRUPTED, True)
+                trial.set_user_attr(EXPERIMENT, str(experiment))
+            trial.set_user_attr(IS_INTERRUPTED, True)
             study.tell(trial, state=TrialState.FAIL)
-            study.enqueue_trial(trial.params, user_attrs={_GOES_ON_WITH: _first_of(trial)})
+            study.enqueue_trial(trial.params, user_attrs={CONTINUES: first_of(trial)})
             self.say(f"Trial {trial.number} was interrupted; the same command continues its run")
 
     def _place(self, trial: Trial | FrozenTrial) -> str:
@@ -291,11 +282,11 @@ class _Sweep:
         return f"{machine}:{self._folder_of(trial)}"
 
     def _folder_of(self, trial: Trial | FrozenTrial) -> Path:
-        return self.folder / f"trial_{_first_of(trial):03d}"
+        return self.folder / f"trial_{first_of(trial):03d}"
 
     def _is_another_wanted(self, study: optuna.Study) -> bool:
         begun = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
-        return sum(not _is_interrupted(trial) for trial in begun) < self.num_trials
+        return sum(not is_interrupted(trial) for trial in begun) < self.num_trials
 
     def _asked(self, study: optuna.Study) -> Trial:
         """Return a new trial, enqueued ones first."""
@@ -306,9 +297,9 @@ class _Sweep:
     def _run_of(self, trial: Trial) -> SeparateRun:
         own = self._folder_of(trial)
         options = self.space.applied(self.options, trial.params)
-        note = options.note or f"trial {_first_of(trial)} of {self.folder.name}"
+        note = options.note or f"trial {first_of(trial)} of {self.folder.name}"
         options = dataclasses.replace(options, out=own, note=note)
-        return SeparateRun(dataset=self.dataset, options=options, name=f"Trial {_first_of(trial)}")
+        return SeparateRun(dataset=self.dataset, options=options, name=f"Trial {first_of(trial)}")
 
     def _refuse_running(self, run: SeparateRun) -> None:
         """Refuse to continue a run that a process of an earlier, killed call still trains.
@@ -324,7 +315,7 @@ class _Sweep:
         try:
             run = self._run_of(trial)
         except SettingsError as error:  # values that are right one by one may contradict each other
-            trial.set_user_attr(_FAILURE, str(error))
+            trial.set_user_attr(FAILURE, str(error))
             study.tell(trial, state=TrialState.FAIL)
             self.say(f"Trial {trial.number} failed ({what}): {error}")
             return
@@ -353,7 +344,7 @@ class _Sweep:
         trial, run = running.trial, running.run
         _report(running)
         if run.experiment is not None:
-            trial.set_user_attr(_EXPERIMENT, str(run.experiment))
+            trial.set_user_attr(EXPERIMENT, str(run.experiment))
         dice = None if run.scores is None else _dice(run.scores)
         if dice is not None:
             study.tell(trial, dice)
@@ -362,10 +353,10 @@ class _Sweep:
             study.tell(trial, state=TrialState.PRUNED)
         else:
             reason = "no validation case has a Dice" if run.scores is not None else f"exit code {code}, see {run.log}"
-            trial.set_user_attr(_FAILURE, reason)
+            trial.set_user_attr(FAILURE, reason)
             study.tell(trial, state=TrialState.FAIL)
             self.say(f"Trial {trial.number} failed: {reason}")
-        _write_results(study, self.folder, page=False)
+        write_results(study, self.folder, page=False)
 
 
 def _report(running: _Running) -> bool:
@@ -401,106 +392,6 @@ def _horizon(experiment: Path, metrics: Mapping[str, list[float]]) -> int:
     )
 
 
-def _first_of(trial: Trial | FrozenTrial) -> int:
-    """Return the number of the trial that started a trial's run: its own, unless it continues an interrupted one."""
-    return int(trial.user_attrs.get(_GOES_ON_WITH, trial.number))
-
-
-def _is_interrupted(trial: FrozenTrial) -> bool:
-    return bool(trial.user_attrs.get(_IS_INTERRUPTED))
-
-
 def _dice(scores: Path) -> float | None:
     found = json.loads(scores.read_text(encoding="utf-8"))["foreground_mean"]["Dice"]
     return None if found is None else float(found)
-
-
-def _journal(folder: Path) -> BaseStorage:
-    path = str(folder / JOURNAL)
-    lock = JournalFileOpenLock(path) if os.name == "nt" else None  # links need rights there
-    return JournalStorage(JournalFileBackend(path, lock_obj=lock))
-
-
-def _study(
-    name: str, *, storage: str | BaseStorage, pruner: BasePruner, settings: Mapping[str, Any], seed: int | None
-) -> optuna.Study:
-    """Return the study of this name: a new one, or the existing one if it belongs to the same sweep.
-
-    Raises:
-        SettingsError: If it belongs to another sweep, or the storage cannot be opened.
-    """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        study = optuna.create_study(
-            study_name=name, storage=storage, direction="maximize", pruner=pruner, load_if_exists=True
-        )
-    except Exception as error:  # of each database its own
-        reason = " ".join(str(error).split())
-        raise SettingsError(f"--storage {storage}: cannot be opened ({type(error).__name__}: {reason})") from error
-    # A sampler that is seeded alike whenever the sweep goes on would propose the same again.
-    number = len(study.get_trials(deepcopy=False))
-    study.sampler = optuna.samplers.TPESampler(seed=None if seed is None else (seed + number) % 2**32)
-    kept = study.user_attrs.get(_SETTINGS)
-    if kept is None:
-        if number:
-            raise SettingsError(f"the study {name!r} in this storage was not created by a sweep; choose another --name")
-        study.set_user_attr(_SETTINGS, settings)
-    elif changed := differences({name: settings[name] for name in _OF_LATER_VERSIONS} | kept, settings):
-        lines = "".join(f"\n  - {line}" for line in changed)
-        raise SettingsError(
-            f"the study {name!r} was started with other settings:{lines}\nGive those again, or another --name"
-        )
-    return study
-
-
-def _settings(dataset: str, digest: str, space: SearchSpace, options: TrainOptions, fold: Fold) -> dict[str, Any]:
-    """Return the settings that trials must have in common to be comparable, as plain values."""
-    kept = {key: value for key, value in sorted(json.loads(options.to_json()).items()) if key not in OF_A_MACHINE}
-    settings = {
-        "dataset": dataset,
-        "digest": digest,
-        "space": space.to_dict(),
-        "options": kept,
-        "plan": given_plan(options),
-        "validation": f"{len(fold.validation)} cases, {_digest_of(fold.validation)}",
-    }
-    return json.loads(json.dumps(settings))  # type: ignore[no-any-return]
-
-
-def _digest_of(case_ids: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(sorted(case_ids)).encode()).hexdigest()[:16]
-
-
-def _write_results(study: optuna.Study, folder: Path, *, page: bool = True) -> list[FrozenTrial]:
-    """Write the results of the trials and the plots, and return the trials that have ended."""
-    trials = study.get_trials(deepcopy=False)
-    ended = [trial for trial in trials if trial.state not in _UNFINISHED]
-    completed = [trial for trial in ended if trial.state == TrialState.COMPLETE]
-    best = max(completed, key=lambda trial: trial.value or 0.0, default=None)
-    summary = {
-        "study": study.study_name,
-        "best": None if best is None else _as_dict(best),
-        "trials": [_as_dict(trial) for trial in trials if trial.state != TrialState.WAITING],
-    }
-    atomic_write_json(folder / SWEEP, summary)
-    if page and ended:
-        atomic_write_text(folder / PAGE, study_page(study, title=study.study_name, value_name="Dice"))
-    return ended
-
-
-def _as_dict(trial: FrozenTrial) -> dict[str, Any]:
-    scores = [score for score in trial.intermediate_values.values() if math.isfinite(score)]
-    return {
-        "trial": trial.number,
-        "state": "interrupted" if _is_interrupted(trial) else trial.state.name.lower(),
-        # Of a pruned trial, Optuna's value is the last that it reported.
-        "dice": trial.value if trial.state == TrialState.COMPLETE else None,
-        "best_validation_score": max(scores, default=None),
-        "epochs": max(trial.intermediate_values, default=0),
-        "epochs_planned": trial.user_attrs.get(HORIZON),
-        "seconds": None if trial.duration is None else round(trial.duration.total_seconds(), 1),
-        "settings": trial.params,
-        "experiment": trial.user_attrs.get(_EXPERIMENT),
-        "failure": trial.user_attrs.get(_FAILURE),
-        "goes_on_with": trial.user_attrs.get(_GOES_ON_WITH),
-    }

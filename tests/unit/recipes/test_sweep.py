@@ -16,7 +16,7 @@ from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import ExperimentError, RunFailedError, SettingsError
 from candy_monai.experiment.folder import FolderLock
 from candy_monai.optuna import HORIZON
-from candy_monai.recipes import launching, sweep
+from candy_monai.recipes import launching
 from candy_monai.recipes.sweep import sweep_dataset
 from candy_monai.training.signals import Interrupted
 
@@ -94,7 +94,7 @@ def trials_of(folder):
 
 
 def study_of(folder):
-    return optuna.load_study(study_name=folder.name, storage=sweep._journal(folder))
+    return optuna.load_study(study_name=folder.name, storage=sweep_study.journal_in(folder))
 
 
 def test_hopeless_trials_are_pruned_failed_ones_recorded_and_the_best_is_named(phantom, space, tmp_path, pretended):
@@ -154,8 +154,8 @@ def test_trials_of_another_plan_or_of_other_validation_cases_are_not_mixed(phant
 def test_a_study_of_a_version_that_did_not_note_the_validation_cases_goes_on(phantom, space, tmp_path, pretended):
     folder = swept(phantom, space, tmp_path / "out", num_trials=1)
     study = study_of(folder)
-    kept = {name: value for name, value in study.user_attrs[sweep._SETTINGS].items() if name != "validation"}
-    study.set_user_attr(sweep._SETTINGS, kept)
+    kept = {name: value for name, value in study.user_attrs[sweep_study.SETTINGS].items() if name != "validation"}
+    study.set_user_attr(sweep_study.SETTINGS, kept)
     swept(phantom, space, tmp_path / "out", num_trials=2)
     assert len(pretended.begun) == 2
 
