@@ -16,7 +16,7 @@ from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import ExperimentError, RunFailedError, SettingsError
 from candy_monai.experiment.folder import FolderLock
 from candy_monai.optuna import HORIZON
-from candy_monai.recipes import launching
+from candy_monai.recipes import launching, sweep_study
 from candy_monai.recipes.sweep import sweep_dataset
 from candy_monai.training.signals import Interrupted
 
