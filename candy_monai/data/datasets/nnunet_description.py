@@ -128,6 +128,7 @@ def parse_description(folder: Path) -> tuple[DatasetDescription | None, list[str
     order = _region_order(content, labels, problems)
     problems += _label_problems(labels, ignore, order)
     ending = _file_ending(content, folder, problems)
+    num_training = _num_training(content, problems)
     problems = [f"dataset.json: {problem}" for problem in problems]
     if not channels or not labels or not ending:
         return None, problems
@@ -138,7 +139,7 @@ def parse_description(folder: Path) -> tuple[DatasetDescription | None, list[str
         regions_class_order=order,
         ignore_label=ignore,
         file_ending=ending,
-        num_training=label_id_of(content.get("numTraining")),
+        num_training=num_training,
         listed=_listed_cases(content, folder, problems),
     ), problems
 
@@ -215,12 +216,20 @@ def _label_problems(
     problems = []
     plain = [ids for ids in labels.values() if isinstance(ids, int)]
     ids = sorted({label_id for label in labels.values() for label_id in ids_of_label(label)})
+    background = {name: label for name, label in labels.items() if name.casefold() == "background"}
     if 0 not in plain:
         problems.append('no label has the id 0, expected "background": 0')
+    elif background and 0 not in background.values():
+        problems.append(f"'labels' has {background}, expected the id 0 for the background")
     elif ids != list(range(len(ids))):
         remap = ", ".join(f"{old} -> {new}" for new, old in enumerate(ids) if old != new)
         problems.append(f"label ids {ids} have gaps, expected 0 to {len(ids) - 1}; remap a copy of the labels: {remap}")
     has_regions = len(plain) < len(labels)
+    problems += [
+        f"the region {name!r} holds the id 0, the background, so that it would cover everything; leave 0 out"
+        for name, label in labels.items()
+        if isinstance(label, tuple) and 0 in label
+    ]
     if not has_regions and len(set(plain)) < len(plain):
         problems.append(f"two labels have the same id: {dict(labels)}; ids must differ")
     if ignore is not None and ignore != ids[-1] + 1:
@@ -282,6 +291,15 @@ def _file_ending(content: Mapping[str, Any], folder: Path, problems: list[str]) 
         "'file_ending' is missing, and there is no image to infer it from; expected for example \".nii.gz\""
     )
     return ""
+
+
+def _num_training(content: Mapping[str, Any], problems: list[str]) -> int | None:
+    """Return the stated number of training cases; None if it is not stated."""
+    given = content.get("numTraining")
+    number = label_id_of(int(given) if isinstance(given, float) and given.is_integer() else given)
+    if given is not None and number is None:
+        problems.append(f"'numTraining' is {given!r}, expected the number of training cases")
+    return number
 
 
 def _listed_cases(content: Mapping[str, Any], folder: Path, problems: list[str]) -> dict[str, tuple[NNUNetCase, ...]]:

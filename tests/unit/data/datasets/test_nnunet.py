@@ -63,6 +63,13 @@ def test_regions_keep_their_ids_and_their_order(tmp_path):
     [
         ({"labels": {"background": 0, "a": 1, "c": 3}}, r"gaps, expected 0 to 2; remap .*3 -> 2"),
         ({"labels": {"a": 1, "b": 2}}, 'no label has the id 0, expected "background": 0'),
+        ({"labels": {"background": 1, "a": 0}}, r"'labels' has \{'background': 1\}, expected the id 0"),
+        (
+            {"labels": {"background": 0, "a": [0, 1], "b": 1}, "regions_class_order": [1, 1]},
+            "the region 'a' holds the id 0, the background",
+        ),
+        ({"numTraining": -1}, "'numTraining' is -1, expected the number of training cases"),
+        ({"numTraining": "ten"}, "'numTraining' is 'ten'"),
         ({"labels": {"background": 0, "a": 1, "ignore": 5}}, "ignore label has the id 5, expected 2"),
         ({"labels": {"background": 0, "a": 1, "b": 1}}, "two labels have the same id"),
         ({"labels": {"background": 0, "a": "x"}}, "label 'a' is 'x', expected an id"),
