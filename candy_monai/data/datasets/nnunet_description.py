@@ -15,7 +15,7 @@ from typing import Any, Literal
 from candy_monai.aliases import PathLike
 from candy_monai.data.images.formats import READABLE
 from candy_monai.data.images.names import composed, existing_path, image_suffix, split_channel, stem_of
-from candy_monai.data.values import ids_of_label, join_names, label_id_of
+from candy_monai.data.values import ids_of_label, join_names, join_reprs, label_id_of
 from candy_monai.errors import DatasetError, did_you_mean
 from candy_monai.text import read_json
 
@@ -309,6 +309,11 @@ def _listed_cases(content: Mapping[str, Any], folder: Path, problems: list[str])
         if isinstance(content.get("dataset"), dict):
             entries = content["dataset"].items()
             listed["Tr"] = [_case(folder, case_id, entry["images"], entry["label"]) for case_id, entry in entries]
+            if nameless := [case_id for case_id, _ in entries if not _names_a_file(case_id)]:
+                problems.append(
+                    f"dataset.json: the case ids {join_reprs(nameless, limit=5)} of 'dataset' cannot be names of "
+                    "files; use ids without / and \\"
+                )
         elif isinstance(content.get("training"), list) and content["training"]:
             for split, key in (("Tr", "training"), ("Ts", "test")):
                 listed[split] = _cases_of_list(folder, key, content.get(key) or [], problems)
@@ -356,6 +361,10 @@ def _case(folder: Path, case_id: str, images: str | Sequence[str], label: str | 
 
 def _resolved(folder: Path, path: str) -> Path:
     return existing_path(folder / Path(os.path.expandvars(_portable(path))).expanduser())
+
+
+def _names_a_file(case_id: str) -> bool:
+    return case_id not in ("", ".", "..") and not {"/", "\\"} & set(case_id)
 
 
 def _portable(path: str) -> str:

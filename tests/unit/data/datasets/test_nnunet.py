@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -101,6 +102,14 @@ def test_a_description_that_makes_no_sense_is_an_error_that_says_why(tmp_path, c
     with pytest.raises(DatasetError, match=message):
         NNUNetDataset(tmp_path)
     assert check_dataset(tmp_path).problems
+
+
+@pytest.mark.parametrize("case_id", ["", "..", "site/a", "../a", "site\\a"])
+def test_a_listed_case_id_that_is_no_file_name_is_refused(tmp_path, case_id):
+    files = {"images": ["imagesTr/a_0000.nii.gz"], "label": "labelsTr/a.nii.gz"}
+    make(tmp_path, dataset={case_id: files, "b": files})
+    with pytest.raises(DatasetError, match=rf"the case ids {re.escape(repr(case_id))} of 'dataset' cannot be names"):
+        read_dataset_description(tmp_path)
 
 
 def test_a_missing_folder_a_missing_file_and_broken_json_are_told_apart(tmp_path):
