@@ -109,8 +109,8 @@ def _refuse_cascades(folders: Iterable[Path]) -> None:
     for folder in folders:
         if (stage := folder / PREVIOUS_STAGE / DESCRIPTION).is_file():
             raise BadInputError(
-                f"{folder}: the second stage of a cascade, which no target can hold together with the first one: export "
-                f"the first stage alone, {stage.parent}, or an experiment of another configuration"
+                f"{folder}: the second stage of a cascade, which no target can hold together with the first one: "
+                f"export the first stage alone, {stage.parent}, or an experiment of another configuration"
             )
 
 
