@@ -160,7 +160,7 @@ class TrainOptions(Declared):
         collected=parsed_pairs,
     )
     configuration: Literal["auto", "2d", "3d", "3d_lowres", "3d_cascade"] = option(
-        "--configuration NAME",
+        "--configuration 2d|3d|3d_lowres|3d_cascade|auto",
         one_of("auto", "2d", "3d", "3d_lowres", "3d_cascade"),
         "2d: a 2-D network on the slices of volumes; 3d: a 3-D network; 3d_lowres: one at a lower resolution, for "
         "volumes far larger than a patch; 3d_cascade: one that also sees the label map predicted by 3d_lowres, see "

@@ -108,9 +108,10 @@ class Preprocessor:
     """
 
     _logits_rounded_to: torch.dtype | None = None
+    _has_previous = False
 
     def __init__(self, plan: Plan, *, own: OwnTransforms | None = None) -> None:
-        self._plan = plan
+        self._plan, self._has_previous = plan, plan.num_previous > 0
         self._trust = own is not None and own.trust
         self.pipelines = describe_pipelines(plan, own=own)
 
@@ -173,7 +174,7 @@ class Preprocessor:
         """
         scan = image if isinstance(image, Scan) else Scan.of(image)
         values = self._checked(scan, label)
-        if (previous is None) != (self._plan.num_previous == 0):
+        if (previous is not None) != self._has_previous:
             raise BadInputError(
                 f"{scan.file_name or 'the image'}: the second stage of a cascade, and no other plan, needs the label "
                 "map that the first stage predicted"
