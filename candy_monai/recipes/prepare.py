@@ -125,7 +125,8 @@ def prepare_dataset(
     if made.slice_axis is not None:
         instead = "" if "slice_axis" in made.chosen else " (--configuration 3d for a 3-D one)"
         on_progress(f"Configuration 2d: a 2-D network on slices across axis {made.slice_axis}{instead}")
-    first_stage = _first_stage(raw, made, options, own, device=device, on_progress=on_progress)
+    left_out = None if options.fold == "all" else validation
+    first_stage = _first_stage(raw, made, options, own, left_out, device=device, on_progress=on_progress)
     contents = digests if first_stage is None else first_stage.digests(digests)
     left = unstored_cases(contents, made, store_folder, precision=options.store_precision, own=own)
     needed = store_bytes(fingerprint, made, precision=options.store_precision, case_ids=left)
@@ -180,11 +181,14 @@ def _first_stage(
     made: Plan,
     options: TrainOptions,
     own: OwnTransforms | None,
+    left_out: Sequence[str] | None,
     *,
     device: torch.device,
     on_progress: Callable[[str], None],
 ) -> FirstStage | None:
     """Return the first stage of a cascade, with its predictions of all cases; None for other plans.
+
+    ``left_out`` are the validation cases, which a fold of the first stage must have left out, too; None without any.
 
     Raises:
         BadInputError: If it is missing or does not fit, or other options do not fit a cascade.
@@ -204,6 +208,8 @@ def _first_stage(
             "label map of the first stage: leave them out (--transforms)"
         )
     stage = FirstStage.open(options.previous, dataset, made)
+    if left_out is not None:
+        stage.files_for(left_out)
     stage.predict(device=str(device), on_progress=on_progress)
     return stage
 
