@@ -20,7 +20,7 @@ from candy_monai.cli.options import (
 from candy_monai.cli.predict import command_for
 from candy_monai.cli.train import add_training
 from candy_monai.errors import SettingsError
-from candy_monai.experiment.settings import number, whole_number
+from candy_monai.experiment.settings import FORECAST_CONFIDENCE, whole_number
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -93,7 +93,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument(
         "--confidence",
-        type=as_argument(number("above 0.5 and at most 0.95", lambda value: 0.5 < value <= 0.95).read),
+        type=as_argument(FORECAST_CONFIDENCE.read),
         metavar="P",
         help="how sure the forecast must be that a trial will not beat the best (default: 0.9)",
     )
