@@ -197,7 +197,7 @@ def _facts(history: ScoreHistory, result: Forecast, horizon: int, *, ended: str 
 
 
 def _show(history: ScoreHistory, result: Forecast, facts: dict[str, object]) -> None:
-    from candy_monai.experiment.score_prediction import chance_as_text, duration_as_text, number_as_text
+    from candy_monai.experiment.score_prediction import chance_as_text, duration_as_text, score_as_text
 
     done, planned, ended = facts["epochs_done"], facts["epochs_planned"], facts["ended"]
     so_far = "no score yet"
@@ -221,7 +221,7 @@ def _show(history: ScoreHistory, result: Forecast, facts: dict[str, object]) -> 
         f"{low:.4f} to {high:.4f} in 80 % of the runs that get better"
     )
     print(
-        f"Stopping now would cost {number_as_text(result.score - best)}; the chance of a better score is "
+        f"Stopping now would cost {score_as_text(result.score - best)}; the chance of a better score is "
         f"{chance_as_text(chance)}"
     )
     if facts["seconds_left"] is not None:
