@@ -35,7 +35,7 @@ def add_parser(subparsers: Subparsers) -> None:
         summary="train every fold and summarise the scores",
         text="Train each fold of a dataset in a separate process, score every case with the model of the fold that "
         "left it out, and summarise these scores. All options of 'train' apply to each fold; --budget is the "
-        "time for one fold. With --configurations, 2-D and 3-D networks are trained on the same folds, for "
+        "time for one fold. With --configurations, several configurations are trained on the same folds, for "
         "'select' to choose from. After an interruption, the same command skips finished folds and continues the "
         "others.",
         example="candy-monai crossval Dataset004_Hippocampus --jobs 2 --epochs 50\n"
@@ -55,8 +55,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "--configurations",
         type=_names,
         metavar="2d,3d|all",
-        help="train each of these configurations on every fold; all: those that suit the dataset (default: the one of "
-        "--configuration)",
+        help="train each of these configurations on every fold: 2d, 3d, 3d_lowres, 3d_cascade (with 3d_lowres as its "
+        "first stage); all: those that suit the dataset (default: the one of --configuration)",
     )
     add_training(parser, but=("fold", "jobs"))
     add_launcher(parser, "each fold as a job and wait for all; Ctrl-C cancels them")

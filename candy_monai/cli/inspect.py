@@ -129,7 +129,7 @@ def _planned(fingerprint: Fingerprint, options: TrainOptions) -> tuple[Plan, Seq
     from candy_monai.data.planning.explanation import explain
     from candy_monai.device import find_device
     from candy_monai.recipes.prepare import adapted, memory_for, plan_for
-    from candy_monai.recipes.train import chosen_trainer
+    from candy_monai.recipes.trainers import chosen_trainer
     from candy_monai.training.segmentation import own_criterion
 
     trainer = chosen_trainer(options)

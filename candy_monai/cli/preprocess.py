@@ -29,6 +29,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_dataset(parser)
     add_options(parser, "bundle", "trainer", "network", "network_args", "configuration", "overrides", "plan", "jobs")
+    add_options(parser, "previous")
     add_options(parser, "out", "store", "store_precision", "transforms", "trust")
     add_options(
         parser, "device", help="the device to plan for: cpu, cuda, cuda:1, mps (default: auto, the best available)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -105,7 +106,7 @@ class Experiment:
         weights: RunWeights,
         state: TrainerState,
         *,
-        files: Mapping[str, str] = MappingProxyType({}),
+        files: Mapping[str, str | Path] = MappingProxyType({}),
     ) -> Path:
         """Create a new folder with its description and a first state, and return it.
 
@@ -115,14 +116,18 @@ class Experiment:
             description: The description of trainer, network, plan and dataset; id, settings and environment are added.
             weights: The weights before the first step.
             state: The states of the trainer's parts.
-            files: The texts of further initial files, by file name.
+            files: The texts of further initial files, or the files to copy, by their paths in the folder.
         """
 
         def fill(folder: Path, experiment_id: str) -> None:
             _describe(folder, description, experiment_id, settings)
             (folder / LOGS).touch()
-            for name, text in files.items():
-                atomic_write_text(folder / name, text)
+            for name, content in files.items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                if isinstance(content, Path):
+                    shutil.copyfile(content, folder / name)
+                else:
+                    atomic_write_text(folder / name, content)
             run = Experiment(folder, settings)
             run.save_point(weights, state)
             run.wait_until_saved()

@@ -11,11 +11,13 @@ from typing import Any
 
 from candy_monai.aliases import PathLike
 from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.experiment.description import DESCRIPTION
 from candy_monai.export.networks import load_network
 from candy_monai.export.targets import TARGETS, Target, find_target
 from candy_monai.export.usage import usage_file
 from candy_monai.files import check_writable
 from candy_monai.inference.inputs import is_path
+from candy_monai.inference.predictor import PREVIOUS_STAGE
 from candy_monai.recipes.predict import experiment_folders
 from candy_monai.recipes.selection import selection_in
 
@@ -70,6 +72,7 @@ def export_experiments(
         raise SettingsError(f"--portable applies to monai-bundle only, not to {to}: leave it out")
     selection = selection_in(given)
     folders = experiment_folders(given, checkpoint=checkpoint, on_progress=on_progress)
+    _refuse_cascades(folders)
     if to == "monai-bundle":
         _refuse_options_of_networks(trainer=trainer, trust=trust)
     elif len(folders) > 1:
@@ -100,6 +103,15 @@ def export_experiments(
     with _written_apart(file.parent, overwrite=overwrite) as apart:
         write(network, apart / file.name, on_progress=on_progress)
     return file
+
+
+def _refuse_cascades(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        if (stage := folder / PREVIOUS_STAGE / DESCRIPTION).is_file():
+            raise BadInputError(
+                f"{folder}: the second stage of a cascade, which no target can hold together with the first one: "
+                f"export the first stage alone, {stage.parent}, or an experiment of another configuration"
+            )
 
 
 def _file_of(out: Path, target: Target) -> Path:

@@ -24,6 +24,7 @@ from candy_monai.experiment.checkpoints import BEST, EXTRA_STATE
 from candy_monai.experiment.description import DESCRIPTION
 from candy_monai.experiment.runs import what_is_below
 from candy_monai.experiment.state import weight_file
+from candy_monai.nn.previous_stage import WithPreviousStage
 from candy_monai.nn.slicewise import Slicewise
 from candy_monai.optional import require
 
@@ -300,7 +301,7 @@ def load_into(network: nn.Module, weights: ForeignWeights, *, num_channels: int)
     Raises:
         BadInputError: If no tensor fits.
     """
-    target = network.network if isinstance(network, Slicewise) else network
+    target = network.network if isinstance(network, Slicewise | WithPreviousStage) else network
     state = {name: value for name, value in target.state_dict().items() if isinstance(value, Tensor)}
     source = _without_prefixes(weights.tensors, state)
     inputs = _reading_images(target, num_channels)

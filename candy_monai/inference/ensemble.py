@@ -299,7 +299,9 @@ def _check_alike(first: NetworkPredictor, other: NetworkPredictor) -> None:
 
 
 def _same_grid(first: NetworkPredictor, other: NetworkPredictor) -> bool:
-    """Return whether two predictors have the same preprocessing and windows."""
+    """Return whether two predictors have the same inputs and windows, so that a case can be preprocessed for both."""
+    if first.plan is not None and first.plan.num_previous:
+        return False  # each has the prediction of its own first stage
 
     def what_counts(member: NetworkPredictor) -> tuple[object, ...]:
         plan, pipelines = member.plan, member.preprocessor.pipelines

@@ -263,6 +263,12 @@ class NetworkPredictor(CasePredictor, HasDevice):
     @property
     @override
     def num_channels(self) -> int:
+        """The number of channels of an image, without that of the first stage of a cascade."""
+        return self._num_inputs - (self.plan is not None and self.plan.num_previous > 0)
+
+    @property
+    def _num_inputs(self) -> int:
+        """The number of channels of a preprocessed image."""
         return self._example_shape[0]
 
     @property
@@ -312,13 +318,13 @@ class NetworkPredictor(CasePredictor, HasDevice):
         input_shape, known = inferer.input_shape(shape, self.device()), self._known_memory
         if input_shape not in known:
             batch_size, *size = input_shape
-            known[input_shape] = network_memory(plain_network(self.model), (batch_size, self.num_channels, *size))
+            known[input_shape] = network_memory(plain_network(self.model), (batch_size, self._num_inputs, *size))
         if (once := known[input_shape]) is None:
             return None
         needed = estimate_memory(
             file_shape=file_shape,
             shape=shape,
-            num_channels=self.num_channels,
+            num_channels=self._num_inputs,
             network=once,
             grid=None if inferer.num_windows(shape) == 1 else inferer.grid(shape),
             is_resampled=is_resampled,

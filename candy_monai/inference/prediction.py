@@ -165,7 +165,9 @@ class NoPreprocessing(Preprocessor):
         return []
 
     @override
-    def apply(self, image: Scan | Tensor, label: Tensor | None = None) -> PreprocessedCase:
+    def apply(
+        self, image: Scan | Tensor, label: Tensor | None = None, *, previous: Tensor | None = None
+    ) -> PreprocessedCase:
         assert isinstance(image, MetaTensor)
         return PreprocessedCase(image=MetaTensor(image.as_tensor().float(), affine=image.affine), label=label)
 

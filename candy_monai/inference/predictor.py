@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import nn
 from typing_extensions import override
 
 from candy_monai.aliases import Device, PathLike, Shape
+from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.pipelines.building import read_saved_transforms
 from candy_monai.data.pipelines.preprocessing import Preprocessor
 from candy_monai.data.planning.files import plan_of
@@ -21,19 +23,24 @@ from candy_monai.experiment.checkpoints import BEST, LATEST, load_weights
 from candy_monai.experiment.description import DESCRIPTION, example_shape, read_description
 from candy_monai.experiment.state import weight_file
 from candy_monai.files import digest_of_file
+from candy_monai.inference.buffers import MemoryEstimate
 from candy_monai.inference.inferer_descriptions import inferer_from_description
 from candy_monai.inference.network_predictor import NetworkPredictor
-from candy_monai.inference.prediction import NoPreprocessing
+from candy_monai.inference.prediction import NoPreprocessing, PreparedCase
 from candy_monai.inference.quality import QualityModel
 from candy_monai.network import plain_network
 from candy_monai.nn.padding import padding_from_dict
-from candy_monai.nn.slicewise import Slicewise, build_for_slices, padding_of_slices
+from candy_monai.nn.previous_stage import WithPreviousStage, build_for_inputs
+from candy_monai.nn.slicewise import Slicewise, padding_of_slices
 from candy_monai.registry import find_bundle
 
 if TYPE_CHECKING:
     from candy_monai.data.planning.plan import Plan
 
 CHECKPOINTS = {"best": BEST, "latest": LATEST}
+
+PREVIOUS_STAGE = "previous"
+"""The folder, in the experiment of a cascade's second stage, of the experiment of its first stage."""
 
 
 class Predictor(NetworkPredictor):
@@ -63,6 +70,7 @@ class Predictor(NetworkPredictor):
         plan: The plan of the preprocessing; None without one.
         num_classes: The number of classes with background, 1 for one logit; None if the trainer did not set it.
         model: The network with the chosen weights.
+        previous: The predictor of the first stage of a cascade; None without one.
         weights_file: The file of the weights.
 
     Raises:
@@ -109,11 +117,33 @@ class Predictor(NetworkPredictor):
             channels=channels,
             trust=trust,
         )
+        self.previous: Predictor | None = None
+        if (
+            plan is not None and plan.num_previous
+        ):  # without mirror images, as in the predictions that it was trained on
+            self.previous = experiment_predictor(
+                self._folder / PREVIOUS_STAGE, device=device, memory=memory, channels=channels, trust=trust
+            )
         self._padding = padding
         self.weights_file = weight_file(self._folder, CHECKPOINTS.get(checkpoint, checkpoint))
         self._load(network, self.weights_file)
         self.quality = QualityModel.load(self._folder, self.weights_file)
         self._unknown_transforms = described.unknown_transforms()
+
+    @override
+    def prepare(self, case_id: str, image: MetaTensor) -> PreparedCase:
+        if self.previous is None:
+            return super().prepare(case_id, image)
+        first = self.previous.run(self.previous.prepare(case_id, image))
+        case = self.preprocessor.apply(image, previous=first.labels)
+        meta = {"affine": image.affine, **image.meta}
+        return PreparedCase(case_id=case_id, image=meta, shape=tuple(image.shape[1:]), cases=(case,))
+
+    @override
+    def estimate(self, geometry: Geometry) -> MemoryEstimate | None:
+        needed = super().estimate(geometry)
+        before = None if self.previous is None else self.previous.estimate(geometry)
+        return needed if needed is None or before is None else needed.or_more(before)
 
     @override
     def _warn_of_files(self) -> None:
@@ -178,15 +208,21 @@ class Predictor(NetworkPredictor):
                 "weights_sha256": digest_of_file(self.weights_file),
                 **how,
                 "inferer": how["inferer"] or described.inferer,
+                **({} if self.previous is None else {"previous": self.previous.describe_models()}),
             }
         ]
 
     def _load(self, network: nn.Module | None, weights_file: Path) -> None:
         axis = self.description.network.slice_axis
+        num_previous = 0 if self.plan is None else self.plan.num_previous
         if network is None:
-            network = build_for_slices(self.build_network, self._example_shape, axis)
+            network = build_for_inputs(
+                self.build_network, self._example_shape, slice_axis=axis, num_previous=num_previous
+            )
         elif axis is not None and not isinstance(plain_network(network), Slicewise):
             network = Slicewise(network, axis)
+        elif num_previous and not isinstance(plain_network(network), WithPreviousStage):
+            network = WithPreviousStage(network, num_previous)
         weights = load_weights(weights_file)
         try:
             plain_network(network).load_state_dict(weights)

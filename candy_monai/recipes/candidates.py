@@ -40,7 +40,7 @@ _CLEARLY = 1.3
 
 _SMALLEST_BATCH = 2
 _NARROWEST, _WIDEST, _WIDEST_LEVEL = 8, 32, 320
-_SHORTEST_AXIS = {"2d": 128, "3d": 32}
+_SHORTEST_AXIS = {2: 128, 3: 32}
 _VOXELS_AT_BOTTOM = 4
 _SHORTER = 0.7  # of each axis: half the voxels of a picture, a third of a volume's
 
@@ -285,5 +285,5 @@ def _shortened(plan: Plan, axis: int) -> int:
     size, divisor = plan.patch_shape[axis], plan.divisor[axis]
     if axis == plan.anisotropic_axis:
         return size
-    least = max(_SHORTEST_AXIS[plan.configuration], _VOXELS_AT_BOTTOM * divisor)
+    least = max(_SHORTEST_AXIS[plan.network_dims], _VOXELS_AT_BOTTOM * divisor)
     return min(size, max(math.ceil(least / divisor), round(_SHORTER * size / divisor)) * divisor)

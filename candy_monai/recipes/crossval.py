@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -27,6 +27,7 @@ from candy_monai.experiment.folder import held
 from candy_monai.experiment.runs import CROSS_VALIDATION
 from candy_monai.files import atomic_write_json
 from candy_monai.network import check_precision
+from candy_monai.recipes.cascade import FIRST, SECOND
 from candy_monai.recipes.fold_scores import score_the_rest, summary_of_folds, write_summary
 from candy_monai.recipes.launching import (
     Launcher,
@@ -52,7 +53,7 @@ from candy_monai.recipes.trained_on import change_in_words
 from candy_monai.report.evaluation import write_cross_validation
 from candy_monai.text import read_json
 
-Configuration = Literal["2d", "3d"]
+Configuration = Literal["2d", "3d", "3d_lowres", "3d_cascade"]
 CONFIGURATIONS: tuple[Configuration, ...] = get_args(Configuration)
 """The configurations that can be trained on the same folds."""
 
@@ -83,8 +84,8 @@ def cross_validate(
         dataset: The dataset's folder, nnU-Net format.
         options: The options of each fold's run, except ``fold``; ``budget_s`` is the budget of one fold. Your own
             trainers and frontends are given as ``FILE:Class``. None for the defaults.
-        configurations: The configurations to train on the same folds, ``2d`` and ``3d``; ``all`` for those that suit
-            the dataset; None for the one of ``options``.
+        configurations: The configurations to train on the same folds: ``2d``, ``3d``, ``3d_lowres`` and, after that,
+            ``3d_cascade``; ``all`` for those that suit the dataset; None for the one of ``options``.
         num_parallel: Number of folds trained at the same time; each gets its share of the CPU cores, also for
             preprocessing, and its own GPU if there are several. None for one, or as many as the launcher allows.
         launcher: Starts the folds, such as a `JobLauncher` of ``candy_monai.recipes.jobs``; None for processes on this
@@ -129,10 +130,13 @@ def cross_validate(
     if asked is None:
         of_each = {"": dataclasses.replace(options, out=folder)}
     else:
-        names = _configurations_of(fingerprint) if asked == "all" else asked
-        of_each = {name: dataclasses.replace(options, configuration=name, out=folder / name) for name in names}
-        for chosen in of_each.values():  # what does not fit the dataset is better said before the first fold, too
+
+        def check(name: Configuration) -> None:
+            chosen = dataclasses.replace(options, configuration=name)
             adapted(plan_for(fingerprint, chosen, memory_bytes=memory_for(trainer, device), trainer=trainer), trainer)
+
+        configured = _suitable(fingerprint, check, on_progress) if asked == "all" else asked
+        of_each = _options_of_each(configured, options, folder, check)
     runs: dict[str, list[SeparateRun]] = {name: [] for name in of_each}
     for name, number in itertools.product(of_each, range(len(folds))):
         own = Path(of_each[name].out) / f"fold_{number}"
@@ -148,8 +152,7 @@ def cross_validate(
             _begun_alike(of_each[name], of_one)
         if asked is not None:  # so that the folder is known for what it is while the folds are trained
             write_summary(folder, {"configurations": dict.fromkeys(of_each)})
-        every = [run for of_one in runs.values() for run in of_one]
-        failed = _run_all(every, num_parallel, launcher, on_progress)
+        failed = _run_stages(runs, num_parallel, launcher, on_progress)
         scoring = dataclasses.replace(options, device=str(device))
         summaries = {
             name: _summed_up(folder / name, of_one, checked, scoring, on_progress) for name, of_one in runs.items()
@@ -260,6 +263,10 @@ def known_configurations(
     if options.configuration != "auto" or options.plan is not None:
         given = "--plan" if options.plan is not None else f"--configuration {options.configuration}"
         raise SettingsError(f"give --configurations or {given}, not both: each decides what is trained")
+    if options.previous is not None:
+        raise SettingsError(
+            f"give --configurations or --previous, not both: {SECOND} follows the {FIRST} that it names"
+        )
     if asked == "all":
         return "all"
     names = (asked,) if isinstance(asked, str) else tuple(dict.fromkeys(asked))
@@ -267,14 +274,56 @@ def known_configurations(
         raise SettingsError(f"unknown configuration {unknown[0]!r}: expected {', '.join(CONFIGURATIONS)}, or all")
     if not names:
         raise SettingsError(f"no configuration: expected at least one of {', '.join(CONFIGURATIONS)}, or all")
+    if SECOND in names and FIRST not in names:
+        raise SettingsError(f"{SECOND} needs {FIRST}, its first stage: give --configurations {FIRST},{SECOND}")
     return names  # type: ignore[return-value]  # they are known
 
 
-def _configurations_of(fingerprint: Fingerprint) -> tuple[Configuration, ...]:
-    """Return every configuration that a dataset can be trained in."""
+def _suitable(
+    fingerprint: Fingerprint, check: Callable[[Configuration], None], on_progress: Callable[[str], None]
+) -> tuple[Configuration, ...]:
+    """Return every configuration that suits a dataset; ``check`` raises an error for one that does not."""
     shapes = [case.shape for case in fingerprint.cases]
     is_flat = fingerprint.is_picture or any(all(shape[axis] == 1 for shape in shapes) for axis in range(len(shapes[0])))
-    return ("2d",) if is_flat or fingerprint.num_dims == 2 else CONFIGURATIONS
+    if is_flat or fingerprint.num_dims == 2:
+        return ("2d",)
+    try:
+        check(FIRST)
+    except SettingsError as error:
+        on_progress(f"Not trained: {error}")
+        return ("2d", "3d")
+    return CONFIGURATIONS
+
+
+def _options_of_each(
+    configurations: Sequence[Configuration],
+    options: TrainOptions,
+    folder: Path,
+    check: Callable[[Configuration], None],
+) -> dict[str, TrainOptions]:
+    """Return the options of each configuration; one that does not fit the dataset is refused before the first fold."""
+    of_each: dict[str, TrainOptions] = {}
+    for name in configurations:
+        check(name)
+        previous = folder / FIRST if name == SECOND else None
+        of_each[name] = dataclasses.replace(options, configuration=name, out=folder / name, previous=previous)
+    return of_each
+
+
+def _run_stages(
+    runs: Mapping[str, Sequence[SeparateRun]],
+    num_parallel: int,
+    launcher: Launcher,
+    on_progress: Callable[[str], None],
+) -> list[SeparateRun]:
+    """Run what is not finished, the second stage of a cascade last, and return what failed."""
+    before = [run for name, of_one in runs.items() if name != SECOND for run in of_one]
+    failed = _run_all(before, num_parallel, launcher, on_progress)
+    second = list(runs.get(SECOND, ()))
+    if second and any(run in failed for run in runs[FIRST]):
+        on_progress(f"{SECOND} is not trained, since its first stage failed")
+        return failed
+    return [*failed, *_run_all(second, num_parallel, launcher, on_progress)]
 
 
 def _run_all(

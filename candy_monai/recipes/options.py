@@ -159,12 +159,19 @@ class TrainOptions(Declared):
         "fix an entry of the plan, for example patch_shape=64,64,32; may be repeated",
         collected=parsed_pairs,
     )
-    configuration: Literal["auto", "2d", "3d"] = option(
-        "--configuration 2d|3d|auto",
-        one_of("auto", "2d", "3d"),
-        "train a 2-D network on the slices of volumes, or a 3-D network (default: auto, which chooses slices if they "
-        "are thick and the machine is small)",
+    configuration: Literal["auto", "2d", "3d", "3d_lowres", "3d_cascade"] = option(
+        "--configuration 2d|3d|3d_lowres|3d_cascade|auto",
+        one_of("auto", "2d", "3d", "3d_lowres", "3d_cascade"),
+        "2d: a 2-D network on the slices of volumes; 3d: a 3-D network; 3d_lowres: one at a lower resolution, for "
+        "volumes far larger than a patch; 3d_cascade: one that also sees the label map predicted by 3d_lowres, see "
+        "--previous (default: auto, which chooses 2d if slices are thick and the machine is small, else 3d)",
         default="auto",
+    )
+    previous: PathLike | None = option(
+        "--previous DIR",
+        PATH,
+        "the first stage of the configuration 3d_cascade: the folder of a finished cross-validation of the "
+        "configuration 3d_lowres with the same folds",
     )
     plan: PathLike | None = option(
         "--plan FILE",
@@ -290,6 +297,13 @@ class TrainOptions(Declared):
         super().__post_init__()
         if self.num_epochs is not None and self.budget_s is not None:
             raise SettingsError("give a number of epochs or a budget, not both: each decides how long to train")
+        if self.previous is not None and self.configuration not in ("auto", "3d_cascade"):
+            raise SettingsError(
+                f"--previous is the first stage of a cascade, and --configuration is {self.configuration}: give "
+                "--configuration 3d_cascade, or leave out --previous"
+            )
+        if self.previous is not None and self.init_from is not None:
+            raise SettingsError("give --previous or --init-from, not both: a cascade starts from new weights")
         if self.freeze and self.init_from is None and self.trainer is None:
             raise SettingsError(
                 f"freeze {', '.join(map(repr, self.freeze))} without init_from: these parameters would keep their "

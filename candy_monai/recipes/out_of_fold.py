@@ -165,11 +165,11 @@ class OutOfFold:
         cases, digests = self.crossval.cases, self.crossval.digests.cases
         for number, experiments in self.crossval.experiments.items():
             weights = " ".join(digest_of_file(weight_file(run, BEST)) for run in experiments)
-            made_by = {case_id: f"{weights} {digests[case_id]}" for case_id in self.crossval.left_out[number]}
+            wanted = {case_id: f"{weights} {digests[case_id]}" for case_id in self.crossval.left_out[number]}
             left = [
                 cases[case_id]
-                for case_id, made in made_by.items()
-                if not all(_made_by(self._file(name, case_id)) == made for name in self.candidates)
+                for case_id, made in wanted.items()
+                if not all(made_by(self.file(name, case_id)) == made for name in self.candidates)
             ]
             if not left:
                 on_progress(f"Fold {number}: all cases are predicted already")
@@ -183,7 +183,7 @@ class OutOfFold:
                 [member for member in members if isinstance(member, NetworkPredictor)], memory=memory
             )
             for case in left:
-                self._predict_case(case, ensemble, made_by[case.case_id])
+                self._predict_case(case, ensemble, wanted[case.case_id])
 
     def labels(self, candidate: str, case_id: str, *, thresholds: Sequence[float] = ()) -> MetaTensor:
         """Return a predicted label map ``(1, *spatial)`` on the grid of its reference.
@@ -196,7 +196,7 @@ class OutOfFold:
         Raises:
             BadInputError: If its file cannot be read.
         """
-        file = self._file(candidate, case_id)
+        file = self.file(candidate, case_id)
         try:
             with np.load(file) as found:
                 affine, values = found["affine"], found["levels" if thresholds else "labels"]
@@ -219,26 +219,26 @@ class OutOfFold:
         reference: Tensor = load_image(label, is_label=True)
         return reference
 
-    def _predict_case(self, case: NNUNetCase, ensemble: EnsemblePredictor, made_by: str) -> None:
+    def _predict_case(self, case: NNUNetCase, ensemble: EnsemblePredictor, made: str) -> None:
         found = input_case(CaseFiles(case.images), channels=ensemble.channels, num_dims=ensemble.num_dims)
         prepared = ensemble.prepare(case.case_id, found.load(ensemble.channels, num_dims=ensemble.num_dims))
         names = list(self.candidates)
         places = [[self.crossval.configurations.index(each) for each in self.candidates[name]] for name in names]
         for index, prediction in ensemble.run_groups(prepared, places, probabilities=self.has_thresholds):
-            self._write(names[index], case, prediction, made_by)
+            self._write(names[index], case, prediction, made)
 
     @property
     def has_thresholds(self) -> bool:
         """Whether classes are overlapping regions, whose thresholds can be chosen."""
         return bool(self.crossval.paints)
 
-    def _write(self, candidate: str, case: NNUNetCase, prediction: Prediction, made_by: str) -> None:
+    def _write(self, candidate: str, case: NNUNetCase, prediction: Prediction, made: str) -> None:
         reference = self.reference(case.case_id)
         labels = _on_grid_of(prediction.labels, reference, case.case_id)
         arrays = {
             "labels": labels.as_tensor()[0].numpy(),
             "affine": labels.affine.numpy(),
-            "made_by": np.array(made_by),
+            "made_by": np.array(made),
         }
         if prediction.probabilities is not None:
             probabilities = _on_grid_of(prediction.probabilities, reference, case.case_id).as_tensor()
@@ -247,12 +247,13 @@ class OutOfFold:
                 levels += probabilities > threshold
             # From how many thresholds a probability exceeds follows which: of level n the first n.
             arrays["levels"] = levels.numpy()
-        file = self._file(candidate, case.case_id)
+        file = self.file(candidate, case.case_id)
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(file, durable=False) as apart, apart.open("wb") as stream:
             np.savez_compressed(stream, **arrays)
 
-    def _file(self, candidate: str, case_id: str) -> Path:
+    def file(self, candidate: str, case_id: str) -> Path:
+        """Return the file of a candidate's prediction of a case."""
         return self.crossval.folder / PLACE / candidate / f"{case_id}.npz"
 
 
@@ -262,7 +263,7 @@ def _on_grid_of(prediction: MetaTensor, reference: Tensor, case_id: str) -> Meta
     return placed
 
 
-def _made_by(file: Path) -> str | None:
+def made_by(file: Path) -> str | None:
     """Return the digests of the weights and the case from which a file was made; None if it is missing or damaged."""
     try:
         with np.load(file) as found:

@@ -33,7 +33,7 @@ from candy_monai.experiment.settings import TrainSettings
 from candy_monai.frontends.base import Frontend
 from candy_monai.inference.predictor import experiment_predictor
 from candy_monai.metrics.interval import interval_as_text
-from candy_monai.nn.slicewise import build_for_slices
+from candy_monai.nn.previous_stage import build_for_inputs
 from candy_monai.processes import Processes
 from candy_monai.recipes.budget import (
     ENDING_S,
@@ -63,6 +63,9 @@ from candy_monai.training.signals import outlive_signals
 
 TRAINER_ARGS = "trainer_args"
 """The entry of ``experiment.json`` with the trainer's attributes that the user set."""
+
+PREVIOUS = "previous"
+"""The entry of ``experiment.json`` with the cross-validation that is the first stage of a cascade."""
 
 FEWEST_USEFUL_STEPS = 50
 """With fewer steps in its budget a run says that it will have learned little."""
@@ -224,7 +227,12 @@ class PlannedRun:
 
     def _score(self, trainer: SegmentationTrainer, folder: Path) -> RunScored:
         description = read_description(folder)
-        network = build_for_slices(trainer.build_network, example_shape(folder, description), trainer.slice_axis)
+        network = build_for_inputs(
+            trainer.build_network,
+            example_shape(folder, description),
+            slice_axis=trainer.slice_axis,
+            num_previous=trainer._num_previous,
+        )
         predictor = experiment_predictor(folder, network=network, device=self.device, trust=self.own.trust)
         predictor.quality = uncalibrated(self.prepared, predictor.classes)
         judged = Judged(predictor)
@@ -285,7 +293,12 @@ class PlannedRun:
             facts[TRAINER_ARGS] = dict(self.options.trainer_args)
         if self.budget is not None:
             facts["budget"] = self.budget.to_dict()
-        files = {FINDINGS: self._findings()} | ({SPLITS: splits_as_text(folds)} if folds else {})
+        files: dict[str, str | Path] = {FINDINGS: self._findings()}
+        if folds:
+            files[SPLITS] = splits_as_text(folds)
+        if (stage := self.prepared.first_stage) is not None:
+            files |= stage.files_for(self.prepared.validation)
+            facts[PREVIOUS] = str(stage.crossval.folder.resolve())
         add_to_folder(trainer, facts=facts, files=files)
         for note in self.prepared.notes:
             trainer.log(note, on_screen=False)

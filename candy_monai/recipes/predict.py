@@ -18,9 +18,9 @@ from candy_monai.inference.cases import CasePredictor
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.inference.predictor import Predictor, experiment_predictor
-from candy_monai.nn.slicewise import build_for_slices
+from candy_monai.nn.previous_stage import build_for_inputs
 from candy_monai.recipes.selection import INFERENCE, Selection, selection_in
-from candy_monai.recipes.train import find_trainer, trainer_with_network_of
+from candy_monai.recipes.trainers import find_trainer, trainer_with_network_of
 from candy_monai.training.segmentation import SegmentationTrainer
 
 
@@ -197,7 +197,12 @@ def _member(folder: Path, trainer_class: type[SegmentationTrainer] | None, optio
         trainer.num_classes = description.num_classes
     return Predictor(
         folder,
-        network=build_for_slices(trainer.build_network, example_shape(folder, description), trainer.slice_axis),
+        network=build_for_inputs(
+            trainer.build_network,
+            example_shape(folder, description),
+            slice_axis=trainer.slice_axis,
+            num_previous=trainer._num_previous,
+        ),
         padding=trainer.build_padding_module(),
         inferer=trainer.inferer if description.inferer == CUSTOM else None,
         **options,

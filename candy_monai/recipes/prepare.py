@@ -27,6 +27,7 @@ from candy_monai.data.samples.store import CaseStore, store_bytes, unstored_case
 from candy_monai.errors import BadInputError, DatasetError, SettingsError
 from candy_monai.files import check_writable, digest_of_file
 from candy_monai.incoming.weights import weights_file_of
+from candy_monai.recipes.cascade import FIRST, SECOND, FirstStage
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.starting import StartingExperiment
 from candy_monai.registry import choice_of_network
@@ -54,6 +55,7 @@ class Prepared:
         validation: Ids of the cases to validate on.
         notes: Messages about the preparation for the log of the run.
         warnings: Unusual findings of the check of the dataset.
+        first_stage: The first stage of a cascade; None without one.
         other: The plan of the other configuration, and why it was not chosen; None if there is none.
     """
 
@@ -66,6 +68,7 @@ class Prepared:
     validation: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    first_stage: FirstStage | None = None
     other: tuple[Plan, str] | None = None
 
     @property
@@ -123,7 +126,10 @@ def prepare_dataset(
     if made.slice_axis is not None:
         instead = "" if "slice_axis" in made.chosen else " (--configuration 3d for a 3-D one)"
         on_progress(f"Configuration 2d: a 2-D network on slices across axis {made.slice_axis}{instead}")
-    left = unstored_cases(digests, made, store_folder, precision=options.store_precision, own=own)
+    left_out = None if options.fold == "all" else validation
+    first_stage = _first_stage(raw, made, options, own, left_out, device=device, on_progress=on_progress)
+    contents = digests if first_stage is None else first_stage.digests(digests)
+    left = unstored_cases(contents, made, store_folder, precision=options.store_precision, own=own)
     needed = store_bytes(fingerprint, made, precision=options.store_precision, case_ids=left)
     _check_space(store_folder, needed)
     is_main = processes is None or processes.is_main
@@ -146,8 +152,9 @@ def prepare_dataset(
         store_folder,
         precision=options.store_precision,
         own=own,
-        digests=digests,
+        digests=contents,
         num_workers=options.jobs,
+        previous=None if first_stage is None else first_stage.label_map,
         processes=processes,
     )
     if folds and is_main:
@@ -165,8 +172,47 @@ def prepare_dataset(
         validation=validation,
         notes=tuple(notes),
         warnings=warnings,
+        first_stage=first_stage,
         other=None if start else _other_configuration(made, fingerprint, options, bound, trainer),
     )
+
+
+def _first_stage(
+    dataset: NNUNetDataset,
+    made: Plan,
+    options: TrainOptions,
+    own: OwnTransforms | None,
+    left_out: Sequence[str] | None,
+    *,
+    device: torch.device,
+    on_progress: Callable[[str], None],
+) -> FirstStage | None:
+    """Return the first stage of a cascade, with its predictions of all cases; None for other plans.
+
+    ``left_out`` are the validation cases, which a fold of the first stage must have left out, too; None without any.
+
+    Raises:
+        BadInputError: If it is missing or does not fit, or other options do not fit a cascade.
+    """
+    if made.num_previous == 0:
+        if options.previous is not None:
+            raise SettingsError("--previous is for the second stage of a cascade: give --configuration 3d_cascade, too")
+        return None
+    if options.previous is None:
+        raise SettingsError(
+            f"the configuration {SECOND} needs a first stage: give --previous with the folder of a cross-validation of "
+            f"{FIRST}, or train both with candy-monai crossval {dataset.folder} --configurations {FIRST},{SECOND}"
+        )
+    if own is not None and (own.preprocessing or own.augmentation):
+        raise SettingsError(
+            f"the configuration {SECOND} takes no preprocessing or augmentation of your own, which would not know the "
+            "label map of the first stage: leave them out (--transforms)"
+        )
+    stage = FirstStage.open(options.previous, dataset, made)
+    if left_out is not None:
+        stage.files_for(left_out)
+    stage.predict(device=str(device), on_progress=on_progress)
+    return stage
 
 
 def _wishes(options: TrainOptions, bound: int | None, start: StartingExperiment | None) -> tuple[object, ...]:

@@ -20,11 +20,13 @@ from candy_monai.experiment.description import DESCRIPTION, DatasetRecord
 from candy_monai.experiment.folder import STATE, VALIDATION_SCORES
 from candy_monai.experiment.runs import resuming_call
 from candy_monai.processes import Processes
+from candy_monai.recipes.cascade import FirstStage
 from candy_monai.recipes.options import TrainOptions
-from candy_monai.recipes.planned_run import TRAINER_ARGS, PlannedRun
+from candy_monai.recipes.planned_run import PREVIOUS, TRAINER_ARGS, PlannedRun
 from candy_monai.recipes.prepare import Prepared, checked_dataset
-from candy_monai.recipes.train import check_trainer_args, find_trainer, ready_frontend, trainer_with_network_of
+from candy_monai.recipes.train import ready_frontend
 from candy_monai.recipes.trained_on import folder_of_dataset
+from candy_monai.recipes.trainers import check_trainer_args, find_trainer, trainer_with_network_of
 from candy_monai.training.resume import Continuation, SavedRun
 from candy_monai.training.segmentation import SegmentationTrainer
 
@@ -100,7 +102,7 @@ def resume_training(
     with processes.connected(device):
         with processes.main_process_first():
             followed = plan_of(plan, folder / DESCRIPTION)
-            prepared = _prepared_again(saved.folder, trained, followed, own, options, dataset)
+            prepared = _prepared_again(saved, trained, followed, own, options, dataset, on_progress)
         run = PlannedRun(
             prepared=prepared,
             options=dataclasses.replace(
@@ -132,18 +134,26 @@ def _trainer_args(trainer: type[SegmentationTrainer], saved: SavedRun) -> dict[s
 
 
 def _prepared_again(
-    folder: Path,
+    saved: SavedRun,
     trained: DatasetRecord,
     plan: Plan,
     own: OwnTransforms,
     options: TrainOptions,
     dataset: PathLike | None,
+    on_progress: Callable[[str], None],
 ) -> Prepared:
     """Return the dataset, the store and the cases of a run."""
     source = folder_of_dataset(trained, dataset)
-    store = _store_that_was(trained, folder) if options.store is None else Path(options.store)
+    store = _store_that_was(trained, saved.folder) if options.store is None else Path(options.store)
     checked = checked_dataset(source, store, jobs=options.jobs)
-    assert checked.fingerprint is not None  # a dataset without problems has one
+    assert checked.fingerprint is not None  # a dataset without problems has both
+    assert checked.digests is not None
+    digests, first_stage = checked.digests, None
+    if plan.num_previous:
+        place = saved.description.more.get(PREVIOUS)
+        first_stage = FirstStage.open(str(place), checked.dataset, plan)
+        first_stage.predict(device=options.device, on_progress=on_progress)
+        digests = first_stage.digests(digests)
     return Prepared(
         dataset=checked.dataset,
         fingerprint=checked.fingerprint,
@@ -154,9 +164,11 @@ def _prepared_again(
             store,
             precision="float16" if trained.store_precision == "float16" else "float32",
             own=own,
-            digests=checked.digests,
+            digests=digests,
             num_workers=options.jobs,
+            previous=None if first_stage is None else first_stage.label_map,
         ),
+        first_stage=first_stage,
         training=trained.training or (),
         validation=trained.validation or (),
     )

@@ -65,7 +65,8 @@ from candy_monai.recipes.sweep_study import (
     settings_of,
     write_results,
 )
-from candy_monai.recipes.train import Parts, chosen_trainer
+from candy_monai.recipes.train import Parts
+from candy_monai.recipes.trainers import chosen_trainer
 
 _POLL_S = 0.2
 _PLACE = "candy_monai:place"

@@ -23,7 +23,7 @@ from candy_monai.data.planning.entries import NUMBER_FROM_0, POSITIVE_NUMBER, SH
 from candy_monai.data.planning.plan import ENTRIES, SETTABLE, parsed_overrides
 from candy_monai.errors import BadInputError, SettingsError, did_you_mean
 from candy_monai.recipes.options import TrainOptions
-from candy_monai.recipes.train import check_trainer_args, chosen_trainer
+from candy_monai.recipes.trainers import check_trainer_args, chosen_trainer
 from candy_monai.text import read_text
 
 OPTIONS = ("bundle", "network", "configuration", "warm_up")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -16,8 +16,7 @@ from candy_monai.data.pipelines.description import PIPELINES, OwnTransforms
 from candy_monai.data.planning.files import read_plan
 from candy_monai.data.planning.plan import parsed_overrides
 from candy_monai.device import find_device
-from candy_monai.errors import BadInputError, SettingsError, did_you_mean
-from candy_monai.experiment.description import ExperimentDescription
+from candy_monai.errors import SettingsError
 from candy_monai.files import check_writable
 from candy_monai.frontends.base import Frontend
 from candy_monai.frontends.choice import choose_frontend
@@ -25,10 +24,10 @@ from candy_monai.incoming.weights import read_weights
 from candy_monai.network import check_precision
 from candy_monai.processes import Processes
 from candy_monai.recipes.budget import SHORTEST_KEPT_S, precisions_at_hand
-from candy_monai.recipes.options import MONAI_BUNDLE, TrainOptions
+from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.planned_run import PlannedRun
 from candy_monai.recipes.prepare import prepare_dataset
-from candy_monai.registry import choice_of_network, class_from_file, find_bundle
+from candy_monai.recipes.trainers import check_trainer_args, chosen_trainer
 from candy_monai.seeding import draw_seed
 from candy_monai.training.segmentation import SegmentationTrainer
 
@@ -66,6 +65,11 @@ def train_dataset(
     """
     started = time.monotonic() - elapsed_s
     options = TrainOptions.of(options, keywords)
+    if options.previous is not None and options.fold == "all":
+        raise SettingsError(
+            "the second stage of a cascade needs validation cases, which a fold of the first stage left out, too: give "
+            "--fold with a number instead of all"
+        )
     parts = Parts.of(options)
     processes = Processes.from_environment()
     device = processes.device_of(find_device(options.device))
@@ -131,51 +135,6 @@ class Parts:
         return cls(trainer=trainer, own=_own_transforms(trainer, options), frontend=frontend)
 
 
-def check_trainer_args(trainer: type[SegmentationTrainer], attributes: Mapping[str, object]) -> None:
-    """Refuse what is no plain attribute of a trainer, and values of another type than the attribute's own.
-
-    Raises:
-        SettingsError: With the name and what is expected.
-    """
-    known = {
-        name: value
-        for base in reversed(trainer.__mro__)
-        for name, value in vars(base).items()
-        if not name.startswith("_")
-        and (value is None or isinstance(value, bool | int | float | str | tuple))
-        and not str(vars(base).get("__annotations__", {}).get(name, "")).startswith("ClassVar")
-    }
-    known = {name: value for name, value in known.items() if name not in _OF_THE_PLAN}
-    for name, value in attributes.items():
-        if name not in known:
-            hint = did_you_mean(name, known) or f" Known: {', '.join(sorted(known))}"
-            if _OF_THE_PLAN.get(name):
-                hint = f" The plan decides it: --set {_OF_THE_PLAN[name]}=..."
-            raise SettingsError(f"--trainer-args: {trainer.__name__} has no attribute {name!r} that can be set.{hint}")
-        default = known[name]
-        kinds = {float: (int, float), tuple: (tuple, list)}.get(type(default), (type(default),))  # JSON has lists
-        if value is not None and default is not None:
-            is_one = isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool)
-            if not is_one:
-                expected = f"{type(default).__name__}, such as {default!r}"
-                raise SettingsError(f"--trainer-args {name}: got {value!r}, expected {expected}")
-
-
-_OF_THE_PLAN = {
-    "num_classes": "num_classes",
-    "ignore_index": "",
-    "slice_axis": "slice_axis",
-    "inferer": "",
-    "plan": "",
-    "score_range": "",
-    "filters": "filters",
-    "num_dims": "",
-    "size": "",
-    "image_size": "",
-}
-"""Attributes of trainers that follow from the plan or the network's size, by the entry that decides each."""
-
-
 def _own_transforms(trainer: type[SegmentationTrainer], options: TrainOptions) -> OwnTransforms:
     """Return the trainer's own transforms; pipelines in the file of ``options.transforms`` replace the trainer's."""
     from_file = None
@@ -196,56 +155,6 @@ def ready_frontend(options: TrainOptions) -> type[Frontend] | None:
     if frontend is not None:
         frontend(load_secrets())
     return frontend
-
-
-def chosen_trainer(options: TrainOptions) -> type[SegmentationTrainer]:
-    """Return the trainer that options name, with its network.
-
-    Raises:
-        BadInputError: If there is no such trainer, network or argument of it.
-    """
-    arguments = dict(options.network_args or {})
-    if options.network is None and options.bundle != MONAI_BUNDLE:
-        return _with_network(find_trainer(bundle=options.bundle, own=options.trainer), arguments)
-    by_name = {} if options.network is None else {"network": options.network}
-    return _with_network(find_trainer(bundle=MONAI_BUNDLE), {**by_name, "network_args": arguments})
-
-
-def _with_network(trainer: type[SegmentationTrainer], options: Mapping[str, object]) -> type[SegmentationTrainer]:
-    chooser = choice_of_network(trainer)
-    if chooser is not None:
-        chosen: type[SegmentationTrainer] = chooser.with_network(options)
-        return chosen
-    if options:
-        raise SettingsError(f"--network-args: {trainer.__name__} builds its network itself; leave them out")
-    return trainer
-
-
-def trainer_with_network_of(
-    trainer: type[SegmentationTrainer], description: ExperimentDescription
-) -> type[SegmentationTrainer]:
-    """Return a trainer with the network that an experiment's was told to have, such as its ``size``."""
-    arguments = description.network.arguments or {}
-    chooser = choice_of_network(trainer)
-    names = () if chooser is None else chooser.network_options
-    return _with_network(trainer, {name: arguments[name] for name in names if name in arguments})
-
-
-def find_trainer(*, bundle: str | None = None, own: str | type[object] | None = None) -> type[SegmentationTrainer]:
-    """Return the user's own trainer, imported from ``FILE:Class`` or given as a class, or else a bundle's.
-
-    Raises:
-        BadInputError: If there is no such bundle, file or class, or it cannot follow a plan.
-    """
-    found: object
-    if own is None:
-        assert bundle is not None
-        what, found = f"the trainer of bundle {bundle!r}", find_bundle(bundle).trainer
-    else:
-        what, found = f"--trainer {own}", own if isinstance(own, type) else class_from_file(own, option="--trainer")
-    if not isinstance(found, type) or not issubclass(found, SegmentationTrainer):
-        raise BadInputError(f"{what} is not a SegmentationTrainer")
-    return found
 
 
 def _in_silence(_message: str) -> None:

@@ -21,6 +21,7 @@ from candy_monai.data.samples.batches import Batch
 from candy_monai.errors import SettingsError
 from candy_monai.forecasting.curve import ScoreRange
 from candy_monai.nn.ema import ExponentialMovingAverage
+from candy_monai.nn.previous_stage import without_ids
 from candy_monai.nn.slicewise import without_axis
 from candy_monai.training.description import bundle_of
 from candy_monai.training.earlier import TrainerType
@@ -180,7 +181,8 @@ class Hooks(metaclass=TrainerType):
 
         Override it to add entries that are compared when the run is resumed.
         """
-        arguments = self.network_arguments(without_axis(example_shape, self.slice_axis))
+        shape = without_ids(without_axis(example_shape, self.slice_axis), self._num_previous)
+        arguments = self.network_arguments(shape)
         network = {"example_shape": list(example_shape), "arguments": arguments, "slice_axis": self.slice_axis}
         return {"network": network}
 
@@ -218,6 +220,9 @@ class Hooks(metaclass=TrainerType):
 
     _one_pass = True
     """Whether `backward` always makes one pass if it does so at first. The docs say when to set it to False."""
+
+    _num_previous = 0
+    """The highest id of a cascade's first stage, whose label map is the last channel of the images; 0 without one."""
 
     _preview_title = ""
     """The description of the case, in a copy that draws a preview."""

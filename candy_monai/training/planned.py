@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from candy_monai.experiment.events import Event
 from candy_monai.training.trainer import Trainer
 
 
 def add_to_folder(
-    trainer: Trainer, *, facts: Mapping[str, object] | None = None, files: Mapping[str, str] | None = None
+    trainer: Trainer, *, facts: Mapping[str, object] | None = None, files: Mapping[str, str | Path] | None = None
 ) -> None:
-    """Add facts and files to the experiment folders of a trainer's next runs."""
+    """Add facts and files, as texts or to be copied, to the experiment folders of a trainer's next runs."""
     trainer._facts.update(facts or {})
     trainer._files.update(files or {})
 

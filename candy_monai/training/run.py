@@ -143,7 +143,7 @@ class TrainingRun:
         description: ExperimentDescription,
         *,
         parent: Path,
-        files: Mapping[str, str] | None = None,
+        files: Mapping[str, str | Path] | None = None,
         saved: SavedRun | None = None,
         score_range: ScoreRange | None = None,
         forecast_references: bool = False,
@@ -155,7 +155,7 @@ class TrainingRun:
         Args:
             description: The content of ``experiment.json``.
             parent: The folder of this trainer's experiments.
-            files: Texts of further files to write into a new folder, by file name.
+            files: Texts of further files to write into a new folder, or files to copy, by file name.
             saved: The run to continue; None for a new one.
             score_range: The lowest and the highest possible score.
             forecast_references: Whether the forecast learns from earlier runs of the same task.
@@ -239,7 +239,9 @@ class TrainingRun:
         if how and not self._console:  # the program may end without any other output
             print(how, file=sys.stderr)
 
-    def _publish(self, parent: Path, description: ExperimentDescription, files: Mapping[str, str]) -> GeneratorStates:
+    def _publish(
+        self, parent: Path, description: ExperimentDescription, files: Mapping[str, str | Path]
+    ) -> GeneratorStates:
         """Create a new experiment and return the states of the random generators at its start."""
         for network in self.toolbox.networks:
             self.processes.broadcast_tensors(tensors_in(plain_network(network).state_dict()))

@@ -111,6 +111,7 @@ class SegmentationTrainer(Trainer, EarlierOptions):
         self.plan = plan
         self.num_classes = plan.num_classes
         self.ignore_index, self.slice_axis = plan.ignore_label, plan.slice_axis
+        self._num_previous = plan.num_previous
         self.options = SegmentationOptions(
             score="dice",
             regions=plan.regions,

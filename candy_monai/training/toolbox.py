@@ -23,7 +23,8 @@ from candy_monai.network import (
     plain_network,
 )
 from candy_monai.nn.padding import pad_labels
-from candy_monai.nn.slicewise import build_for_slices, padding_of_slices
+from candy_monai.nn.previous_stage import build_for_inputs, without_ids
+from candy_monai.nn.slicewise import padding_of_slices
 from candy_monai.training.gradients import ScaledBackward, trained_parameters
 from candy_monai.training.returns import optimizer_returned, returned, scheduler_returned
 from candy_monai.training.schedule import warmed_up
@@ -151,17 +152,19 @@ def build_toolbox(
         example = padding(example)
     example_shape = tuple(example.shape[1:])
     num_dims = len(example_shape) - 1
-    network = build_for_slices(
+    network = build_for_inputs(
         lambda shape: returned(trainer, "build_network", trainer.build_network(shape), nn.Module),
         example_shape,
-        trainer.slice_axis,
+        slice_axis=trainer.slice_axis,
+        num_previous=trainer._num_previous,
     ).to(device)
     initialize_lazy(network, example)
     check_takes_complex(network, example)
     if settings.sync_batchnorm:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     if starts and settings.init_from is not None:
-        start_from(plain_network(network), settings.init_from, num_channels=example_shape[0], log=log)
+        num_channels = without_ids(example_shape, trainer._num_previous)[0]
+        start_from(plain_network(network), settings.init_from, num_channels=num_channels, log=log)
     frozen = freeze(plain_network(network), settings.freeze)
     if frozen.names and log is not None:
         log(str(frozen))

@@ -82,7 +82,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
         self._observers = tuple(observers)
         self._dashboards = Dashboards()
         self._facts: dict[str, object] = {}
-        self._files: dict[str, str] = {}
+        self._files: dict[str, str | Path] = {}
         self._messages: list[Message] = []
         self._knows_earlier_runs = True
         self._run: TrainingRun | None = None

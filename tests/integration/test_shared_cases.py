@@ -14,7 +14,7 @@ import pytest
 
 from candy_monai.cli.main import main
 from candy_monai.demo.phantom import write_phantom_dataset
-from candy_monai.recipes.train import find_trainer
+from candy_monai.recipes.trainers import find_trainer
 from tests.toys import Squares, small_trainer
 
 PATIENCE_S = 240

@@ -17,6 +17,8 @@ Entry = dict[str, Any]
 """A transform as plain data: ``{"_target_": "monai.transforms.RandFlipd", "keys": "image", ...}``."""
 
 IMAGE, LABEL, PREDICTION, CENTER = "image", "label", "pred", "center"
+PREVIOUS = "previous"
+"""The key of the label map that the first stage of a cascade predicted: a further channel of the preprocessed image."""
 MANY_CLASSES = 16
 """From this number of classes, label ids are painted class by class, since the scores of all need much memory at the
 file's size. An unmeasured rule of thumb: below it MONAI's own steps suffice, which any MONAI can build."""
@@ -108,11 +110,11 @@ def preprocessing(plan: Plan, own: Sequence[Mapping[str, Any]] = ()) -> list[Ent
         return [dict(entry) for entry in own]
     steps = [_loading(plan)]
     if plan.orientation is not None:
-        steps.append(_monai("Orientationd", keys=_BOTH, axcodes="".join(plan.orientation), labels=None))
+        steps.append(_monai("Orientationd", keys=_spatial(plan), axcodes="".join(plan.orientation), labels=None))
     steps.append(
         _monai(
             "CropForegroundd",
-            keys=_BOTH,
+            keys=_spatial(plan),
             source_key=IMAGE,
             select_fn={"_target_": "torch.ne", "_mode_": "callable", "other": 0},
             start_coord_key=None,
@@ -127,7 +129,7 @@ def preprocessing(plan: Plan, own: Sequence[Mapping[str, Any]] = ()) -> list[Ent
     steps.append(_monai("EnsureTyped", keys=IMAGE, dtype="float32"))
     for index, entry in enumerate(own):
         steps.insert(_place(entry, steps, f"preprocessing[{index}]"), _for_any_case(entry))
-    return steps
+    return [*steps, _with_previous()] if plan.num_previous else steps
 
 
 def augmentation(plan: Plan, own: Sequence[Mapping[str, Any]] | None = None) -> list[Entry]:
@@ -165,7 +167,7 @@ def augmentation(plan: Plan, own: Sequence[Mapping[str, Any]] | None = None) -> 
     return [
         _ours(
             "RandWarpd",
-            keys=_BOTH,
+            keys=_spatial(plan),
             spatial_size=list(plan.patch_shape),
             center_key=CENTER,
             prob_rotate=0.2,
@@ -174,10 +176,10 @@ def augmentation(plan: Plan, own: Sequence[Mapping[str, Any]] | None = None) -> 
             scale=[0.7, 1.4],
             fixed_axis=plan.anisotropic_axis,
             spacing=None if plan.spacing_mm is None else list(plan.spacing_mm),
-            mode=["bilinear", "nearest"],
-            fill=[0, 0 if plan.ignore_label is None else plan.ignore_label],
+            mode=_modes(plan, "bilinear", "nearest"),
+            fill=[0, 0 if plan.ignore_label is None else plan.ignore_label, 0][: len(_spatial(plan))],
         ),
-        *(_monai("RandFlipd", keys=_BOTH, prob=0.5, spatial_axis=axis) for axis in plan.mirror_axes),
+        *(_monai("RandFlipd", keys=_spatial(plan), prob=0.5, spatial_axis=axis) for axis in plan.mirror_axes),
         _monai("RandGaussianNoised", keys=IMAGE, prob=0.1, std=0.1),
         _ours("RandBlurd", keys=IMAGE, prob=0.2, sigma=[0.5, 1.0], channel_prob=0.5),
         _monai("RandScaleIntensityd", keys=IMAGE, prob=0.15, factors=0.25, channel_wise=True),
@@ -188,6 +190,7 @@ def augmentation(plan: Plan, own: Sequence[Mapping[str, Any]] | None = None) -> 
         curve | {"prob": 0.1, "invert_image": True},
         curve | {"prob": 0.3},
         *added,
+        *([_with_previous()] if plan.num_previous else []),
         plain_patches(),
     ]
 
@@ -200,7 +203,8 @@ def plain_patches() -> Entry:
 def cutting(plan: Plan) -> list[Entry]:
     """Return the steps that cut a patch without augmentation."""
     warp = augmentation(plan)[0]
-    return [warp | {"prob_rotate": 0.0, "prob_scale": 0.0}, plain_patches()]
+    with_previous = [_with_previous()] if plan.num_previous else []
+    return [warp | {"prob_rotate": 0.0, "prob_scale": 0.0}, *with_previous, plain_patches()]
 
 
 def postprocessing(plan: Plan, own: Sequence[Mapping[str, Any]] = ()) -> list[Entry]:
@@ -274,7 +278,7 @@ def _for_any_case(entry: Mapping[str, Any]) -> Entry:
 
 
 def _loading(plan: Plan) -> Entry:
-    step = _monai("LoadImaged", keys=_BOTH, ensure_channel_first=True)
+    step = _monai("LoadImaged", keys=_spatial(plan), ensure_channel_first=True)
     # MONAI's reader for pictures swaps rows and columns by default.
     return step | ({"reader": "PILReader", "reverse_indexing": False} if plan.spacing_mm is None else {})
 
@@ -318,12 +322,12 @@ def _scheme(channel: ChannelNormalization) -> dict[str, object]:
 def resampling(plan: Plan) -> Entry:
     """Return the step that resamples a case to the plan's spacing."""
     assert plan.pixdim is not None
-    shared = {"keys": _BOTH, "pixdim": list(plan.pixdim), "allow_missing_keys": True}
+    shared = {"keys": _spatial(plan), "pixdim": list(plan.pixdim), "allow_missing_keys": True}
     if plan.resampling == "extent":
-        return _ours("ResampleToSpacingd", mode=["cubic", "majority"], **shared)
+        return _ours("ResampleToSpacingd", mode=_modes(plan, "cubic", "majority"), **shared)
     if plan.resampling == "separate_z":
-        return _ours("ResampleToSpacingd", mode=["cubic", "majority"], separate_z=True, **shared)
-    return _monai("Spacingd", mode=["bilinear", "nearest"], scale_extent=True, dtype="float32", **shared)
+        return _ours("ResampleToSpacingd", mode=_modes(plan, "cubic", "majority"), separate_z=True, **shared)
+    return _monai("Spacingd", mode=_modes(plan, "bilinear", "nearest"), scale_extent=True, dtype="float32", **shared)
 
 
 def inverting(*, ids: bool) -> Entry:
@@ -332,9 +336,24 @@ def inverting(*, ids: bool) -> Entry:
     return _monai("Invertd", keys=PREDICTION, transform=transform, orig_keys=IMAGE, nearest_interp=ids)
 
 
-def _monai(name: str, **arguments: object) -> Entry:
+def _spatial(plan: Plan) -> list[str]:
+    """Return the keys that spatial steps apply to."""
+    return [*_BOTH, PREVIOUS] if plan.num_previous else list(_BOTH)
+
+
+def _modes(plan: Plan, of_image: str, of_ids: str) -> list[str]:
+    """Return the interpolation of each key of `_spatial`."""
+    return [of_image, *[of_ids] * (len(_spatial(plan)) - 1)]
+
+
+def _with_previous() -> Entry:
+    """Return the step that appends the first stage's label map to the channels of the image."""
+    return _monai("ConcatItemsd", keys=[IMAGE, PREVIOUS], name=IMAGE)
+
+
+def _monai(name: str, /, **arguments: object) -> Entry:
     return {"_target_": _MONAI + name, **arguments}
 
 
-def _ours(name: str, **arguments: object) -> Entry:
+def _ours(name: str, /, **arguments: object) -> Entry:
     return {"_target_": _OURS + name, **arguments}

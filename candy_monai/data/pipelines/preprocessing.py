@@ -30,6 +30,7 @@ from candy_monai.data.pipelines.description import (
     IMAGE,
     LABEL,
     PREDICTION,
+    PREVIOUS,
     Entry,
     OwnTransforms,
     describe_pipelines,
@@ -58,7 +59,8 @@ class PreprocessedCase:
     """A case on the plan's grid.
 
     Attributes:
-        image: ``(C, *spatial)`` float32, normalised, with its affine and the trace of the applied operations.
+        image: ``(C, *spatial)`` float32, normalised, with its affine and the trace of the applied operations. In a
+            cascade its last channel holds the label ids that the first stage predicted.
         label: ``(1, *spatial)`` label ids; ``None`` if none was given.
     """
 
@@ -93,7 +95,7 @@ class LoadCased(MapTransform):
         for key in self.key_iterator(d):
             if not isinstance(d[key], torch.Tensor):
                 paths = [d[key]] if isinstance(d[key], str | Path) else d[key]
-                d[key] = read_channels(paths, is_label=key == LABEL).tensor()
+                d[key] = read_channels(paths, is_label=key != IMAGE).tensor()
         return d
 
 
@@ -109,9 +111,10 @@ class Preprocessor:
     """
 
     _logits_rounded_to: torch.dtype | None = None
+    _has_previous = False
 
     def __init__(self, plan: Plan, *, own: OwnTransforms | None = None) -> None:
-        self._plan = plan
+        self._plan, self._has_previous = plan, plan.num_previous > 0
         self._trust = own is not None and own.trust
         self.pipelines = describe_pipelines(plan, own=own)
 
@@ -148,7 +151,8 @@ class Preprocessor:
         asked = {"keys": list(keys), "pixdim": list(pixdim), **stock}
         planned = [] if self._plan.resampling == "stock" else preprocessing(self._plan)
         if any(asked == {key: step[key] for key in step if key != "_target_"} for step in planned):
-            return ResampleToSpacingd(keys, pixdim, mode=("cubic", "majority"), allow_missing_keys=True)
+            modes = ["cubic", *["majority"] * (len(keys) - 1)]
+            return ResampleToSpacingd(keys, pixdim, mode=modes, allow_missing_keys=True)
         spacing = Spacingd(keys, pixdim, **stock)
         if all(spacing.scale_extent):
             # MONAI warns at each call with an argument for the extent; its inner transform can have it as an attribute.
@@ -156,13 +160,16 @@ class Preprocessor:
             spacing.scale_extent = (None,) * len(spacing.keys)
         return spacing
 
-    def apply(self, image: Scan | Tensor, label: Tensor | None = None) -> PreprocessedCase:
+    def apply(
+        self, image: Scan | Tensor, label: Tensor | None = None, *, previous: Tensor | None = None
+    ) -> PreprocessedCase:
         """Preprocess a case.
 
         Args:
             image: ``(C, *spatial)`` as loaded or as read, with its affine. A plain tensor is assumed to be on the
                 plan's grid.
             label: ``(1, *spatial)`` integer ids on the same grid.
+            previous: For the second stage of a cascade, the label map that the first stage predicted, as ``label``.
 
         Raises:
             BadInputError: If channels or axes do not match the plan, the label's shape differs, or intensities are NaN
@@ -170,6 +177,11 @@ class Preprocessor:
         """
         scan = image if isinstance(image, Scan) else Scan.of(image)
         values = self._checked(scan, label)
+        if (previous is not None) != self._has_previous:
+            raise BadInputError(
+                f"{scan.file_name or 'the image'}: the second stage of a cascade, and no other plan, needs the label "
+                "map that the first stage predicted"
+            )
         affine = torch.from_numpy(self._affine(None if _is_plain(image) else scan.geometry))
         is_resampling = any(isinstance(step, ResampleToSpacingd | Spacingd) for step in self.preprocessing.transforms)
         if is_resampling and not _is_plain(image):
@@ -178,6 +190,8 @@ class Preprocessor:
         data = {IMAGE: MetaTensor(values.clone(), affine=affine, meta={"filename_or_obj": scan.file_name})}
         if label is not None:
             data[LABEL] = MetaTensor(plain_tensor(label), affine=affine)
+        if previous is not None:
+            data[PREVIOUS] = MetaTensor(plain_tensor(previous), affine=affine)
         done = self._preprocessed(data)
         ids = done[LABEL].as_tensor().contiguous() if label is not None else None
         return PreprocessedCase(image=done[IMAGE].contiguous(), label=ids)
@@ -185,6 +199,7 @@ class Preprocessor:
     def _preprocessed(self, data: dict[str, MetaTensor]) -> dict[str, MetaTensor]:
         """Run the pipeline, and refuse results of a user's own step that cannot be used for training or inverted."""
         num_channels, where = len(data[IMAGE]), data[IMAGE].meta["filename_or_obj"] or "the image"
+        num_channels += PREVIOUS in data
         for index, step in enumerate(self.preprocessing.transforms):
             before, name = data, f"preprocessing[{index}]: {type(step).__name__}"
             try:

@@ -88,6 +88,12 @@ def _option(entry: Entry, name: str, value: str) -> str:
 def _configuration(plan: Plan, fingerprint: Fingerprint) -> Choice:
     if plan.num_dims == 2:
         reason = "Pictures have two axes."
+    elif plan.full_spacing_mm is not None:
+        reason = "Set by you: at a lower resolution a patch covers more of a volume that is far larger."
+    elif plan.num_previous:
+        reason = (
+            "Set by you: the network also sees the label map predicted by the configuration 3d_lowres (--previous)."
+        )
     elif "slice_axis" in plan.chosen:
         kind = "2-D" if plan.slice_axis is not None else "3-D"
         reason = f"Set by you, or required by a network or weights that are {kind} (--network, --bundle, --init-from)."
@@ -105,7 +111,7 @@ def _configuration(plan: Plan, fingerprint: Fingerprint) -> Choice:
                 "A 3-D network uses the context of the neighbouring slices. The advantage of slices in the limited "
                 "time of a CPU does not apply to a large GPU, or if you set an entry along three axes."
             )
-    other = "3d" if plan.slice_axis is not None else "2d"
+    other = "2d" if plan.configuration == "3d" else "3d"
     remedy = _OF_DATA if plan.num_dims == 2 else f"--configuration {other}"
     return Choice(name="configuration", value=plan.configuration, reason=reason, remedy=remedy)
 
@@ -143,6 +149,11 @@ def spacing(plan: Plan, fingerprint: Fingerprint) -> str:
         return "Pictures have no spacing in mm and are not resampled."
     if plan.slice_axis is not None:
         return f"The median spacing along each axis; along axis {plan.slice_axis}, across slices, cases keep their own."
+    if plan.full_spacing_mm is not None:
+        return (
+            f"Coarser than in the configuration 3d ({as_text(plan.full_spacing_mm)}), so that a patch covers a quarter "
+            "of the median case, as in nnU-Net."
+        )
     axis = anisotropic_axis(plan.spacing_mm, (1,) * len(plan.spacing_mm))
     if axis is None:
         return "The median spacing of the cases along each axis."

@@ -75,6 +75,9 @@ class Plan:
         spacing_mm: Voxel spacing to which cases are resampled; ``None`` for pictures, which never are.
         slice_axis: The axis across the slices of volumes for a 2-D network; ``None`` for pictures and for a network
             with as many dimensions as the data.
+        full_spacing_mm: The spacing of the configuration 3d, if this is the plan of 3d_lowres; ``None`` for others.
+        num_previous: For the second stage of a cascade, the highest id in the label maps of the first stage: the
+            network has an additional input channel for each id from 1. 0 for other plans.
         median_shape: Median shape of the cases after cropping and resampling.
         channel_names: The names of the image's channels.
         normalization: One entry per channel.
@@ -114,6 +117,8 @@ class Plan:
     slice_axis: int | None = field(
         default=None, metadata=settable(AXIS_OR_NONE, why.slice_axis, none="none", decides_others=True)
     )
+    full_spacing_mm: tuple[float, ...] | None = None
+    num_previous: int = 0
     median_shape: Shape = field(metadata=derived(why.median_shape, remedy="follows from spacing_mm"))
     channel_names: tuple[str, ...]
     normalization: tuple[ChannelNormalization, ...] = field(
@@ -189,8 +194,17 @@ class Plan:
 
     @property
     def configuration(self) -> str:
-        """Whether the network is 2-D or 3-D: ``2d`` or ``3d``."""
-        return "3d" if self.num_dims == 3 and self.slice_axis is None else "2d"
+        """The kind of network: ``2d``, ``3d``, ``3d_lowres``, or ``3d_cascade``, the second stage of a cascade."""
+        if self.num_dims < 3 or self.slice_axis is not None:
+            return "2d"
+        if self.num_previous:
+            return "3d_cascade"
+        return "3d" if self.full_spacing_mm is None else "3d_lowres"
+
+    @property
+    def num_inputs(self) -> int:
+        """Input channels of the network: those of the image, and those of a cascade's first stage."""
+        return len(self.channel_names) + self.num_previous
 
     @property
     def pixdim(self) -> tuple[float, ...] | None:
@@ -225,7 +239,7 @@ class Plan:
             self.topology,
             self.filters,
             batch_size=self.batch_size,
-            num_inputs=len(self.channel_names),
+            num_inputs=self.num_inputs,
             num_outputs=self.num_classes,
             deep_supervision=self.deep_supervision,
         )

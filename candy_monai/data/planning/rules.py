@@ -30,17 +30,25 @@ from candy_monai.data.planning.plan import Plan, Region, check_axes, parsed_over
 from candy_monai.data.planning.sizing import LIGHT_BELOW_BYTES, fit_network, fit_slice_network, supervises_deeply
 from candy_monai.data.values import ids_of_label
 from candy_monai.errors import SettingsError
+from candy_monai.transforms.resampling import resampled_shape
 
 if TYPE_CHECKING:
     from candy_monai.data.inspection.fingerprint import Fingerprint
 
-Configuration = Literal["auto", "2d", "3d"]
-"""Whether volumes are trained on as slices by a 2-D network, or whole."""
+Configuration = Literal["auto", "2d", "3d", "3d_lowres", "3d_cascade"]
+"""Volumes are trained on as slices by a 2-D network, or by a 3-D network, at a lower resolution, or with the prediction
+of one at a lower resolution as further input."""
 
 DEFAULT_MEMORY_BYTES = 1 << 30
 """The default memory of a plan: small enough for a network that a CPU trains in minutes."""
 
 _MUCH_BLANKED = 0.75
+
+_COVERED_WHEN_LOW = 0.25
+"""The share of the median case that a patch of the configuration 3d_lowres covers."""
+_COARSER = 1.03
+_FEWER_VOXELS = 2
+"""The configuration 3d_lowres is refused if the median case has less than this many times its voxels."""
 
 
 def plan(
@@ -66,12 +74,18 @@ def plan(
             depend on an override are adapted: eight filters on three levels make a network of three levels.
         configuration: ``2d`` trains a 2-D network on the slices of volumes, ``3d`` a 3-D network; ``auto`` chooses
             slices if the memory is that of a CPU or a small GPU and slices gave better scores for similar datasets: see
-            ``candy_monai.data.planning.experience``.
+            ``candy_monai.data.planning.experience``. ``3d_lowres`` trains a 3-D network at a coarser spacing, at which
+            a patch covers a quarter of the median case; ``3d_cascade`` is ``3d`` with the label map of such a network
+            as further input.
         cpu_s: CPU-seconds for training, for the choice between slices and volumes; None if not limited.
 
     Raises:
-        SettingsError: If an override is unknown, of the wrong type, or contradicts another.
+        SettingsError: If an override is unknown, of the wrong type, or contradicts another, or ``3d_lowres`` is for
+            cases that are not much larger than a patch.
     """
+    if configuration == "3d_lowres":
+        full = plan(fingerprint, memory_bytes=memory_bytes, overrides=overrides, configuration="3d")
+        return _at_lower_resolution(full, fingerprint, memory_bytes=memory_bytes, overrides=overrides or {})
     fixed = parsed_overrides(overrides or {})
     check_axes(fingerprint.num_dims, fixed)
     memory = DEFAULT_MEMORY_BYTES if memory_bytes is None else memory_bytes
@@ -90,11 +104,12 @@ def plan(
     as_stored = [planned_shape(case, orientation, None) for case in fingerprint.cases]
     is_resampled = any(shape != other for shape, other in zip(shapes, as_stored, strict=True))
     class_names, num_classes, regions = _classes(fingerprint, fixed)
+    num_previous = _highest_predicted(fingerprint, regions) if configuration == "3d_cascade" else 0
     fit = fit_network if slice_axis is None else partial(fit_slice_network, slice_axis)
     network = fit(
         shapes,
         spacing or (1.0,) * fingerprint.num_dims,
-        num_inputs=len(fingerprint.channels),
+        num_inputs=len(fingerprint.channels) + num_previous,
         num_outputs=num_classes,
         memory_bytes=memory,
         overrides=fixed,
@@ -105,6 +120,7 @@ def plan(
         orientation=orientation,
         spacing_mm=spacing,
         slice_axis=slice_axis,
+        num_previous=num_previous,
         median_shape=median_of_shapes(shapes),
         channel_names=fingerprint.channel_names,
         normalization=_normalization(fingerprint, fixed.get("normalization")),
@@ -128,6 +144,48 @@ def plan(
     return replace(made, **taken, chosen=tuple(sorted(chosen)))
 
 
+def _at_lower_resolution(
+    full: Plan, fingerprint: Fingerprint, *, memory_bytes: int | None, overrides: Mapping[str, object]
+) -> Plan:
+    """Return the plan for the finest spacing, in steps of 3 %, at which a patch covers a quarter of the median case.
+
+    The rule is that of nnU-Net: axes whose spacing is below half of the longest become coarser first.
+
+    Raises:
+        SettingsError: If this would leave more than half of the voxels, so that it is not worthwhile.
+    """
+    if "spacing_mm" in overrides:
+        raise SettingsError("the configuration 3d_lowres determines spacing_mm: leave one of them out")
+    assert full.spacing_mm is not None  # otherwise the plan of the configuration 3d was refused
+    spacing, fixed = full.spacing_mm, parsed_overrides(overrides)
+    median, patch = full.median_shape, full.patch_shape
+    while math.prod(patch) < _COVERED_WHEN_LOW * math.prod(median):
+        is_fine = [length < max(spacing) / 2 for length in spacing]
+        coarser = [fine or not any(is_fine) for fine in is_fine]
+        spacing = tuple(length * (_COARSER if grows else 1) for length, grows in zip(spacing, coarser, strict=True))
+        median = resampled_shape(full.median_shape, full.spacing_mm, spacing)
+        patch = fit_network(
+            [median],
+            spacing,
+            num_inputs=len(full.channel_names),
+            num_outputs=full.num_classes,
+            memory_bytes=DEFAULT_MEMORY_BYTES if memory_bytes is None else memory_bytes,
+            overrides=fixed,
+        ).patch_shape
+    if math.prod(full.median_shape) < _FEWER_VOXELS * math.prod(median):
+        covered = math.prod(full.patch_shape) / math.prod(full.median_shape)
+        raise SettingsError(
+            "the configuration 3d_lowres is for cases far larger than a patch, but a patch of "
+            f"{as_text(full.patch_shape)} covers {100 * covered:.0f} % of the median case, "
+            f"{as_text(full.median_shape)}: use the configuration 3d, or set a coarser spacing_mm yourself"
+        )
+    made = plan(
+        fingerprint, memory_bytes=memory_bytes, overrides={**overrides, "spacing_mm": spacing}, configuration="3d"
+    )
+    chosen = tuple(name for name in made.chosen if name != "spacing_mm")
+    return replace(made, full_spacing_mm=full.spacing_mm, chosen=chosen)
+
+
 def _slice_axis(
     spacing_mm: tuple[float, ...] | None,
     fixed: Overrides,
@@ -139,17 +197,20 @@ def _slice_axis(
 ) -> int | None:
     """Return the axis across the slices for a 2-D network; ``None`` for other networks."""
     if configuration not in get_args(Configuration):
-        raise SettingsError(f"configuration {configuration!r}: expected auto, 2d or 3d")
+        raise SettingsError(f"configuration {configuration!r}: expected {', '.join(get_args(Configuration))}")
+    is_whole = configuration in ("3d", "3d_cascade")
     if spacing_mm is None or len(spacing_mm) < 3:
-        if configuration == "3d" or fixed.get("slice_axis") is not None:
-            raise SettingsError("pictures have no third axis: leave out --configuration 3d and slice_axis")
+        if is_whole or fixed.get("slice_axis") is not None:
+            raise SettingsError(
+                "pictures have no third axis: leave out slice_axis, and --configuration or give --configuration 2d"
+            )
         return None
     axis: int | None = fixed.get("slice_axis")
-    if "slice_axis" in fixed and configuration != "auto" and (axis is None) != (configuration == "3d"):
+    if "slice_axis" in fixed and configuration != "auto" and (axis is None) != is_whole:
         raise SettingsError(f"slice_axis={as_text(axis)} contradicts the configuration {configuration}: leave one out")
     if axis not in (None, 0, 1, 2):
         raise SettingsError(f"slice_axis must be 0, 1, 2 or none, got {axis}")
-    if "slice_axis" in fixed or configuration == "3d":
+    if "slice_axis" in fixed or is_whole:
         return axis
     single = [axis for axis in range(3) if all(shape[axis] == 1 for shape in shapes)]
     # All runs of the table are on CPUs: with more memory the network has the dimensions of the data, as nnU-Net's.
@@ -180,6 +241,13 @@ def _classes(fingerprint: Fingerprint, fixed: Overrides) -> tuple[tuple[str, ...
         for name, paints in zip(foreground, fingerprint.region_order, strict=True)
     )
     return tuple(foreground), len(regions), regions
+
+
+def _highest_predicted(fingerprint: Fingerprint, regions: Sequence[Region]) -> int:
+    """Return the highest id in a label map that is predicted for a dataset."""
+    if regions:
+        return max(region.paints for region in regions)
+    return max(max(ids_of_label(ids)) for ids in fingerprint.labels.values() if ids != fingerprint.ignore_label)
 
 
 def _normalization(fingerprint: Fingerprint, schemes: tuple[str, ...] | None) -> tuple[ChannelNormalization, ...]:

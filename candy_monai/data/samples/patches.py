@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from typing_extensions import override
 
 from candy_monai.data.pipelines.building import Pipeline, build_pipeline
-from candy_monai.data.pipelines.description import CENTER, IMAGE, LABEL, Entry, augmentation, cutting
+from candy_monai.data.pipelines.description import CENTER, IMAGE, LABEL, PREVIOUS, Entry, augmentation, cutting
 from candy_monai.data.planning.plan import Plan
 from candy_monai.data.samples.store import ANNOTATED, CaseStore, StoredCase
 from candy_monai.data.sampling import DrawOrder, PatchDraw, PositionedSampler
@@ -79,7 +79,7 @@ class PatchDataset(Dataset[Sample]):
     ) -> None:
         self._cases = _CaseCache(store, case_ids)
         self._case_ids = tuple(case_ids)
-        self._shape = plan.patch_shape
+        self._shape, self._has_previous = plan.patch_shape, plan.num_previous > 0
         self._seed = seed
         self.augmentation = _pipeline(augmentation, plan, trust=trust)
         self._random = _random_transforms(self.augmentation)
@@ -105,7 +105,7 @@ class PatchDataset(Dataset[Sample]):
         for part in self._random:
             part.R = state
         with untracked(), self.augmentation.applied_to("a patch"):
-            changed = self.augmentation({IMAGE: case.image, LABEL: case.label, CENTER: center})
+            changed = self.augmentation({**self._parts_of(case), LABEL: case.label, CENTER: center})
         if not isinstance(changed, Mapping) or not {IMAGE, LABEL} <= set(changed):
             found = f"the keys {', '.join(map(str, changed))}" if isinstance(changed, Mapping) else "several samples"
             raise BadInputError(
@@ -115,6 +115,10 @@ class PatchDataset(Dataset[Sample]):
         image, label = changed[IMAGE], changed[LABEL]
         self._check(image, label)
         return {"image": image.float(), "label": label.long(), "case_id": drawn.case_id}
+
+    def _parts_of(self, case: StoredCase) -> dict[str, NDArray[np.floating]]:
+        """Return the image, and the label map of a cascade's first stage, which is not augmented as intensities are."""
+        return {IMAGE: case.image[:-1], PREVIOUS: case.image[-1:]} if self._has_previous else {IMAGE: case.image}
 
     def draw(self, index: int) -> PatchDraw:
         """Return the case of a sample and whether it is on foreground, without cutting it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +33,7 @@ from candy_monai.files import atomic_path, atomic_write_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from candy_monai.data.inspection.fingerprint import Fingerprint
     from candy_monai.processes import Processes
@@ -54,7 +55,8 @@ class StoredCase:
 
     Attributes:
         case_id: The id of the case.
-        image: ``(C, *spatial)``, float32 or float16; always float32 if values do not fit into float16.
+        image: ``(C, *spatial)``, float32 or float16; always float32 if values do not fit into float16. The last channel
+            holds the label map of a cascade's first stage, if the plan has one.
         label: ``(1, *spatial)``, uint8 or int16.
         places: For each foreground id in the label, sampled flat indices into ``*spatial``, at most 10 000. With an
             ignore label, ``ANNOTATED`` holds places anywhere outside of it.
@@ -105,6 +107,7 @@ class CaseStore:
         precision: StoredPrecision = "float32",
         digests: Digests | None = None,
         own: OwnTransforms | None = None,
+        previous: Callable[[str], Tensor] | None = None,
         processes: Processes | None = None,
     ) -> CaseStore:
         """Preprocess a dataset, or complete an interrupted call, or return the store if it is complete.
@@ -120,6 +123,8 @@ class CaseStore:
                 stays float32.
             digests: The dataset's digests, if they are known already.
             own: The user's own transforms, whose preprocessing extends or replaces the plan's.
+            previous: Returns the label map ``(1, *spatial)`` that the first stage of a cascade predicted for a case, by
+                its id; its content must be part of ``digests``. None without a cascade.
             processes: The processes that call this together and share the cases; None for this one alone.
 
         Raises:
@@ -139,7 +144,8 @@ class CaseStore:
                 return None
             try:
                 image, label = dataset.read(index)
-                preprocessed = preprocessor.apply(image, label.values.to(torch.int16))
+                before = None if previous is None else previous(case.case_id)
+                preprocessed = preprocessor.apply(image, label.values.to(torch.int16), previous=before)
             except CandyError as error:
                 return f"{case.case_id}: {error}"
             try:
@@ -235,7 +241,7 @@ def store_bytes(
     case_ids: Sequence[str] | None = None,
 ) -> int:
     """Compute the size on disk of the stored images and labels of some or all cases from the fingerprint."""
-    size = np.dtype(precision).itemsize * len(plan.channel_names)
+    size = np.dtype(precision).itemsize * (len(plan.channel_names) + (plan.num_previous > 0))
     highest = max((label_id for case in fingerprint.cases for label_id in case.class_voxels), default=0)
     size += _label_type(highest).itemsize
     counted = None if case_ids is None else set(case_ids)

@@ -9,7 +9,8 @@ from candy_monai.errors import ExperimentError, SettingsError
 from candy_monai.incoming.opening import load_predictor
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.resume import resume_training
-from candy_monai.recipes.train import chosen_trainer, train_dataset
+from candy_monai.recipes.train import train_dataset
+from candy_monai.recipes.trainers import chosen_trainer
 from candy_monai_bundles.monai_network import MONAIPredictor, MONAITrainer, build_monai_network, divisor_of
 from tests.toys import Squares, loaders
 

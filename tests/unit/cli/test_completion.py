@@ -52,7 +52,7 @@ def test_bash_completes_values_of_which_there_are_few(complete):
 
 def test_bash_completes_the_literal_values_of_a_metavar(complete):
     assert complete("export", "run", "out", "--to", "t") == ["torchscript"]
-    assert complete("train", "D", "--configuration", "") == ["2d", "3d", "auto"]
+    assert complete("train", "D", "--configuration", "") == ["2d", "3d", "3d_lowres", "3d_cascade", "auto"]
     assert complete("train", "D", "--fold", "") == ["all"]
 
 

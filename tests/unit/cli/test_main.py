@@ -230,6 +230,7 @@ def test_train_passes_on_every_option(calls, capsys):
         "network_args": {"init_filters": 8},
         "trainer_args": {"max_grad_norm": 2},
         "init_from": Path("w.pth"),
+        "previous": None,  # a cascade takes no starting weights
         "freeze": ("a.*",),
         "warm_up": 9,
         "amp": "off",

@@ -6,7 +6,7 @@ import pytest
 
 from candy_monai.cli.main import main
 from candy_monai.demo.phantom import write_phantom_dataset
-from candy_monai.recipes.train import find_trainer
+from candy_monai.recipes.trainers import find_trainer
 
 ROOT = Path(__file__).parents[3]
 

@@ -112,6 +112,25 @@ def test_each_configuration_is_trained_on_every_fold_and_summed_up(phantom, tmp_
     assert len(begun) == 8  # all are finished
 
 
+def test_a_cascade_is_trained_after_its_first_stage_which_it_is_told(phantom, tmp_path, pretended):
+    _, begun = pretended
+    small = {"overrides": {"patch_shape": "8,8,8", "filters": "4,8,8"}, "num_epochs": 1, "num_folds": 2}
+    asked = ["3d_cascade", "3d_lowres"]
+    path = cross_validate(phantom, configurations=asked, out=tmp_path, on_progress=_quiet, **small)
+    assert [(options.configuration, options.previous) for _, _, options in begun] == [
+        *[("3d_lowres", None)] * 2,
+        *[("3d_cascade", str(path.parent / "3d_lowres"))] * 2,
+    ]
+    assert list(json.loads(path.read_text())["configurations"]) == asked
+
+
+def test_all_configurations_are_those_that_suit_the_dataset(phantom, tmp_path, pretended):
+    said = []
+    cross_validate(phantom, configurations="all", out=tmp_path, num_epochs=1, on_progress=said.append)
+    (line,) = [line for line in said if line.startswith("Not trained: ")]
+    assert "the configuration 3d_lowres is for cases far larger than a patch" in line
+
+
 def test_pictures_have_one_configuration(tmp_path, pretended):
     pictures = write_phantom_dataset(tmp_path / "pictures", num_cases=3, num_dims=2)
     path = cross_validate(pictures, configurations="all", out=tmp_path / "out", num_epochs=1, on_progress=_quiet)
@@ -123,7 +142,9 @@ def test_pictures_have_one_configuration(tmp_path, pretended):
 @pytest.mark.parametrize(
     ("configurations", "keywords", "said"),
     [
-        (["2d", "4d"], {}, "unknown configuration '4d': expected 2d, 3d, or all"),
+        (["2d", "4d"], {}, "unknown configuration '4d': expected 2d, 3d, 3d_lowres, 3d_cascade, or all"),
+        (["3d_cascade"], {}, "3d_cascade needs 3d_lowres, its first stage: give --configurations 3d_lowres,3d_cascade"),
+        ("all", {"previous": "lowres"}, "--configurations or --previous, not both"),
         ([], {}, "no configuration"),
         (["2d"], {"configuration": "3d"}, "--configurations or --configuration 3d, not both"),
         ("all", {"plan": "plan.json"}, "--configurations or --plan, not both"),

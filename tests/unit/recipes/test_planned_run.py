@@ -14,7 +14,7 @@ from candy_monai.recipes.budget import Speed
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.planned_run import PlannedRun, case_loader, num_workers, patch_loader
 from candy_monai.recipes.prepare import evenly_spaced, prepare_dataset
-from candy_monai.recipes.train import chosen_trainer
+from candy_monai.recipes.trainers import chosen_trainer
 from tests.plans import small_plan
 
 CPU = torch.device("cpu")

@@ -22,7 +22,8 @@ from candy_monai.metrics.overlap import dice_per_class
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.planned_run import PlannedRun
 from candy_monai.recipes.resume import resume_training
-from candy_monai.recipes.train import check_trainer_args, find_trainer, train_dataset
+from candy_monai.recipes.train import train_dataset
+from candy_monai.recipes.trainers import check_trainer_args, find_trainer
 from candy_monai.training.options import SegmentationOptions
 from candy_monai_bundles.unet import UNetTrainer
 from tests.folders import make, texture

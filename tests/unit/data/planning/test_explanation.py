@@ -27,6 +27,7 @@ def test_every_entry_that_can_be_set_is_explained_with_the_option_that_sets_it(f
 def test_every_entry_of_a_plan_is_explained_or_follows_from_the_dataset(fingerprint):
     explained = {choice.name for choice in explain(plan(fingerprint), fingerprint)}
     described = {"dataset_name", "num_dims", "channel_names", "class_names", "ignore_label", "regions", "chosen"}
+    described |= {"full_spacing_mm", "num_previous"}  # by the reasons of spacing_mm and configuration
     assert {field.name for field in fields(plan(fingerprint))} <= explained | described
 
 
@@ -67,3 +68,18 @@ def test_an_entry_that_is_none_says_what_it_could_be(fingerprint, tmp_path):
     pictures = inspect(write_phantom_dataset(tmp_path / "d", num_cases=3, num_dims=2))
     remedies = {choice.name: choice.remedy for choice in explain(plan(pictures), pictures)}
     assert {remedies[name] for name in ("orientation", "spacing_mm", "slice_axis")} == {"follows from the data"}
+
+
+def test_a_lower_resolution_is_explained_by_the_full_one(fingerprint):
+    made = replace(plan(fingerprint, configuration="3d"), full_spacing_mm=(0.5, 0.5, 1.0))
+    choices = {choice.name: choice for choice in explain(made, fingerprint)}
+    assert (choices["configuration"].value, choices["configuration"].remedy) == ("3d_lowres", "--configuration 3d")
+    assert "a patch covers more of a volume" in choices["configuration"].reason
+    assert "Coarser than in the configuration 3d (0.5,0.5,1)" in choices["spacing_mm"].reason
+    (cascade,) = (
+        choice
+        for choice in explain(plan(fingerprint, configuration="3d_cascade"), fingerprint)
+        if choice.name == "configuration"
+    )
+    assert (cascade.value, cascade.remedy) == ("3d_cascade", "--configuration 3d")
+    assert "(--previous)" in cascade.reason

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +13,7 @@ from candy_monai.data.inspection.fingerprint import (
     Fingerprint,
     IntensityStatistics,
 )
+from candy_monai.data.planning.plan import Plan
 from candy_monai.data.planning.rules import plan
 from candy_monai.errors import SettingsError
 
@@ -124,10 +128,45 @@ def test_a_user_chooses_configuration_and_axis():
     assert whole.configuration == "3d", "a patch of several slices is for a 3-D network"
 
 
+def test_a_lower_resolution_makes_a_patch_cover_a_quarter_of_the_median_case():
+    # nnU-Net's rule: steps of 3 %; axes finer than half of the coarsest first.
+    large = fingerprint([(320, 320, 90)] * 3, spacings=[(0.6, 0.6, 3.0)] * 3)
+    full, low = plan(large, configuration="3d"), plan(large, configuration="3d_lowres")
+    assert (low.configuration, low.full_spacing_mm, low.network_dims) == ("3d_lowres", full.spacing_mm, 3)
+    first, second, third = low.spacing_mm
+    assert (first, third) == (second, 3.0)
+    assert math.log(first / 0.6, 1.03) == pytest.approx(round(math.log(first / 0.6, 1.03)))
+    covered = math.prod(low.patch_shape) / math.prod(low.median_shape)
+    assert 0.24 < covered < 0.35
+    assert covered > 4 * math.prod(full.patch_shape) / math.prod(full.median_shape)
+    assert "spacing_mm" not in low.chosen
+    assert Plan.from_dict(json.loads(json.dumps(low.to_dict()))) == low
+
+
+def test_more_memory_makes_the_lower_resolution_finer():
+    large = fingerprint([(400, 400, 400)] * 3)
+    light, strong = (plan(large, configuration="3d_lowres", memory_bytes=gib * GIB) for gib in (1, 8))
+    assert light.spacing_mm[0] > strong.spacing_mm[0] > 1.0
+
+
+@pytest.mark.parametrize(
+    ("found", "overrides", "said"),
+    [
+        (HIPPOCAMPUS, {}, r"patch of 40,56,40 covers 142 % of the median case, 35,50,36: use the configuration 3d"),
+        (HIPPOCAMPUS, {"spacing_mm": (2.0, 2.0, 2.0)}, "3d_lowres determines spacing_mm"),
+        (HIPPOCAMPUS, {"slice_axis": 2}, "slice_axis=2 contradicts the configuration 3d"),
+        (fingerprint([(64, 64)] * 3, is_picture=True), {}, "pictures have no third axis"),
+    ],
+)
+def test_a_lower_resolution_that_does_not_suit_the_data_is_refused(found, overrides, said):
+    with pytest.raises(SettingsError, match=said):
+        plan(found, configuration="3d_lowres", overrides=overrides)
+
+
 @pytest.mark.parametrize(
     ("configuration", "overrides", "message"),
     [
-        ("4d", {}, "expected auto, 2d or 3d"),
+        ("4d", {}, "expected auto, 2d, 3d, 3d_lowres"),
         ("3d", {"slice_axis": 1}, "contradicts the configuration 3d"),
         ("2d", {"slice_axis": "none"}, "contradicts the configuration 2d"),
         ("2d", {"slice_axis": 3}, "must be 0, 1, 2 or none, got 3"),
