@@ -71,14 +71,18 @@ def run(args: argparse.Namespace) -> int:
     from candy_monai.recipes.crossval import cross_validate
 
     feedback: Feedback = args.feedback
-    file = cross_validate(
-        args.dataset,
-        options,
-        configurations=args.configurations,
-        num_parallel=args.num_parallel,
-        launcher=chosen_launcher(args, feedback.say),
-        on_progress=feedback.say,
-    )
+    try:
+        file = cross_validate(
+            args.dataset,
+            options,
+            configurations=args.configurations,
+            num_parallel=args.num_parallel,
+            launcher=chosen_launcher(args, feedback.say),
+            on_progress=feedback.say,
+        )
+    except KeyboardInterrupt:
+        feedback.say("The cross-validation was interrupted; the same command continues it")
+        raise
     scores = json.loads(file.read_text(encoding="utf-8"))
     feedback.tell("scores", **scores)
     if feedback.shows_text:

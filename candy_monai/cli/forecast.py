@@ -59,16 +59,25 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from candy_monai.errors import SettingsError
+    from candy_monai.errors import BadInputError, SettingsError
     from candy_monai.experiment.description import DESCRIPTION
     from candy_monai.experiment.folder import METRICS
     from candy_monai.experiment.references import folder_of_experiments, have_same_settings, references_as_text
     from candy_monai.experiment.runs import refuse_folder_of_runs
+    from candy_monai.files import check_file_writable
     from candy_monai.forecasting.best_score import forecast
     from candy_monai.forecasting.reading import read_scores
 
     if not any(next(args.source.glob(name), None) for name in (METRICS, "training_log_*.txt", DESCRIPTION)):
         refuse_folder_of_runs(args.source, call="candy-monai forecast {run}")
+    picture = args.picture
+    if picture is None and not args.json:
+        picture = (args.source if (args.source / DESCRIPTION).is_file() else Path()) / PICTURE
+    if picture is not None:
+        try:
+            check_file_writable(picture)
+        except BadInputError as error:
+            raise BadInputError(f"{error}; give another file for the picture with --picture") from error
     history = read_scores(args.source, column=args.column)
     length = _length(args.source, history)
     horizon = args.num_epochs or length.num_epochs
@@ -83,9 +92,6 @@ def run(args: argparse.Namespace) -> int:
         references=[reference.scores for reference in references],
         same_settings=have_same_settings(references),
     )
-    picture = args.picture
-    if picture is None and not args.json:
-        picture = (args.source if (args.source / DESCRIPTION).is_file() else Path()) / PICTURE
     if picture is not None:
         _draw(picture, history, result, horizon)
     facts = _facts(history, result, horizon, ended=None if args.num_epochs else length.ended)
@@ -197,7 +203,7 @@ def _facts(history: ScoreHistory, result: Forecast, horizon: int, *, ended: str 
 
 
 def _show(history: ScoreHistory, result: Forecast, facts: dict[str, object]) -> None:
-    from candy_monai.experiment.score_prediction import chance_as_text, duration_as_text, number_as_text
+    from candy_monai.experiment.score_prediction import chance_as_text, duration_as_text, score_as_text
 
     done, planned, ended = facts["epochs_done"], facts["epochs_planned"], facts["ended"]
     so_far = "no score yet"
@@ -221,7 +227,7 @@ def _show(history: ScoreHistory, result: Forecast, facts: dict[str, object]) -> 
         f"{low:.4f} to {high:.4f} in 80 % of the runs that get better"
     )
     print(
-        f"Stopping now would cost {number_as_text(result.score - best)}; the chance of a better score is "
+        f"Stopping now would cost {score_as_text(result.score - best)}; the chance of a better score is "
         f"{chance_as_text(chance)}"
     )
     if facts["seconds_left"] is not None:

@@ -23,7 +23,7 @@ from candy_monai.evaluation.results import EvalResult
 from candy_monai.evaluation.statistics import Method, check_method, statistics_of
 from candy_monai.evaluation.summaries import SUMMARY, Scores, read_scores, scores_of, summary_in
 from candy_monai.experiment.folder import VALIDATION_SCORES
-from candy_monai.experiment.runs import distinct_names
+from candy_monai.experiment.runs import names_of_runs
 from candy_monai.metrics.interval import CONFIDENCE
 
 Compared: TypeAlias = PathLike | EvalResult
@@ -148,7 +148,7 @@ def _named(evaluations: Sequence[Compared] | Mapping[str, Compared]) -> tuple[tu
     folders = [file.parent if file.name in (SUMMARY, VALIDATION_SCORES) else file for file in files]
     named = folders if len(set(folders)) == len(folders) else files
     stems = [path.with_suffix("") if path.suffix == ".json" else path for path in named]
-    return tuple(distinct_names(stems if len(set(stems)) == len(stems) else named)), scores
+    return tuple(names_of_runs(stems if len(set(stems)) == len(stems) else named)), scores
 
 
 def _shared_cases(names: Sequence[str], scores: Sequence[Scores], *, common: bool) -> tuple[list[str], tuple[str, ...]]:

@@ -34,7 +34,7 @@ SLURM_JOB = "slurm_job"
 
 _ABOUT_THE_RUN = ("format", "id", "settings", "environment", "score_range", "budget", SLURM_JOB)
 _PLACES = ("folder", "store")
-_TRANSFORMS = "transforms"
+_TRANSFORMS, _LABELS = "transforms", "labels"
 _LONGEST = 80
 _LARGEST_SIZE = 1 << 20  # of a network's example along an axis
 
@@ -196,7 +196,7 @@ class ExperimentDescription(_Record):
         padding: The padding module, described by ``padding_to_dict``.
         score_range: The smallest and the largest validation score; None if unknown.
         processes: Number of training processes.
-        data: The number of samples and the cases of the loaders, and the names of their transforms.
+        data: The number of samples and the cases of the loaders, the names of their transforms, and their labels.
         parts: Descriptions of network, optimizer, schedule, criterion and data; None in runs of earlier versions.
         network: How to build the network again.
         num_classes: Number of classes, including the background, 1 for a single logit; None if unknown.
@@ -292,8 +292,19 @@ class ExperimentDescription(_Record):
         if self.dataset is not None:
             kept["dataset"] = {name: value for name, value in kept["dataset"].items() if name not in _PLACES}
         if isinstance(self.data, Mapping):
-            kept["data"] = {side: _without_transforms(loader) for side, loader in self.data.items()}
+            kept["data"] = {side: _compared(loader) for side, loader in self.data.items()}
         return kept
+
+    def labels_of_data(self) -> dict[str, int]:
+        """Return the ids of the classes by the names of the dataset that a script trained on; empty if unknown.
+
+        They are unknown if their number is not that of the classes: the script may have merged some.
+        """
+        training = self.data.get("training") if isinstance(self.data, Mapping) else None
+        labels = training.get(_LABELS) if isinstance(training, Mapping) else None
+        if not isinstance(labels, Mapping) or not all(isinstance(value, int) for value in labels.values()):
+            return {}
+        return dict(labels) if len(labels) == max(2, self.num_classes or 0) else {}
 
     def unknown_transforms(self) -> tuple[str, ...]:
         """Return the transforms of the validation images in a run without a plan, which prediction does not apply."""
@@ -302,11 +313,11 @@ class ExperimentDescription(_Record):
         return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
 
 
-def _without_transforms(loader: object) -> object:
-    """Return what is compared of a loader: names of transforms are not, which earlier versions did not write down."""
+def _compared(loader: object) -> object:
+    """Return what is compared of a loader: all but its labels and transforms, which earlier versions did not write."""
     if not isinstance(loader, Mapping):
         return loader
-    return {name: value for name, value in loader.items() if name != _TRANSFORMS}
+    return {name: value for name, value in loader.items() if name not in (_LABELS, _TRANSFORMS)}
 
 
 def describe_trainer(trainer: str, entries: Mapping[str, object]) -> ExperimentDescription:

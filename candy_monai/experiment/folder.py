@@ -27,6 +27,8 @@ QUALITY = "quality.json"
 VALIDATION_SCORES = "validation.json"
 """The file with the scores of the best weights on whole cases, written last in a planned run."""
 
+_PROBE_S = 0.5
+"""How long to wait for a lock: ``candy-monai report`` takes it for a moment, to see whether a run is being trained."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -130,7 +132,7 @@ class FolderLock:
     ) -> None:
         self._path = folder / LOCK
         # Any thread may release it. A marker in place of a lock would outlive a killed process.
-        self._lock = FileLock(self._path, blocking=False, thread_local=False, fallback_to_soft=False)
+        self._lock = FileLock(self._path, timeout=_PROBE_S, thread_local=False, fallback_to_soft=False)
         try:
             self._lock.acquire()
         except Timeout as error:

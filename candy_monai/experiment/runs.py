@@ -87,6 +87,13 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
+def names_of_runs(runs: Sequence[Path]) -> list[str]:
+    """Return a different name for each run: the end of its path, or for folds of cross-validations that of the fold."""
+    # crossval-NAME/fold_0/TRAINER/RUN
+    places = [run.parents[1] if len(run.parents) > 1 and _FOLD.fullmatch(run.parents[1].name) else run for run in runs]
+    return distinct_names(places if len(set(places)) == len(places) else runs)
+
+
 def resuming_call(folder: Path, description: ExperimentDescription) -> str:
     """Return the Python code with which the script of a run resumes it, if no command can."""
     where = str(folder.resolve())

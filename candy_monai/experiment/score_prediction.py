@@ -118,6 +118,6 @@ def duration_as_text(seconds: float) -> str:
     return " ".join(f"{value} {unit}" for value, unit in parts if value) or "0 s"
 
 
-def number_as_text(value: float) -> str:
+def score_as_text(value: float) -> str:
     """Return a number with four decimals, or with three significant digits if these would all be 0."""
     return f"{value:.4f}" if value == 0 or abs(value) >= 5e-4 else f"{value:.2e}"

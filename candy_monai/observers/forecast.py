@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from candy_monai.columns import SCORE
 from candy_monai.experiment.events import EpochFinished
-from candy_monai.experiment.score_prediction import chance_as_text, duration_as_text, number_as_text, seconds_until
+from candy_monai.experiment.score_prediction import chance_as_text, duration_as_text, score_as_text, seconds_until
 from candy_monai.forecasting.best_score import Forecast
 from candy_monai.forecasting.curve import is_within
 from candy_monai.observers.base import Observer
@@ -94,8 +94,8 @@ def forecast_messages(event: EpochFinished, prediction: Forecast, now: datetime)
     return [
         f"Maximum validation score {prediction.score:.4f} predicted at epoch {when}",
         *time,
-        f"Stopping now would cost {number_as_text(prediction.score - best)} "
-        f"({number_as_text(low)} to {number_as_text(high)} in 80 % of the runs that get better)",
+        f"Stopping now would cost {score_as_text(prediction.score - best)} "
+        f"({score_as_text(low)} to {score_as_text(high)} in 80 % of the runs that get better)",
         f"The chance of a score above {best:.4f} is {chance_as_text(prediction.chance_above(best))}; the run ends at "
         f"epoch {event.num_epochs}, in {end}",
     ]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from candy_monai.experiment.events import EpochFinished, StepFinished
-from candy_monai.experiment.score_prediction import duration_as_text, number_as_text, seconds_until
+from candy_monai.experiment.score_prediction import duration_as_text, score_as_text, seconds_until
 
 _LEAST_S = 0.05
 """Minimum seconds for an estimate of the speed."""
@@ -88,8 +88,8 @@ class Pace:
         event, left_s = self._epoch, self.run_left_s
         parts = [] if left_s is None else [f"the run ends in {duration_as_text(left_s)}"]
         if event is not None and event.best_epoch:
-            parts.append(f"best {number_as_text(event.best_score)}")
+            parts.append(f"best {score_as_text(event.best_score)}")
             forecast = event.forecast
             if forecast is not None and forecast.reason is None and forecast.score > event.best_score:
-                parts.append(f"{number_as_text(forecast.score)} expected")
+                parts.append(f"{score_as_text(forecast.score)} expected")
         return ", ".join(parts)

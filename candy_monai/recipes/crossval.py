@@ -43,7 +43,7 @@ from candy_monai.recipes.prepare import (
     check_fold_options,
     checked_dataset,
     chosen_folds,
-    given_plan,
+    given_files,
     memory_for,
     plan_for,
     store_of,
@@ -220,10 +220,10 @@ def _begun_alike(options: TrainOptions, runs: Sequence[SeparateRun]) -> None:
     file = Path(options.out) / OPTIONS
     chosen = {name: value for name, value in json.loads(options.to_json()).items() if name not in _MAY_CHANGE}
     chosen = {name: value for name, value in chosen.items() if value not in (None, {}, [])}
-    chosen["plan"] = given_plan(options)
+    chosen |= (given := given_files(options))
     begun = any(run.experiment is not None for run in runs)
-    # Earlier versions did not write the plan.
-    if begun and file.is_file() and (changed := differences({"plan": chosen["plan"], **read_json(file)}, chosen)):
+    # Earlier versions did not write the content of the files.
+    if begun and file.is_file() and (changed := differences({**given, **read_json(file)}, chosen)):
         lines = "".join(f"\n  - {line}" for line in changed)
         raise BadInputError(
             f"{options.out}: its folds were started with other options (then -> now):{lines}\nGive those again, or "

@@ -25,7 +25,8 @@ from candy_monai.data.planning.rules import Configuration, plan
 from candy_monai.data.planning.sizing import LIGHT_BELOW_BYTES
 from candy_monai.data.samples.store import CaseStore, store_bytes, unstored_cases
 from candy_monai.errors import BadInputError, DatasetError, SettingsError
-from candy_monai.files import check_writable
+from candy_monai.files import check_writable, digest_of_file
+from candy_monai.incoming.weights import weights_file_of
 from candy_monai.recipes.cascade import FIRST, SECOND, FirstStage
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.starting import StartingExperiment
@@ -321,13 +322,25 @@ def plan_for(
     )
 
 
-def given_plan(options: TrainOptions) -> dict[str, Any] | None:
-    """Return the entries of the plan that is used instead of a new one; None if there is none.
+def given_files(options: TrainOptions) -> dict[str, Any]:
+    """Return the content of the files that affect what is learned: the entries of the plan, and digests of the others.
+
+    Own transforms and starting weights are meant; the files that decide the folds show in the cases of each fold. None
+    stands for a file that is not given.
 
     Raises:
-        BadInputError: If it cannot be read.
+        BadInputError: If one cannot be read.
     """
-    return None if options.plan is None else read_plan(options.plan).to_dict()
+    weights = None if options.init_from is None else weights_file_of(options.init_from)
+    return {
+        "plan": None if options.plan is None else read_plan(options.plan).to_dict(),
+        "content of transforms": _digest_of(options.transforms),
+        "content of init_from": _digest_of(weights),
+    }
+
+
+def _digest_of(file: PathLike | None) -> str | None:
+    return None if file is None else digest_of_file(file)[:16]
 
 
 def adapted(plan: Plan, trainer: type[SegmentationTrainer]) -> Plan:

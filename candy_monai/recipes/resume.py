@@ -91,6 +91,7 @@ def resume_training(
             f"{folder}: was trained within a budget, which a resumed run keeps, so that there is no time for more "
             f"epochs; start a new run from its weights: candy-monai train {trained.folder} --init-from {folder}"
         )
+    saved.continued(options.num_epochs, schedule=schedule, force=force)  # refused before the dataset is read
     seed = saved.settings.seed
     if seed is None:
         raise ExperimentError(f"{folder / STATE}: does not hold the seed of the run; restore the file from a copy")

@@ -23,7 +23,7 @@ from candy_monai.files import atomic_write_json, atomic_write_text
 from candy_monai.optuna.forecast_pruner import HORIZON
 from candy_monai.optuna.study_page import study_page
 from candy_monai.recipes.options import OF_A_MACHINE, TrainOptions
-from candy_monai.recipes.prepare import given_plan
+from candy_monai.recipes.prepare import given_files
 from candy_monai.recipes.sweep_space import SearchSpace
 
 SWEEP = "sweep.json"
@@ -43,7 +43,7 @@ IS_INTERRUPTED = "candy_monai:interrupted"
 CONTINUES = "candy_monai:goes_on_with"
 """The attribute of a trial with the number of the trial whose run it continues."""
 
-_OF_LATER_VERSIONS = ("plan", "validation")
+_OF_LATER_VERSIONS = ("plan", "validation", "content of transforms", "content of init_from")
 _UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 
 
@@ -104,7 +104,7 @@ def settings_of(dataset: str, digest: str, space: SearchSpace, options: TrainOpt
         "digest": digest,
         "space": space.to_dict(),
         "options": kept,
-        "plan": given_plan(options),
+        **given_files(options),
         "validation": f"{len(fold.validation)} cases, {_digest_of(fold.validation)}",
     }
     return json.loads(json.dumps(settings))  # type: ignore[no-any-return]

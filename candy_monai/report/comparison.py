@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections import Counter
@@ -16,7 +17,7 @@ from candy_monai.columns import EPOCH_DURATION, better_of
 from candy_monai.data.values import join_names
 from candy_monai.errors import BadInputError
 from candy_monai.experiment.description import as_json
-from candy_monai.experiment.runs import distinct_names
+from candy_monai.experiment.runs import names_of_runs
 from candy_monai.experiment.score_prediction import duration_as_text
 from candy_monai.experiment.summary import Summary
 from candy_monai.metrics.interval import half_width, mean_of_known
@@ -104,7 +105,7 @@ def compared_runs(folders: Sequence[PathLike], *, names: Sequence[str] | None = 
         raise BadInputError(f"{', '.join(twice)}: given more than once; a run is compared with others")
     facts = [RunFacts.of(path) for path in paths]
     runs = []
-    for one, name in zip(facts, names or distinct_names([path.resolve() for path in paths]), strict=True):
+    for one, name in zip(facts, names or names_of_runs([path.resolve() for path in paths]), strict=True):
         kept, views = read_kept(one.folder / REPORT)
         progress, (final, damaged) = progress_of_folder(one.folder, one.description), read_final(one.folder)
         run = ComparedRun(name=name, facts=one, progress=progress, kept=kept, views=views, final=final, damaged=damaged)
@@ -288,7 +289,20 @@ def _table_of_classes(
         ]
         known = [mean for mean in means if not math.isnan(mean)]
         rows.append([name, *map(as_cell, means), as_cell(max(known) - min(known)) if len(known) > 1 else None])
-    return [Table(title="Classes", note=f"Mean {metric} over the same cases.", columns=columns, rows=rows)]
+    note = f"Mean {metric} over the same cases.{_names_of_other_case(ids)}"
+    return [Table(title="Classes", note=note, columns=columns, rows=rows)]
+
+
+def _names_of_other_case(ids: Mapping[str, Mapping[int, int]]) -> str:
+    """Return a sentence about classes of different runs whose names differ only in case; empty without any."""
+    pairs = [
+        f"{name} and {other}"
+        for name, other in itertools.combinations(ids, 2)
+        if name.casefold() == other.casefold() and not ids[name].keys() & ids[other].keys()
+    ]
+    if not pairs:
+        return ""
+    return f" Attention: {join_names(pairs)} differ only in case and count as different classes."
 
 
 def _overview(runs: Sequence[ComparedRun]) -> Table:

@@ -101,7 +101,7 @@ def class_names_of(description: ExperimentDescription) -> dict[int, str]:
     names = (description.plan or {}).get("class_names")
     if isinstance(names, list):
         return {index: str(name) for index, name in enumerate(names)}
-    labels = {} if description.dataset is None else description.dataset.labels or {}
+    labels = description.labels_of_data() if description.dataset is None else description.dataset.labels or {}
     return {value: str(name) for name, value in labels.items() if isinstance(value, int)}
 
 

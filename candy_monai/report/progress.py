@@ -22,8 +22,8 @@ from candy_monai.experiment.history import History, load_metrics
 from candy_monai.experiment.score_prediction import (
     chance_as_text,
     duration_as_text,
-    number_as_text,
     predict_safely,
+    score_as_text,
     seconds_until,
 )
 from candy_monai.experiment.state import load_state
@@ -168,9 +168,9 @@ def tiles_of(progress: RunProgress, final: Summary | None, *, now: datetime) -> 
         rests = ""
         if progress.num_validated:
             half = half_width(progress.standard_error, progress.num_validated)
-            within = f" (±\u00a0{number_as_text(half)})" if math.isfinite(half) else ""
+            within = f" (±\u00a0{score_as_text(half)})" if math.isfinite(half) else ""
             rests = f", mean of {progress.num_validated} cases{within}"
-        best |= {"value": number_as_text(progress.best_score), "detail": f"at epoch {progress.best_epoch}{rests}"}
+        best |= {"value": score_as_text(progress.best_score), "detail": f"at epoch {progress.best_epoch}{rests}"}
     tiles.append(best)
     total, about = progress.num_epochs, "about " if progress.is_estimate and progress.state == "running" else ""
     of = f" of {about}{total}" if total is not None else ""
@@ -239,10 +239,10 @@ def forecast_of(progress: RunProgress) -> dict[str, Any] | None:
 
 def _final_tile(final: Summary) -> dict[str, Any]:
     ends, count, of = (final.content.get(name) for name in ("dice_interval_95", "num_cases", "num_validation_cases"))
-    value = "none" if final.dice is None else number_as_text(final.dice)
+    value = "none" if final.dice is None else score_as_text(final.dice)
     detail = f"Dice of the best weights on {count} of {of} cases" if count is not None else "Dice of the best weights"
     if isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends):
-        detail += f"; 95 % interval {number_as_text(ends[0])} to {number_as_text(ends[1])}"
+        detail += f"; 95 % interval {score_as_text(ends[0])} to {score_as_text(ends[1])}"
     return {"label": "Final score", "value": value, "detail": detail}
 
 
@@ -252,7 +252,7 @@ def _forecast_tile(found: Forecast, best: float | None) -> dict[str, Any]:
     low, high = found.interval
     chance = "" if best is None else f"; the chance of a better one is {chance_as_text(found.chance_above(best))}"
     detail = f"at epoch {found.epoch}; {low:.4f} to {high:.4f} in 80 % of the runs that get better{chance}"
-    return {"label": "Forecast", "value": number_as_text(found.score), "detail": detail}
+    return {"label": "Forecast", "value": score_as_text(found.score), "detail": detail}
 
 
 def _from_metrics(folder: Path, planned: int | None) -> RunProgress:

@@ -104,13 +104,16 @@ def check_score_range(score_range: object) -> None:
 
 
 def describe_loader(loader: DataLoader[Any] | None) -> dict[str, object] | None:
-    """Return the number of samples and the cases of a loader, and the transforms of their images."""
+    """Return the number of samples and the cases of a loader, its labels if known, and the transforms of its images."""
     if loader is None:
         return None
     case_ids = getattr(loader.dataset, "case_ids", None)
     cases = None if case_ids is None else _digest("\0".join(case_ids))
     transforms = names_of_transforms(loader.dataset)
-    return {"samples": num_cases(loader), "batch_size": loader.batch_size, "cases": cases, "transforms": transforms}
+    described: dict[str, object] = {"samples": num_cases(loader), "batch_size": loader.batch_size, "cases": cases}
+    if isinstance(loader.dataset, CaseSource) and (labels := loader.dataset.description.labels):
+        described["labels"] = labels
+    return {**described, "transforms": transforms}
 
 
 def describe_network(network: nn.Module) -> str:

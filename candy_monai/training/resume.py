@@ -76,18 +76,22 @@ class SavedRun:
         planned = self.settings.num_epochs
         if num_epochs is None or num_epochs == planned:
             if schedule is not None:
-                raise SettingsError(f"schedule={schedule!r} needs a num_epochs other than the {planned} planned epochs")
+                raise SettingsError(
+                    f"schedule={schedule!r} (--schedule) needs a num_epochs (--epochs) other than the {planned} "
+                    "planned epochs"
+                )
             return dataclasses.replace(self, force=force)
         if num_epochs < planned:
             raise SettingsError(
-                f"the run was started with {planned} epochs: num_epochs must not be smaller, got {num_epochs}"
+                f"the run was started with {planned} epochs: num_epochs (--epochs) must not be smaller, got "
+                f"{num_epochs}"
             )
         choices = ("keep", "restart") if self.is_finished else ("keep", "stretch")
         if schedule not in choices:
             state = "finished" if self.is_finished else "unfinished"
             raise SettingsError(
                 f"{num_epochs} epochs instead of {planned}: choose how the learning rate continues in this {state} "
-                f"run, schedule={' or '.join(map(repr, choices))}; got {schedule!r}"
+                f"run, schedule={' or '.join(map(repr, choices))} (--schedule {'|'.join(choices)}); got {schedule!r}"
             )
         longer = dataclasses.replace(self.settings, num_epochs=num_epochs)
         return dataclasses.replace(self, settings=longer, schedule=schedule, force=force)

@@ -164,7 +164,8 @@ def _series(path: Path, state: tuple[tuple[str, int, int], ...]) -> Series:
         by_series.setdefault(image.series, []).append(image)
     if len(by_series) > 1:
         listed = "; ".join(
-            f"{uid or 'without SeriesInstanceUID'} ({few[0].described}, {_counted(few)}, such as {few[0].file.name})"
+            f"{uid or 'without SeriesInstanceUID'} ({few[0].described}, {_counted(few, 'file')}, such as "
+            f"{few[0].file.name})"
             for uid, few in by_series.items()
         )
         raise UnusableFileError(
@@ -210,8 +211,7 @@ def _stacked(images: Sequence[DicomFile]) -> Series:
 
 
 def _check_alike(images: Sequence[DicomFile], frames: Sequence[Frame]) -> None:
-    """Refuse frames without a position, with other sizes or directions than the first, and duplicate files."""
-    first = frames[0]
+    """Refuse frames without a position, duplicate files, and frames of several sizes, spacings or directions."""
     known: dict[str, Path] = {}
     for image in images:
         if image.instance and (other := known.setdefault(image.instance, image.file)) != image.file:
@@ -225,19 +225,46 @@ def _check_alike(images: Sequence[DicomFile], frames: Sequence[Frame]) -> None:
                 f"{frame}: found no ImagePositionPatient or ImageOrientationPatient, expected both for each of "
                 f"{len(frames)} slices; name a single file if each is a separate picture"
             )
-        problem = None
-        if (frame.shape, frame.num_channels) != (first.shape, first.num_channels):
-            sizes = [f"{f.shape[0]} x {f.shape[1]} pixels of {f.num_channels}" for f in (frame, first)]
-            problem = f"{sizes[0]} samples, {first} has {sizes[1]}"
-        elif not np.allclose(frame.orientation, first.orientation or (), atol=_COSINES):
-            problem = f"ImageOrientationPatient {list(frame.orientation)}, {first} has {list(first.orientation or ())}"
-        elif not np.allclose(frame.spacing_mm, first.spacing_mm, rtol=_SPACING):
-            problem = f"PixelSpacing {list(frame.spacing_mm)}, {first} has {list(first.spacing_mm)}"
-        if problem:
-            raise UnusableFileError(
-                f"{frame}: found {problem}, expected slices of one size, spacing and direction; move each stack into "
-                "its own folder"
-            )
+    stacks: list[list[Frame]] = []
+    for frame in frames:
+        alike = next((stack for stack in stacks if not _differing(frame, stack[0])), None)
+        if alike is None:
+            stacks.append([frame])
+        else:
+            alike.append(frame)
+    if len(stacks) > 1:
+        what = dict.fromkeys(name for stack in stacks[1:] for name in _differing(stack[0], stacks[0][0]))
+        listed = "; ".join(
+            f"{_counted(stack, 'slice')} of {', '.join(_facts(stack[0])[name] for name in what)}, such as {stack[0]}"
+            for stack in sorted(stacks, key=len, reverse=True)[:_NAMED]
+        )
+        raise UnusableFileError(
+            f"found {len(stacks)} stacks of slices in one series, expected slices of one size, spacing and direction: "
+            f"{listed}; move each stack, such as a localizer, into its own folder"
+        )
+
+
+def _differing(frame: Frame, other: Frame) -> list[str]:
+    """Return which of the properties that a stack has in common differ between two frames."""
+    found = []
+    if (frame.shape, frame.num_channels) != (other.shape, other.num_channels):
+        found.append("size")
+    if not np.allclose(frame.orientation or (), other.orientation or (), atol=_COSINES):
+        found.append("direction")
+    if not np.allclose(frame.spacing_mm, other.spacing_mm, rtol=_SPACING):
+        found.append("spacing")
+    return found
+
+
+def _facts(frame: Frame) -> dict[str, str]:
+    """Return the properties that `_differing` compares, as a message names them."""
+    rows, columns = frame.shape
+    samples = "" if frame.num_channels == 1 else f" of {frame.num_channels} samples"
+    return {
+        "size": f"{rows} x {columns} pixels{samples}",
+        "direction": f"ImageOrientationPatient {list(frame.orientation or ())}",
+        "spacing": f"PixelSpacing {list(frame.spacing_mm)}",
+    }
 
 
 def _step(frames: Sequence[Frame], normal: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -283,8 +310,8 @@ def _scaled(frame: Frame) -> str:
     return f"by RescaleSlope {frame.slope:.6g} and RescaleIntercept {frame.intercept:.6g}"
 
 
-def _counted(images: Sequence[DicomFile]) -> str:
-    return f"{len(images)} file{'s' * (len(images) > 1)}"
+def _counted(entries: Sequence[object], what: str) -> str:
+    return f"{len(entries)} {what}{'s' * (len(entries) > 1)}"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ traced in the image, as in MONAI's invertible transforms.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,6 +48,8 @@ from candy_monai.transforms.resampling import resampled_from, resampled_shape
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_MOST_TIMES_VOXELS, _MANY_VOXELS = 1000, 1 << 27
+"""A case is refused if resampling would multiply its voxels by more, and make more of them."""
 _CERTAINLY_NOT = -1e4
 """A logit whose probability is 0, and which fits into half precision."""
 
@@ -180,6 +183,9 @@ class Preprocessor:
                 "map that the first stage predicted"
             )
         affine = torch.from_numpy(self._affine(None if _is_plain(image) else scan.geometry))
+        is_resampling = any(isinstance(step, ResampleToSpacingd | Spacingd) for step in self.preprocessing.transforms)
+        if is_resampling and not _is_plain(image):
+            self._refuse_far_too_large(scan)
         # A copy, since MONAI's NormalizeIntensity modifies its input.
         data = {IMAGE: MetaTensor(values.clone(), affine=affine, meta={"filename_or_obj": scan.file_name})}
         if label is not None:
@@ -379,6 +385,19 @@ class Preprocessor:
                 f"{where}: the label has shape {tuple(label.shape[1:])}, the image {tuple(image.shape[1:])}"
             )
         return finite(image.float(), where)
+
+    def _refuse_far_too_large(self, scan: Scan) -> None:
+        """Refuse a case of so coarse a spacing that resampling would fill the memory, since its header is wrong."""
+        shape = scan.geometry.spatial_shape
+        before, after = math.prod(shape), math.prod(self.shape_on_grid(scan.geometry))
+        if after > max(_MOST_TIMES_VOXELS * before, _MANY_VOXELS):
+            size = " x ".join(f"{length:.4g}" for length in scan.geometry.spacing_mm)
+            plans = " x ".join(f"{length:.4g}" for length in self._plan.pixdim or ())
+            raise BadInputError(
+                f"{scan.file_name or 'the image'}: found {' x '.join(map(str, shape))} voxels of {size} mm, which "
+                f"would become {after / before:.3g} times as many of the plan's {plans} mm; check the spacing and its "
+                "unit in the header"
+            )
 
     def _affine(self, geometry: Geometry | None) -> NDArray[np.float64]:
         """Return the affine for preprocessing; None, for a plain tensor, means the plan's own grid."""

@@ -6,6 +6,7 @@ import pytest
 from candy_monai.cli.crossval import as_text
 from candy_monai.cli.main import main
 from candy_monai.recipes.options import TrainOptions
+from candy_monai.training.signals import Interrupted
 
 
 @pytest.fixture
@@ -102,3 +103,12 @@ def test_several_configurations_have_a_line_each_and_are_chosen_from_next(seen, 
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["configuration", "2d", "3d"]
     assert lines[-1] == f"Next: candy-monai select {tmp_path / 'crossval-D'}"
+
+
+def test_an_interrupted_cross_validation_says_how_it_is_continued(monkeypatch, capsys):
+    def interrupt(*_arguments, **_keywords):
+        raise Interrupted("SIGINT")
+
+    monkeypatch.setattr("candy_monai.recipes.crossval.cross_validate", interrupt)
+    assert main(["crossval", "D"]) == 130
+    assert "the same command continues it" in capsys.readouterr().out

@@ -172,3 +172,12 @@ def test_earlier_runs_of_the_same_dataset_are_found_and_named_and_left_out_where
     assert (alone["references"], alone["by_references"]) == ([], 0)
     assert forecast(own, "--picture", tmp_path / "picture.png") == 0
     assert f"The forecast uses 4 earlier runs on this dataset in {tmp_path}: " in capsys.readouterr().out
+
+
+def test_a_folder_that_may_only_be_read_is_forecast_with_a_picture_elsewhere(experiment, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("os.access", lambda path, *_: Path(path) != experiment)  # also for root
+    assert forecast(experiment) == 2
+    assert f"no permission to write to {experiment}; give another file for the picture with --picture" in (
+        capsys.readouterr().err
+    )
+    assert forecast(experiment, "--picture", tmp_path / "elsewhere.png") == 0

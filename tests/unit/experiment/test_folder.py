@@ -8,6 +8,7 @@ import time
 from datetime import datetime
 
 import pytest
+from filelock import FileLock
 
 from candy_monai.errors import ExperimentError
 from candy_monai.experiment.folder import FolderLock, log_line, publish_folder
@@ -81,6 +82,13 @@ def test_a_folder_is_held_until_it_is_released_and_nothing_is_left_in_it(tmp_pat
     lock.release()
     FolderLock(tmp_path).release()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_that_is_only_probed_for_a_moment_stops_no_run(tmp_path):
+    probe = FileLock(tmp_path / ".lock", thread_local=False)
+    probe.acquire()
+    threading.Timer(0.1, probe.release).start()
+    FolderLock(tmp_path).release()
 
 
 def test_another_thread_may_release_a_folder(tmp_path):

@@ -11,6 +11,7 @@ from candy_monai.experiment.runs import (
     configurations_below,
     distinct_names,
     folds_below,
+    names_of_runs,
     refuse_folder_of_runs,
     refuse_run,
     runs_below,
@@ -34,6 +35,19 @@ def _run(folder):
 )
 def test_runs_are_named_by_as_much_of_their_paths_as_tells_them_apart(paths, names):
     assert distinct_names([Path(path) for path in paths]) == names
+
+
+@pytest.mark.parametrize(
+    ("runs", "names"),
+    [
+        (["/c/fold_0/A/1", "/c/fold_1/A/2", "/e/A/3"], ["fold_0", "fold_1", "3"]),
+        (["/c/2d/fold_0/A/1", "/c/3d/fold_0/A/2"], ["2d/fold_0", "3d/fold_0"]),
+        (["/c/fold_0/A/1", "/c/fold_0/A/2"], ["1", "2"]),
+        (["/1", "/c/fold_0/A/2"], ["1", "fold_0"]),
+    ],
+)
+def test_folds_are_named_by_their_numbers(runs, names):
+    assert names_of_runs([Path(run) for run in runs]) == names
 
 
 def test_runs_are_found_at_any_depth_and_not_within_runs_or_hidden_folders(tmp_path):

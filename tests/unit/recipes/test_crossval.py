@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from candy_monai.cli.crossval import as_text
 from candy_monai.cli.main import main
@@ -216,6 +217,35 @@ def test_folds_of_another_plan_are_not_mixed_though_its_path_may_change(phantom,
     assert len(begun) == 4
     failing.clear()
     cross_validate(phantom, plan=tmp_path / "moved.json", **options)
+
+
+@pytest.mark.parametrize("option", ["transforms", "init_from"])
+def test_folds_of_a_file_with_other_content_are_not_mixed(phantom, tmp_path, pretended, option):
+    failing, begun = pretended
+    failing.add(1)
+    file = tmp_path / {"transforms": "own.json", "init_from": "weights.pt"}[option]
+
+    def write(number):
+        if option == "transforms":
+            transform = {"_target_": "RandFlipd", "keys": ["image", "label"], "prob": 0.1 * number}
+            file.write_text(json.dumps([transform]))
+        else:
+            torch.save({"weight": torch.full((2,), float(number))}, file)
+
+    options = {"out": tmp_path / "out", "num_epochs": 1, "on_progress": _quiet, option: file}
+    write(1)
+    with pytest.raises(RunFailedError):
+        cross_validate(phantom, **options)
+    write(2)
+    with pytest.raises(BadInputError, match=rf"started with other options[^\n]*\n  - content of {option}: '\w+' -> "):
+        cross_validate(phantom, **options)
+    assert len(begun) == 4
+    write(1)
+    kept = tmp_path / "out" / "crossval-phantom" / "options.json"
+    earlier = {name: value for name, value in json.loads(kept.read_text()).items() if not name.startswith("content")}
+    kept.write_text(json.dumps(earlier))  # as earlier versions wrote it
+    failing.clear()
+    cross_validate(phantom, **options)
 
 
 def test_options_may_change_while_no_fold_has_begun(phantom, tmp_path, pretended):

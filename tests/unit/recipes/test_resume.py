@@ -86,8 +86,10 @@ def test_a_finished_run_is_said_to_be_finished_and_left_as_it_is(phantom, tmp_pa
     assert main(["resume", str(folder)]) == 0
     assert "finished already" in capsys.readouterr().out
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    shutil.move(phantom, tmp_path / "moved")  # what the options lack is said before the dataset is read
     assert main(["resume", str(folder), "--epochs", "3", "--device", "cpu"]) == 2
-    assert "schedule='keep' or 'restart'" in capsys.readouterr().err
+    assert "--schedule keep|restart" in capsys.readouterr().err
+    shutil.move(tmp_path / "moved", phantom)
     with pytest.raises(SettingsError, match="finished run"):
         resume_training(folder, num_epochs=3, schedule="stretch", device="cpu", on_progress=_quiet)
     resume_training(folder, num_epochs=3, schedule="restart", device="cpu", on_progress=_quiet)

@@ -134,6 +134,16 @@ def test_the_same_call_again_trains_nothing_and_one_for_more_trials_only_those(p
     assert len(set(rates)) == 4  # the sampler does not begin its random numbers anew
 
 
+def test_trials_of_transforms_with_other_content_are_not_mixed(phantom, space, tmp_path, pretended):
+    file = tmp_path / "own.json"
+    file.write_text('[{"_target_": "RandFlipd", "keys": ["image", "label"]}]')
+    swept(phantom, space, tmp_path / "out", num_trials=1, transforms=file)
+    file.write_text('[{"_target_": "RandFlipd", "keys": ["image", "label"], "prob": 0.5}]')
+    with pytest.raises(SettingsError, match=r"started with other settings:\n  - content of transforms: '"):
+        swept(phantom, space, tmp_path / "out", num_trials=2, transforms=file)
+    assert len(pretended.begun) == 1
+
+
 @pytest.mark.parametrize("option", ["plan", "splits"])
 def test_trials_of_another_plan_or_of_other_validation_cases_are_not_mixed(phantom, space, tmp_path, pretended, option):
     ids = [f"phantom_{number:03}" for number in range(4)]
@@ -154,7 +164,8 @@ def test_trials_of_another_plan_or_of_other_validation_cases_are_not_mixed(phant
 def test_a_study_of_a_version_that_did_not_note_the_validation_cases_goes_on(phantom, space, tmp_path, pretended):
     folder = swept(phantom, space, tmp_path / "out", num_trials=1)
     study = study_of(folder)
-    kept = {name: value for name, value in study.user_attrs[sweep_study.SETTINGS].items() if name != "validation"}
+    later = ("validation", "content of transforms", "content of init_from")
+    kept = {name: value for name, value in study.user_attrs[sweep_study.SETTINGS].items() if name not in later}
     study.set_user_attr(sweep_study.SETTINGS, kept)
     swept(phantom, space, tmp_path / "out", num_trials=2)
     assert len(pretended.begun) == 2

@@ -95,6 +95,22 @@ def test_classes_are_compared_by_name_though_their_ids_differ():
     assert classes.rows == [["liver", 0.9, 0.8, 0.1], ["spleen", 0.1, 0.2, 0.1], ["colon", None, 0.3, None]]
 
 
+def test_names_that_differ_only_in_case_are_different_classes_and_pointed_out():
+    case = [ScoredCase(case_id="c", score=0.5, classes={"dice": {1: 0.9, 2: 0.1}})]
+    _, classes, _ = tables_of_comparison(["a", "b"], [(case, {1: "Liver", 2: "LA"}), (case, {1: "liver", 2: "LA"})])
+    assert classes.rows == [["Liver", 0.9, None, None], ["LA", 0.1, 0.1, 0.0], ["liver", None, 0.9, None]]
+    assert classes.note.endswith("Attention: Liver and liver differ only in case and count as different classes.")
+    both = (case, {1: "La", 2: "LA"})
+    assert "Attention" not in tables_of_comparison(["a", "b"], [both, both])[1].note
+
+
+def test_folds_are_compared_by_their_numbers(tmp_path):
+    for fold in (0, 1):
+        made_up_run(tmp_path / f"fold_{fold}" / "UNetTrainer" / f"20260101-10-000{fold}")
+    runs = compared_runs(sorted(tmp_path.glob("fold_*/*/*")))
+    assert [run.name for run in runs] == ["fold_0", "fold_1"]
+
+
 def test_the_interval_of_a_difference_is_student_s_over_the_pairs():
     from scipy.stats import ttest_rel
 

@@ -71,6 +71,14 @@ def test_classes_go_by_the_plan_s_names_and_regions_by_what_they_paint(tmp_path)
     assert class_names_of(described(tmp_path / "c", plan=None)) == {0: "background", 1: "kidney", 2: "tumour"}
 
 
+@pytest.mark.parametrize(("num_classes", "number"), [(3, 3), (2, 0), (None, 0)])
+def test_classes_of_a_script_go_by_the_names_of_its_dataset_unless_it_merged_some(tmp_path, num_classes, number):
+    labels = {"background": 0, "kidney": 1, "tumour": 2}
+    own = {"dataset": None, "num_classes": num_classes, "data": {"training": {"labels": labels}}}
+    names = class_names_of(described(tmp_path / "run", plan=None, **own))
+    assert names == ({0: "background", 1: "kidney", 2: "tumour"} if number else {})
+
+
 def test_of_a_long_log_the_last_lines_are_shown(tmp_path):
     folder = made_up_folder(tmp_path / "run")
     assert not log_of(folder)["is_cut"]

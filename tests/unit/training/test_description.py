@@ -1,8 +1,12 @@
 from torch import nn
+from torch.utils.data import DataLoader
 
+from candy_monai.data.datasets.nnunet import NNUNetDataset
+from candy_monai.demo.phantom import write_phantom_dataset
+from candy_monai.experiment.description import ExperimentDescription
 from candy_monai.experiment.events import RunStarted
 from candy_monai.observers.base import Observer
-from candy_monai.training.description import summary_of
+from candy_monai.training.description import describe_loader, summary_of
 from tests.toys import small_trainer
 
 
@@ -31,3 +35,12 @@ def test_an_event_says_how_many_epochs_are_done_already(tmp_path):
     trainer.resume(trainer.experiment_folder(), 2, schedule="keep")
     assert [event.epoch for event in started] == [0, 1]
     assert "Conv2d" in started[0].summary
+
+
+def test_the_labels_of_a_dataset_are_described_and_not_compared_since_earlier_versions_did_not_write_them(tmp_path):
+    dataset = NNUNetDataset(write_phantom_dataset(tmp_path / "phantom", num_cases=2, num_dims=2))
+    described = describe_loader(DataLoader(dataset))
+    assert described["labels"] == dataset.description.labels
+    earlier = {name: value for name, value in described.items() if name != "labels"}
+    saved, present = (ExperimentDescription(data={"training": loader}) for loader in (earlier, described))
+    assert saved.differences(present) == []

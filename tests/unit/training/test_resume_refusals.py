@@ -35,11 +35,11 @@ def test_a_second_ctrl_c_does_not_wait_and_leaves_a_run_that_can_go_on(tmp_path)
 @pytest.mark.parametrize(
     ("finished", "arguments", "words"),
     [
-        (False, {"num_epochs": 6}, "unfinished run, schedule='keep' or 'stretch'"),
-        (True, {"num_epochs": 6}, "finished run, schedule='keep' or 'restart'"),
+        (False, {"num_epochs": 6}, r"unfinished run, schedule='keep' or 'stretch' \(--schedule keep\|stretch\)"),
+        (True, {"num_epochs": 6}, r"finished run, schedule='keep' or 'restart' \(--schedule keep\|restart\)"),
         (True, {"num_epochs": 6, "schedule": "stretch"}, "got 'stretch'"),
-        (False, {"num_epochs": 2}, "num_epochs must not be smaller, got 2"),
-        (False, {"schedule": "keep"}, "needs a num_epochs other than"),
+        (False, {"num_epochs": 2}, r"num_epochs \(--epochs\) must not be smaller, got 2"),
+        (False, {"schedule": "keep"}, r"\(--schedule\) needs a num_epochs \(--epochs\) other than"),
     ],
 )
 def test_what_becomes_of_the_schedule_must_be_said_and_fit(tmp_path, finished, arguments, words):

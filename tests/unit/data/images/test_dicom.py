@@ -286,6 +286,11 @@ def _smaller(datasets):
     datasets[2].Rows -= 1
 
 
+def _with_localizer(datasets):
+    datasets[0].Rows -= 1
+    datasets[0].ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+
+
 def _coarser(datasets):
     datasets[2].PixelSpacing = [9, 9]
 
@@ -313,9 +318,22 @@ BROKEN = {
     "two at one position": (_same_place, r"found slice2 and slice3 at the same position .*1 such pair"),
     "a copy": (_copy, r"slice3: found the same image as in slice1 \(SOPInstanceUID"),
     "a slice beside the others": (_beside, r"slice2: found a slice 3 mm off the line"),
-    "another orientation": (_turned, r"slice2: found ImageOrientationPatient \[1.0, 0.0, .*slice0 has"),
-    "another size": (_smaller, r"slice2: found 5 x 7 pixels of 1 samples, slice0 has 6 x 7"),
-    "another spacing": (_coarser, r"slice2: found PixelSpacing \[9.0, 9.0\], slice0 has"),
+    "another orientation": (
+        _turned,
+        r"found 2 stacks .*: 4 slices of Image.*, such as slice0; "
+        r"1 slice of ImageOrientationPatient \[1.0, 0.0, .*, such as slice2; move",
+    ),
+    "another size": (
+        _smaller,
+        "found 2 stacks of slices in one series, .*: 4 slices of 6 x 7 pixels, such as slice0; 1 slice of 5 x 7 "
+        "pixels, such as slice2; move each stack",
+    ),
+    "another spacing": (_coarser, r"found 2 .*, such as slice0; 1 slice of PixelSpacing \[9.0, 9.0\], such as slice2"),
+    "a localizer first": (
+        _with_localizer,
+        r"found 2 stacks .*: 4 slices of 6 x 7 pixels, ImageOri.*, such as slice1; "
+        r"1 slice of 5 x 7 pixels, Image.*, such as slice0; move",
+    ),
     "no position": (_without("ImagePositionPatient"), "slice2: found no ImagePositionPatient, which gives"),
     "no place at all": (
         _without("ImagePositionPatient", "ImageOrientationPatient"),

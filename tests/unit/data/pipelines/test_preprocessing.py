@@ -362,6 +362,16 @@ def test_a_case_that_its_header_makes_too_large_is_refused_with_its_spacing(monk
         preprocessor.apply(image, label)
 
 
+def test_a_spacing_that_would_fill_the_memory_is_refused_at_once():
+    far = torch.diag(torch.tensor([500.0, 500.0, 500.0, 1.0], dtype=torch.float64))
+    image, _ = case(affine=far)
+    with pytest.raises(
+        BadInputError, match=r"found 5 x 6 x 7 voxels of 500 x 500 x 500 mm, .* times as many of the pl"
+    ):
+        Preprocessor(PLAN).apply(image)
+    Preprocessor(PLAN).apply(image.as_tensor())  # on the plan's grid
+
+
 def test_monais_spacing_in_a_list_of_ones_own_is_monais_and_the_plans_is_ours():
     image, label = case()
     spacing = {"_target_": "Spacingd", "keys": ["image", "label"], "pixdim": [2.0, 2.0, 2.0]}
