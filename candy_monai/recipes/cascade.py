@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
 
-from torch import Tensor
+from monai.data import MetaTensor
 
 from candy_monai.aliases import PathLike
 from candy_monai.data.datasets.nnunet import NNUNetDataset
@@ -93,10 +93,9 @@ class FirstStage:
         on_progress(f"First stage of the cascade: {self.crossval.folder}")
         self.predictions.predict(device=device, on_progress=on_progress)
 
-    def label_map(self, case_id: str) -> Tensor:
-        """Return what the first stage predicted for a case, ids ``(1, *spatial)`` on the grid of its label."""
-        labels: Tensor = self.predictions.labels(self._name, case_id).as_tensor()
-        return labels
+    def label_map(self, case_id: str) -> MetaTensor:
+        """Return what the first stage predicted for a case, ids ``(1, *spatial)`` on the grid of its label's file."""
+        return self.predictions.labels(self._name, case_id)
 
     def digests(self, digests: Digests) -> Digests:
         """Return the digests of a dataset, changed by the weights with which the first stage predicted each case."""
