@@ -125,7 +125,12 @@ def prepare_dataset(
     if made.slice_axis is not None:
         instead = "" if "slice_axis" in made.chosen else " (--configuration 3d for a 3-D one)"
         on_progress(f"Configuration 2d: a 2-D network on slices across axis {made.slice_axis}{instead}")
-    first_stage = _first_stage(raw, made, options, own, device=device, on_progress=on_progress)
+    first_stage = _first_stage(raw, made, options, own)
+    if first_stage is not None:
+        if folds:
+            first_stage.files_for(validation)  # other folds are better refused before anything is predicted
+        rank = 0 if processes is None else processes.rank
+        first_stage.predict(device=str(device), rank=rank, on_progress=on_progress)
     contents = digests if first_stage is None else first_stage.digests(digests)
     left = unstored_cases(contents, made, store_folder, precision=options.store_precision, own=own)
     needed = store_bytes(fingerprint, made, precision=options.store_precision, case_ids=left)
@@ -176,15 +181,9 @@ def prepare_dataset(
 
 
 def _first_stage(
-    dataset: NNUNetDataset,
-    made: Plan,
-    options: TrainOptions,
-    own: OwnTransforms | None,
-    *,
-    device: torch.device,
-    on_progress: Callable[[str], None],
+    dataset: NNUNetDataset, made: Plan, options: TrainOptions, own: OwnTransforms | None
 ) -> FirstStage | None:
-    """Return the first stage of a cascade, with its predictions of all cases; None for other plans.
+    """Return the first stage of a cascade; None for other plans.
 
     Raises:
         BadInputError: If it is missing or does not fit, or other options do not fit a cascade.
@@ -203,9 +202,7 @@ def _first_stage(
             f"the configuration {SECOND} takes no preprocessing or augmentation of your own, which would not know the "
             "label map of the first stage: leave them out (--transforms)"
         )
-    stage = FirstStage.open(options.previous, dataset, made)
-    stage.predict(device=str(device), on_progress=on_progress)
-    return stage
+    return FirstStage.open(options.previous, dataset, made)
 
 
 def _wishes(options: TrainOptions, bound: int | None, start: StartingExperiment | None) -> tuple[object, ...]:
@@ -270,7 +267,9 @@ def _planned(
             return made, []
         made, notes = start.followed(made, planned, options)
         return made, notes + start.warnings(made, validation, digest=fingerprint.digest)
-    adopted = adopted_plan(given, plan(fingerprint, memory_bytes=memory_bytes), overrides, path=options.plan)
+    is_second = given.num_previous > 0 and fingerprint.num_dims == given.num_dims
+    own = plan(fingerprint, memory_bytes=memory_bytes, configuration=SECOND if is_second else "auto")
+    adopted = adopted_plan(given, own, overrides, path=options.plan)
     if options.configuration not in ("auto", adopted.configuration):
         raise SettingsError(
             f"{options.plan}: a plan for the configuration {adopted.configuration}, but --configuration is "
