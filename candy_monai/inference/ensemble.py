@@ -65,7 +65,7 @@ class EnsemblePredictor(CasePredictor):
         for member in members[1:]:
             _check_alike(first, member)
         for member in members:
-            member.limit_first_stage(memory)
+            member._limit_first_stage(memory)
         _ = self.channels
         num_thresholds = len(first.paints) or int(first.num_classes == 1)
         if self.thresholds and len(self.thresholds) != num_thresholds:

@@ -139,7 +139,7 @@ class Predictor(NetworkPredictor):
         return PreparedCase(case_id=case_id, image=meta, shape=tuple(image.shape[1:]), cases=(case,))
 
     @override
-    def limit_first_stage(self, memory: int | None) -> None:
+    def _limit_first_stage(self, memory: int | None) -> None:
         if self.previous is not None:
             self.previous.memory = memory
 

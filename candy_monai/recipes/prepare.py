@@ -125,12 +125,9 @@ def prepare_dataset(
     if made.slice_axis is not None:
         instead = "" if "slice_axis" in made.chosen else " (--configuration 3d for a 3-D one)"
         on_progress(f"Configuration 2d: a 2-D network on slices across axis {made.slice_axis}{instead}")
-    first_stage = _first_stage(raw, made, options, own)
-    if first_stage is not None:
-        if folds:
-            first_stage.files_for(validation)  # other folds are better refused before anything is predicted
-        rank = 0 if processes is None else processes.rank
-        first_stage.predict(device=str(device), rank=rank, on_progress=on_progress)
+    left_out = None if options.fold == "all" else validation
+    rank = 0 if processes is None else processes.rank
+    first_stage = _first_stage(raw, made, options, own, left_out, device=device, rank=rank, on_progress=on_progress)
     contents = digests if first_stage is None else first_stage.digests(digests)
     left = unstored_cases(contents, made, store_folder, precision=options.store_precision, own=own)
     needed = store_bytes(fingerprint, made, precision=options.store_precision, case_ids=left)
@@ -181,9 +178,19 @@ def prepare_dataset(
 
 
 def _first_stage(
-    dataset: NNUNetDataset, made: Plan, options: TrainOptions, own: OwnTransforms | None
+    dataset: NNUNetDataset,
+    made: Plan,
+    options: TrainOptions,
+    own: OwnTransforms | None,
+    left_out: Sequence[str] | None,
+    *,
+    device: torch.device,
+    rank: int,
+    on_progress: Callable[[str], None],
 ) -> FirstStage | None:
-    """Return the first stage of a cascade; None for other plans.
+    """Return the first stage of a cascade, with its predictions of all cases; None for other plans.
+
+    ``left_out`` are the validation cases, which a fold of the first stage must have left out, too; None without any.
 
     Raises:
         BadInputError: If it is missing or does not fit, or other options do not fit a cascade.
@@ -202,7 +209,11 @@ def _first_stage(
             f"the configuration {SECOND} takes no preprocessing or augmentation of your own, which would not know the "
             "label map of the first stage: leave them out (--transforms)"
         )
-    return FirstStage.open(options.previous, dataset, made)
+    stage = FirstStage.open(options.previous, dataset, made)
+    if left_out is not None:
+        stage.files_for(left_out)
+    stage.predict(device=str(device), rank=rank, on_progress=on_progress)
+    return stage
 
 
 def _wishes(options: TrainOptions, bound: int | None, start: StartingExperiment | None) -> tuple[object, ...]:

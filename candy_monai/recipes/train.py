@@ -16,6 +16,7 @@ from candy_monai.data.pipelines.description import PIPELINES, OwnTransforms
 from candy_monai.data.planning.files import read_plan
 from candy_monai.data.planning.plan import parsed_overrides
 from candy_monai.device import find_device
+from candy_monai.errors import SettingsError
 from candy_monai.files import check_writable
 from candy_monai.frontends.base import Frontend
 from candy_monai.frontends.choice import choose_frontend
@@ -64,6 +65,11 @@ def train_dataset(
     """
     started = time.monotonic() - elapsed_s
     options = TrainOptions.of(options, keywords)
+    if options.previous is not None and options.fold == "all":
+        raise SettingsError(
+            "the second stage of a cascade needs validation cases, which a fold of the first stage left out, too: give "
+            "--fold with a number instead of all"
+        )
     parts = Parts.of(options)
     processes = Processes.from_environment()
     device = processes.device_of(find_device(options.device))

@@ -185,7 +185,7 @@ def test_no_target_of_export_holds_a_cascade(second, tmp_path):
         ({"configuration": "auto", "previous": "first"}, "--previous is for the second stage of a cascade"),
         ({"previous": "first", "init_from": "x"}, "give --previous or --init-from, not both"),
         ({"previous": "first", "num_folds": 4}, "none of its folds left out exactly phantom_"),
-        ({"previous": "first", "fold": "all"}, "none of its folds left out exactly phantom_"),
+        ({"previous": "first", "fold": "all"}, "give --fold with a number instead of all"),
     ],
 )
 def test_a_first_stage_that_does_not_fit_is_refused(phantom, first, tmp_path, options, said):
@@ -195,6 +195,7 @@ def test_a_first_stage_that_does_not_fit_is_refused(phantom, first, tmp_path, op
     with pytest.raises(BadInputError, match=said):
         _trained(phantom, tmp_path / "out", **options)
     assert not list(tmp_path.rglob("experiment.json"))
+    assert not list(tmp_path.rglob("case-*"))  # nothing was preprocessed
 
 
 def test_own_augmentation_which_would_not_know_the_label_map_is_refused(phantom, first, tmp_path):
