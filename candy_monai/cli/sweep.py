@@ -20,7 +20,7 @@ from candy_monai.cli.options import (
 from candy_monai.cli.predict import command_for
 from candy_monai.cli.train import add_training
 from candy_monai.errors import SettingsError
-from candy_monai.experiment.settings import number, whole_number
+from candy_monai.experiment.settings import FORECAST_CONFIDENCE, whole_number
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 PRUNERS = ("forecast", "median", "hyperband", "none")
 _MOST_ROWS = 30
 _NAME_WIDTH = 14
+_WIDEST = 1000
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -93,7 +94,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument(
         "--confidence",
-        type=as_argument(number("above 0.5 and at most 0.95", lambda value: 0.5 < value <= 0.95).read),
+        type=as_argument(FORECAST_CONFIDENCE.read),
         metavar="P",
         help="how sure the forecast must be that a trial will not beat the best (default: 0.9)",
     )
@@ -127,7 +128,9 @@ def run(args: argparse.Namespace) -> int:
         pruner=_pruner(args.pruner, args.confidence),
     )
     summary = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
-    Console().print(results_table(summary))
+    console = Console()
+    is_wide = Console(width=_WIDEST).measure(results_table(summary)).minimum > console.width
+    console.print(results_table(summary, in_one_column=is_wide))
     print(f"Plots: {folder / PAGE}")
     best = summary["best"]["experiment"]
     return done("Best experiment", best, then=command_for(Path(best), options, dataset=args.dataset))
@@ -145,8 +148,13 @@ def _pruner(name: str, confidence: float | None) -> BasePruner:
     return {"median": MedianPruner, "hyperband": HyperbandPruner, "none": NopPruner}[name]()
 
 
-def results_table(summary: dict[str, Any]) -> Table:
-    """Lay out the trials of a sweep, the best first; pruned and failed ones follow by their validation score."""
+def results_table(summary: dict[str, Any], *, in_one_column: bool = False) -> Table:
+    """Lay out the trials of a sweep, the best first; pruned and failed ones follow by their validation score.
+
+    Args:
+        summary: The content of ``sweep.json``.
+        in_one_column: Whether all settings are in one column, instead of one column each, for a narrow screen.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -163,17 +171,22 @@ def results_table(summary: dict[str, Any]) -> Table:
     for heading in ("trial", "Dice", "validation", "epochs"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
-    for name in names:
+    if in_one_column:
+        table.add_column("settings", overflow="fold")
+    for name in () if in_one_column else names:
         table.add_column(Text(name), overflow="fold", min_width=min(len(name), _NAME_WIDTH))
     for trial in trials[:_MOST_ROWS]:
         of_planned = f" of {trial['epochs_planned']}" if trial["epochs_planned"] else ""
+        values = [_value(trial["settings"].get(name)) for name in names]
+        if in_one_column:
+            values = [", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))]
         cells = [
             str(trial["trial"]),
             number_as_text(trial["dice"]),
             number_as_text(trial["best_validation_score"]),
             f"{trial['epochs']}{of_planned}",
             {"complete": "done", "fail": "failed"}.get(trial["state"], trial["state"]),
-            *(_value(trial["settings"].get(name)) for name in names),
+            *values,
         ]
         table.add_row(*map(Text, cells))  # Text: brackets in a value are no markup
     return table

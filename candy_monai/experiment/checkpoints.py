@@ -115,11 +115,13 @@ class Checkpoints:
             self._unflushed.pop().close()
 
     def reconcile(self) -> None:
-        """Repair the folder after a crash: rename staged files that the state names, and remove all others.
+        """Repair the folder after a crash or a failed save: rename staged files that the state names, remove others.
 
         Raises:
             ExperimentError: If a file that the state names is missing or different.
         """
+        self.close()
+        self._staged = {}
         for name, record in self.records.items():
             path, staged = self._folder / name, staged_path(self._folder, name)
             if holds(staged, record.digest):

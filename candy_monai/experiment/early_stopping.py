@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from candy_monai.experiment.score_prediction import is_hopeless
+
 Tolerance = int | Literal["forecast"] | None
 
 FORECAST_PATIENCE = 3
@@ -38,8 +40,7 @@ class EarlyStopping:
             improved: Whether the epoch's validation score is the best so far.
             chance: The probability that a later epoch exceeds the best score by more than the margin; None if unknown.
         """
-        hopeless = chance is not None and 1 - chance >= self.confidence
-        stale = hopeless if self._by_forecast else not improved
+        stale = is_hopeless(chance, self.confidence) if self._by_forecast else not improved
         self.num_stale_epochs = self.num_stale_epochs + 1 if stale else 0
 
     @property

@@ -172,6 +172,8 @@ SAVE_EVERY = SettingKind(
     lambda text: int(text) if text.strip().isdecimal() else text,
 )
 CONFIDENCE = number("between 0 and 1", lambda value: 0 < value < 1)
+FORECAST_CONFIDENCE = number("above 0.5 and at most 0.95", lambda value: 0.5 < value <= 0.95)
+"""The confidence with which a forecast ends a run or a trial: 95 % is the highest quantile of a forecast."""
 MARGIN = number("of at least 0", lambda value: value >= 0)
 TOLERANCE = SettingKind(
     "a whole number of at least 1, 'forecast' or None",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from monai.engines import Evaluator
 from typing_extensions import override
 
-from candy_monai.experiment.settings import CONFIDENCE, MARGIN
+from candy_monai.experiment.settings import FORECAST_CONFIDENCE, MARGIN
 from candy_monai.forecasting.curve import ScoreRange
 from candy_monai.handlers.engine_run import TrainerHandler
 from candy_monai.handlers.options import RunOptions, ScoreSource
@@ -19,7 +19,7 @@ class ForecastStopHandler(TrainerHandler):
     after the same epoch.
 
     Args:
-        confidence: The required confidence of the forecast, above 0 and below 1.
+        confidence: The required confidence of the forecast, above 0.5 and at most 0.95.
         margin: An improvement by less than this fraction of the range of the scores so far is ignored.
         validator: The evaluator that gives the score; by default the one that the trainer's handlers run.
         key_metric_name: The metric of the evaluator that is the score; by default its key metric.
@@ -44,7 +44,7 @@ class ForecastStopHandler(TrainerHandler):
         key_metric_negative_sign: bool | None = None,
         score_range: ScoreRange | None = None,
     ) -> None:
-        CONFIDENCE.check("confidence", confidence)
+        FORECAST_CONFIDENCE.check("confidence", confidence)
         MARGIN.check("margin", margin)
         self._confidence, self._margin = confidence, margin
         self._score = ScoreSource(

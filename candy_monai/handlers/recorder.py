@@ -18,7 +18,6 @@ from typing import Any
 
 from ignite.engine import Events
 from monai.engines import Evaluator
-from torch import Tensor
 from typing_extensions import override
 
 from candy_monai.columns import LOSS
@@ -26,11 +25,14 @@ from candy_monai.errors import ExperimentError, RunFailedError
 from candy_monai.experiment.events import MessageLogged, RunStarted, StepFinished
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.history import column_beside, why_no_number
+from candy_monai.experiment.hosted import HostedExperiment
 from candy_monai.experiment.settings import TrainSettings, whole_number
 from candy_monai.experiment.state import RunWeights
+from candy_monai.forecasting.curve import is_within
 from candy_monai.handlers.engine_state import EngineParts, why_not_to_the_bit
 from candy_monai.handlers.engines import contexts_around, network_of
 from candy_monai.handlers.options import FoundScore, RunOptions
+from candy_monai.handlers.outputs import image_shape_of, loss_of, numbers_in
 from candy_monai.handlers.saved_run import SavedEngineRun, describe_engines
 from candy_monai.network import num_parameters, plain_weights
 from candy_monai.observers.base import Observer
@@ -101,7 +103,7 @@ class Recorder:
         self._example: tuple[int, ...] | None = None
         self._num_steps = 0
         self._first_epoch = 0
-        self.experiment: Experiment | None = None
+        self.experiment: HostedExperiment | None = None
         self.last_epoch = 0
 
     def handlers(self) -> Mapping[Any, Callable[..., None]]:
@@ -147,7 +149,7 @@ class Recorder:
             self._first_epoch = engine.state.epoch
             epochs = max(1, engine.state.max_epochs - self._first_epoch)
             self._settings = dataclasses.replace(self._settings, num_epochs=epochs)
-            self.experiment = Experiment(self._publish(), self._settings, writes=self._writes)
+            self.experiment = self._opened(self._publish())
         experiment = self._reporter.experiment = self.experiment
         assert experiment is not None
         experiment.score_range = options.score.score_range
@@ -209,6 +211,9 @@ class Recorder:
         assert folder is not None
         return folder
 
+    def _opened(self, folder: Path) -> HostedExperiment:
+        return HostedExperiment(folder, self._settings, warn=LOGGER.warning, writes=self._writes)
+
     def _restore(self, saved: SavedEngineRun) -> GeneratorStates | None:
         """Continue a saved run; return the states of the random generators, or None if they are not to be changed."""
         engine = self._engine
@@ -225,7 +230,7 @@ class Recorder:
             saved.description.refuse_differences(
                 self._description(), saved.folder, how="ExperimentFolderHandler(..., force=True)"
             )
-        experiment = Experiment(saved.folder, self._settings, writes=self._writes)
+        experiment = self._opened(saved.folder)
         with experiment.closed_on_failure():
             generators, unsaved = saved.reopened(
                 experiment, self._parts, network_of(engine), self._options.ema, self._processes
@@ -286,7 +291,7 @@ class Recorder:
         for name, value in self._measured(engine.state.output).items():
             experiment.history.record(name, value)
         if self._example is None:
-            self._example = _image_shape(engine.state.output)
+            self._example = image_shape_of(engine.state.output)
         self._reporter.report_saved_epoch(wait=False)
         total, size = engine.state.epoch_length, getattr(engine.data_loader, "batch_size", None)
         size = None if size is None else size * self._processes.world_size
@@ -353,12 +358,12 @@ class Recorder:
         """Record the engines' metrics, and return the score of the present weights."""
         score = None
         for name, value in self._engine.state.metrics.items():
-            for column, number in _numbers(str(name), value):
+            for column, number in numbers_in(str(name), value):
                 self._current().history.record(column_beside(column), number)
         for index, (iteration, metrics) in sorted(self._validated.items()):
             for name, value in metrics.items():
                 prefixed = f"val{index + 1} {name}" if index else name if name.startswith("val") else f"val {name}"
-                for column, number in _numbers(prefixed, value):
+                for column, number in numbers_in(prefixed, value):
                     self._current().history.record(column_beside(column), number)
             if index == 0 and self._score is not None:
                 if iteration == self._engine.state.iteration:
@@ -377,10 +382,19 @@ class Recorder:
                 f"{', '.join(map(repr, metrics)) or 'nothing'}"
             )
         if (what := why_no_number(metrics[score.name])) is not None:
-            self._reporter.log_once(f"Warning: there is no score, since {score.name} is {what}, not one number")
+            self._reporter.log_once(
+                f"Warning: there is no score, since {score.name} is {what}, not one number: choose another metric of "
+                "the evaluator, key_metric_name=..."
+            )
             return None
-        value = float(metrics[score.name])
-        return -value if score.negative else value
+        value = -float(metrics[score.name]) if score.negative else float(metrics[score.name])
+        if (bounds := self._options.score.score_range) is not None and not is_within([value], bounds):
+            negated = f", the negative of {score.name}" * score.negative
+            self._reporter.log_once(
+                f"Warning: a score is outside of score_range={bounds}, so the forecast does not use this range; it is "
+                f"that of the score{negated}"
+            )
+        return value
 
     # How it ends
 
@@ -419,7 +433,7 @@ class Recorder:
 
     # What is saved
 
-    def _current(self) -> Experiment:
+    def _current(self) -> HostedExperiment:
         assert self.experiment is not None
         return self.experiment
 
@@ -453,41 +467,5 @@ class ToLogger(Observer):
 
     @override
     def on_message_logged(self, event: MessageLogged) -> None:
-        LOGGER.info(event.line)
-
-
-def loss_of(output: Any) -> Any:
-    """Return the loss in the output of a trainer's iteration, decollated or not; None if there is none."""
-    if isinstance(output, list | tuple) and output and isinstance(output[0], Mapping):
-        output = output[0]
-    if isinstance(output, Mapping):
-        return output.get("loss")
-    return output if why_no_number(output) is None else None
-
-
-def _image_shape(output: Any) -> tuple[int, ...] | None:
-    """Return the shape ``(C, *spatial)`` of an image in an iteration's output; None if there is none."""
-    decollated = isinstance(output, list | tuple)
-    first = output[0] if decollated and output else output
-    image = first.get("image") if isinstance(first, Mapping) else None
-    if not isinstance(image, Tensor):
-        return None
-    return tuple(image.shape if decollated else image.shape[1:])
-
-
-def _numbers(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield a metric as columns of ``metrics.csv``: one for each of its values, such as those of classes."""
-    if why_no_number(value) is None:
-        yield name, value
-    elif isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from _numbers(f"{name} {key}", part)
-    else:
-        parts = value.flatten().tolist() if hasattr(value, "flatten") else value
-        if isinstance(parts, list | tuple) and 1 < len(parts) <= _MOST_COLUMNS:
-            for number, part in enumerate(parts, start=1):
-                if why_no_number(part) is None:
-                    yield f"{name} {number}", part
-
-
-_MOST_COLUMNS = 128
+        is_warning = event.text.startswith("Warning")
+        LOGGER.log(logging.WARNING if is_warning else logging.INFO, event.line)

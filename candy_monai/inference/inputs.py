@@ -28,6 +28,7 @@ from candy_monai.aliases import PathLike
 from candy_monai.data.datasets.bases import CaseDataset
 from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.images import dicom
+from candy_monai.data.images.alignment import HAS_NO_GRID
 from candy_monai.data.images.formats import READABLE, VOLUMES
 from candy_monai.data.images.geometry import Geometry, UnusableFileError
 from candy_monai.data.images.names import image_suffix, split_channel, stem_of
@@ -455,7 +456,9 @@ def _from_parts(parts: Sequence[Any], case_id: str, num_dims: int | None) -> Met
                 "of a list is a channel; for several cases use stream(...) or predict_to_files(...)"
             )
     scans = [Scan.of(image, name=name) for image, name in zip(images, names, strict=True)]
-    return joined(scans, names=names).tensor()
+    whole = joined(scans, names=names).tensor()
+    whole.meta[HAS_NO_GRID] = images[0].meta.get(HAS_NO_GRID, False)
+    return whole
 
 
 def _from_memory(given: Any, num_dims: int | None) -> MetaTensor:
@@ -471,7 +474,7 @@ def _from_memory(given: Any, num_dims: int | None) -> MetaTensor:
     if image.ndim == num_dims:
         image = image[None]
     if spacing_mm is None:
-        return MetaTensor(image)
+        return MetaTensor(image, meta={HAS_NO_GRID: True})
     spacing = tuple(float(distance) for distance in spacing_mm)
     if len(spacing) != image.ndim - 1 or not all(distance > 0 for distance in spacing):
         raise BadInputError(

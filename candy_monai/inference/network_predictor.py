@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing_extensions import override
 
 from candy_monai.aliases import Device, PathLike, Shape
 from candy_monai.attachment import Surroundings, attach
+from candy_monai.data.images.alignment import HAS_NO_GRID
 from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.data.pipelines.preprocessing import Preprocessor
@@ -121,6 +123,14 @@ class NetworkPredictor(CasePredictor, HasDevice):
 
     @override
     def prepare(self, case_id: str, image: MetaTensor) -> PreparedCase:
+        spacing_mm = None if self.plan is None else self.plan.spacing_mm
+        if spacing_mm is not None and image.meta.get(HAS_NO_GRID):
+            warnings.warn(
+                f"{case_id}: the tensor has no affine, so that a spacing of 1 mm is assumed along each axis, and the "
+                f"image is resampled to {' x '.join(f'{length:.4g}' for length in spacing_mm)} mm; give (array, "
+                "spacing_mm), a MetaTensor with its affine, or a file",
+                stacklevel=2,
+            )
         meta = {"affine": image.affine, **image.meta}
         cases = (self.preprocessor.apply(image),)
         return PreparedCase(case_id=case_id, image=meta, shape=tuple(image.shape[1:]), cases=cases)

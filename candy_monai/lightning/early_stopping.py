@@ -10,8 +10,9 @@ from typing_extensions import override
 
 from candy_monai.errors import SettingsError
 from candy_monai.experiment.early_stopping import FORECAST_PATIENCE
-from candy_monai.experiment.score_prediction import chance_of_gain
-from candy_monai.forecasting.best_score import LEVELS, Forecast
+from candy_monai.experiment.score_prediction import chance_of_gain, is_hopeless
+from candy_monai.experiment.settings import FORECAST_CONFIDENCE, MARGIN, whole_number
+from candy_monai.forecasting.best_score import Forecast
 from candy_monai.forecasting.curve import ScoreRange
 from candy_monai.lightning.host import EarlyStopping, LightningModule, Trainer, planned_epochs
 from candy_monai.lightning.scores import MonitoredScores
@@ -30,7 +31,7 @@ class ForecastEarlyStopping(EarlyStopping):
         monitor: The metric's name, as it is logged.
         mode: ``max`` if it is better when higher, ``min`` if it is better when lower.
         confidence: The required confidence of the forecast, above 0.5 and at most 0.95.
-        margin: A gain of at most this fraction of the range of the values so far is ignored.
+        margin: An improvement by less than this fraction of the range of the values so far is ignored.
         patience: Number of consecutive checks without an expected gain.
         num_epochs: Number of epochs in which a better value may come; None for those of the Trainer (``max_epochs``,
             ``max_steps``).
@@ -60,16 +61,17 @@ class ForecastEarlyStopping(EarlyStopping):
         score_range: ScoreRange | None = None,
         **arguments: Any,
     ) -> None:
-        self._curve = MonitoredScores(mode, score_range)
+        self._curve = MonitoredScores(monitor, mode, score_range, by=type(self).__name__)
         if idle := sorted(_OF_THE_OTHER_CRITERION & arguments.keys()):
             raise SettingsError(
                 f"{idle[0]} has no effect: it belongs to Lightning's EarlyStopping, which does not forecast"
             )
         super().__init__(monitor=monitor, mode=mode, patience=patience, **arguments)
-        if not 0.5 < confidence <= LEVELS[-1]:
-            raise SettingsError(f"confidence must be above 0.5 and at most {LEVELS[-1]}, got {confidence!r}")
-        if margin < 0 or patience < 1:
-            raise SettingsError(f"margin must be at least 0 and patience at least 1, got {margin!r} and {patience!r}")
+        FORECAST_CONFIDENCE.check("confidence", confidence)
+        MARGIN.check("margin", margin)
+        whole_number(1).check("patience", patience)
+        if num_epochs is not None:
+            whole_number(1).check("num_epochs", num_epochs)
         self.confidence, self.margin = confidence, margin
         self._num_epochs = num_epochs
         self._epoch = 0
@@ -79,7 +81,14 @@ class ForecastEarlyStopping(EarlyStopping):
     wait_count: int
 
     @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin_epoch(trainer)  # a checkpoint from within an epoch continues it without `on_train_epoch_start`
+
+    @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin_epoch(trainer)
+
+    def _begin_epoch(self, trainer: Trainer) -> None:
         self._epoch = trainer.current_epoch
         self._curve.begin_epoch(trainer)
         horizon = self._num_epochs or planned_epochs(trainer)
@@ -91,6 +100,10 @@ class ForecastEarlyStopping(EarlyStopping):
         self._horizon = horizon
 
     @override
+    def _validate_condition_metric(self, logs: dict[str, Tensor]) -> bool:
+        return bool(super()._validate_condition_metric(logs)) and self._curve.is_new(logs)
+
+    @override
     def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
         if self.check_finite and not torch.isfinite(current):
             stops: tuple[bool, str | None] = super()._evaluate_stopping_criteria(current)
@@ -100,8 +113,7 @@ class ForecastEarlyStopping(EarlyStopping):
             self.best_score = current
         self.forecast = self._curve.forecast(self._horizon)
         chance = chance_of_gain(self.forecast, self._curve.scores, margin=self.margin)
-        is_hopeless = chance is not None and 1 - chance >= self.confidence - 1e-9
-        self.wait_count = self.wait_count + 1 if is_hopeless else 0
+        self.wait_count = self.wait_count + 1 if is_hopeless(chance, self.confidence) else 0
         if self.wait_count < self.patience:
             return False, None
         return True, (

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +28,7 @@ from candy_monai.experiment.description import describe_trainer
 from candy_monai.experiment.events import RunStarted
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.history import column_beside, why_no_number
+from candy_monai.experiment.hosted import HostedExperiment
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.experiment.state import Progress, RunWeights, TrainerState, load_state
 from candy_monai.forecasting.curve import ScoreRange
@@ -43,7 +45,6 @@ from candy_monai.lightning.host import (
     isolate_rng,
     planned_epochs,
     rank_zero_warn,
-    scored_value,
 )
 from candy_monai.lightning.scores import MonitoredScores, learning_rate
 from candy_monai.network import num_parameters
@@ -78,10 +79,14 @@ class ExperimentFolder(Callback):
     metrics; the monitored metric is its ``val score``. ``checkpoint_best.pth`` holds the weights that were scored: with
     a ``WeightAveraging`` callback, the averaged weights. With several processes only the first one writes.
 
-    An epoch has a score if it was validated after its last batch. The state of this callback is part of Lightning's
-    checkpoints: ``trainer.fit(..., ckpt_path=...)`` continues in the same folder, after the epoch of the checkpoint;
-    rows and weights of later epochs, trained before, are replaced. ``candy-monai resume`` does not continue such a run,
+    An epoch has a score if it was validated after its last batch, and the metric was logged in it. The state of this
+    callback is part of Lightning's checkpoints: ``trainer.fit(..., ckpt_path=...)`` continues in the same folder, after
+    the epoch of the checkpoint; rows and weights of later epochs, trained before, are replaced. Another
+    ``trainer.fit(...)`` for more epochs continues in it, too. ``candy-monai resume`` does not continue such a run,
     since only its script knows the data.
+
+    If the folder cannot be created, this is an error before training. If it cannot be written later, such as on a full
+    disk, there is a warning, training continues, and writing is tried again after each epoch.
 
     Args:
         root: The folder of all experiments.
@@ -98,7 +103,7 @@ class ExperimentFolder(Callback):
         folder: The experiment folder; None before training begins.
 
     Raises:
-        SettingsError: If an argument is invalid, or no such metric is logged.
+        SettingsError: If an argument is invalid, or no such metric is logged until the first validated epoch ends.
     """
 
     def __init__(
@@ -114,16 +119,17 @@ class ExperimentFolder(Callback):
         frontends: Sequence[str | type[Frontend]] = (),
     ) -> None:
         self.monitor, self.mode = monitor, mode
-        self.experiment: Experiment | None = None
+        self.experiment: HostedExperiment | None = None
         self.folder: Path | None = None
         self._root = Path(root)
-        self._curve = MonitoredScores(mode, score_range)
+        self._curve = MonitoredScores(monitor, mode, score_range, by=type(self).__name__)
         self._network = network
         self._num_checkpoints, self._note = num_checkpoints, note
         frontend = choose_frontend(frontends)
         self._dashboards = None if frontend is None else Dashboards(frontend(load_secrets()))
         self._reporter = Reporter()
         self._restored: Mapping[str, Any] | None = None
+        self._ended: Mapping[str, Any] | None = None
         self._averaged: dict[str, Tensor] | None = None
         self._raw: dict[str, Any] | None = None
         self._pending: _Pending | None = None
@@ -153,12 +159,15 @@ class ExperimentFolder(Callback):
     def _begin(self, trainer: Trainer, pl_module: LightningModule, weights: RunWeights) -> Path:
         """Publish a new folder, or open that of the run to continue, and return it."""
         settings = self._settings(trainer)
-        experiment = self._reopened(settings, trainer)
+        description = describe_trainer(type(pl_module).__name__, self._entries(trainer, pl_module))
+        parent = self._root / type(pl_module).__name__
+        experiment = self._reopened(settings, trainer, parent)
         is_resumed = experiment is not None
         if experiment is None:
-            description = describe_trainer(type(pl_module).__name__, self._entries(trainer, pl_module))
-            parent = self._root / type(pl_module).__name__
-            experiment = Experiment(Experiment.publish(parent, settings, description, weights, _STATE), settings)
+            folder = Experiment.publish(parent, settings, description, weights, _STATE)
+            experiment = HostedExperiment(folder, settings, warn=rank_zero_warn)
+        else:
+            experiment.describe(description)
         self.experiment = self._reporter.experiment = experiment
         experiment.score_range = self._curve.score_range
         others = () if self._dashboards is None else self._dashboards.deliveries(self._reporter.report)
@@ -167,7 +176,8 @@ class ExperimentFolder(Callback):
         where = f"{trainer.strategy.root_device}, {trainer.world_size} process{'es' * (trainer.world_size > 1)}"
         self._reporter.log(f"{type(pl_module).__name__} on {where}, by Lightning's Trainer")
         if is_resumed:
-            self._reporter.log(f"Continued after epoch {experiment.progress.epoch}")
+            num_done = experiment.progress.epoch + (self._pending is not None)
+            self._reporter.log(f"Continued after epoch {num_done}")
         self._reporter.notify(
             RunStarted(
                 experiment_id=experiment.experiment_id,
@@ -183,9 +193,15 @@ class ExperimentFolder(Callback):
         )
         return experiment.folder
 
-    def _reopened(self, settings: TrainSettings, trainer: Trainer) -> Experiment | None:
-        """Return the run that a checkpoint of Lightning belongs to, in its state at that time; None without one."""
+    def _reopened(self, settings: TrainSettings, trainer: Trainer, parent: Path) -> HostedExperiment | None:
+        """Return the run to continue, in its state at that time; None for a new one.
+
+        It is that of Lightning's checkpoint, or that of the last ``fit``, if this one begins where that one ended.
+        """
         state, self._restored = self._restored, None
+        last, self._ended = self._ended, None
+        if state is None and last is not None and 0 < trainer.current_epoch == _num_epochs_in(last):
+            state = last if Path(last["folder"]).parent == parent.resolve() else None
         if state is None or state["folder"] is None:
             return None
         folder = Path(state["folder"])
@@ -194,16 +210,15 @@ class ExperimentFolder(Callback):
         except ExperimentError as error:
             rank_zero_warn(f"ExperimentFolder: the run continues in a new folder, since {error}")
             return None
-        experiment = Experiment(folder, settings)
+        experiment = HostedExperiment(folder, settings, warn=rank_zero_warn)
         with experiment.closed_on_failure():
             experiment.restore(
                 dataclasses.replace(saved, history=state["history"], progress=Progress(**state["progress"]))
             )
             best = experiment.checkpoints.records.get(BEST)
             if best is not None and best.epoch > experiment.progress.epoch:
-                # The weights of the best epoch before the checkpoint are gone: the next epoch becomes the best.
+                # The weights of the best epoch before the checkpoint are gone: the next epoch replaces the file.
                 del experiment.checkpoints.records[BEST]
-                (folder / BEST).unlink(missing_ok=True)
                 experiment.progress.best_score, experiment.progress.best_epoch = -math.inf, 0
         if state["pending"] is not None:
             self._pending = _Pending(**state["pending"])
@@ -219,12 +234,15 @@ class ExperimentFolder(Callback):
         self._reporter.report_saved_epoch(wait=True)
         self._reporter.log_all(words_at_end(experiment))
         self._reporter.notify(experiment.finished())
+        self._ended = self.state_dict()
         self._close()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self.experiment is None:
             return
+        with suppress(Exception):  # it must not hide the error
+            self._ended = self.state_dict()
         self._reporter.report_interruption(exception)
         self._close()
 
@@ -247,6 +265,7 @@ class ExperimentFolder(Callback):
         if trainer.fast_dev_run:
             return
         self._finish_epoch(trainer, pl_module)
+        self._curve.begin_epoch(trainer)
         self._earlier = dict(trainer.callback_metrics)
         if (experiment := self.experiment) is None:
             return
@@ -323,7 +342,8 @@ class ExperimentFolder(Callback):
             metrics = {name: value for name, value in metrics.items() if f"{name}_step" not in trainer.callback_metrics}
         score = None
         if pending.is_scored and (pending.is_over or self.monitor in metrics):
-            score = self._curve.as_score(scored_value(trainer, self.monitor, by=type(self).__name__))
+            value = self._curve.new_value(trainer)
+            score = None if value is None else self._curve.as_score(value)
         return dataclasses.replace(pending, score=score, metrics=metrics)
 
     def _columns(self) -> Container[str]:
@@ -334,8 +354,8 @@ class ExperimentFolder(Callback):
     @override
     def state_dict(self) -> dict[str, Any]:
         experiment = self.experiment
-        if experiment is None:
-            return {"folder": None}
+        if experiment is None:  # also if the script saves a checkpoint after the training
+            return {"folder": None} if self._ended is None else dict(self._ended)
         pending = None
         if self._pending is not None and self._trainer is not None:
             told = self._told(self._trainer, self._pending)
@@ -344,7 +364,7 @@ class ExperimentFolder(Callback):
         return {
             "folder": str(experiment.folder.resolve()),
             "history": experiment.history.state_dict(),
-            "progress": dataclasses.asdict(experiment.progress),
+            "progress": dataclasses.asdict(dataclasses.replace(experiment.progress, epoch_s=experiment.epoch_s)),
             "pending": pending,
         }
 
@@ -415,6 +435,11 @@ class ExperimentFolder(Callback):
 
 _STATE = TrainerState(optimizer={})
 """Empty, since optimizer, schedule and random generators are in Lightning's checkpoints."""
+
+
+def _num_epochs_in(state: Mapping[str, Any]) -> int:
+    """Return the number of epochs that had ended in a state of the callback."""
+    return int(state["progress"]["epoch"]) + (state["pending"] is not None)
 
 
 def _is_averaging(trainer: Trainer, kinds: tuple[type, ...] = WEIGHT_AVERAGING) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from candy_monai.errors import MissingExtraError, SettingsError
 from candy_monai.optional import require
@@ -55,7 +55,6 @@ __all__ = [
     "isolate_rng",
     "planned_epochs",
     "rank_zero_warn",
-    "scored_value",
 ]
 
 Mode = Literal["min", "max"]
@@ -85,16 +84,3 @@ def planned_epochs(trainer: Trainer) -> int | None:
         if math.isfinite(batches) and batches > 0:
             bounds.append(math.ceil(trainer.max_steps * trainer.accumulate_grad_batches / batches))
     return max(1, min(bounds)) if bounds else None
-
-
-def scored_value(trainer: Trainer, monitor: str, *, by: str) -> float:
-    """Return the monitored metric.
-
-    Raises:
-        SettingsError: If it was not logged.
-    """
-    metrics: dict[str, Any] = trainer.callback_metrics
-    if monitor not in metrics:
-        known = ", ".join(metrics) or "none"
-        raise SettingsError(f"{by}(monitor={monitor!r}): no metric of this name was logged; known are: {known}")
-    return float(metrics[monitor])

@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from candy_monai.aliases import PathLike
-from candy_monai.errors import SettingsError
+from candy_monai.errors import SettingsError, reason_in_short
 from candy_monai.experiment.saving import Writer
 from candy_monai.lightning.experiment_folder import ExperimentFolder
 from candy_monai.lightning.host import (
@@ -69,8 +69,8 @@ class SegmentationPreviews(Callback):
         clock: Returns the time in seconds.
 
     Raises:
-        SettingsError: If the image or the label is not found in a batch, or no logits match it; before training, if the
-            Trainer makes its sanity check.
+        SettingsError: Before training, in Lightning's sanity check, if the image or the label is not found in a batch,
+            or no logits match it. Without this check there is a warning after the first epoch, and no previews.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class SegmentationPreviews(Callback):
         self._choice = CaseChoice[_Case]()
         self._num_offered = 0
         self._writer = Writer()
-        self._has_failed = False
+        self._has_failed = self._is_off = False
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -106,7 +106,7 @@ class SegmentationPreviews(Callback):
         planned = planned_epochs(trainer)
         is_last = planned is not None and trainer.current_epoch + 1 >= planned
         is_time = self._clock() >= self._not_before and not self._writer.is_busy
-        self._is_due = is_fitting(trainer) and trainer.is_global_zero and (is_time or is_last)
+        self._is_due = is_fitting(trainer) and trainer.is_global_zero and (is_time or is_last) and not self._is_off
 
     @override
     def on_validation_batch_end(
@@ -118,17 +118,38 @@ class SegmentationPreviews(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        # What would fail after the first epoch fails in Lightning's sanity check, before training.
-        is_tried = trainer.sanity_checking and trainer.is_global_zero and batch_idx == 0
-        if not is_tried and (not self._is_due or self._num_offered >= self._num_cases):
+        if trainer.sanity_checking:  # what would fail after the first epoch is an error before training
+            if trainer.is_global_zero and batch_idx == 0:
+                self._cases(trainer, pl_module, outputs, batch)
             return
+        if not self._is_due or self._num_offered >= self._num_cases:
+            return
+        try:
+            image, label, ids, num_classes = self._cases(trainer, pl_module, outputs, batch)
+            self._num_offered += len(ids)
+            dice = dice_per_class(ids, label, max(2, num_classes), batched=True, check_ids=False)
+            scores = dice.nanmean(1).nan_to_num(1.0).tolist()  # a case without any class has no errors
+            for score, *parts in zip(scores, image, label, ids, strict=True):
+                self._choice.offer(score, partial(_Case.of, *parts))
+        except Exception as error:  # a failure to draw must not end a training
+            self._is_off, self._is_due = True, False
+            said = str(error) if isinstance(error, SettingsError) else f"SegmentationPreviews: {reason_in_short(error)}"
+            rank_zero_warn(f"{said}. No previews are drawn, and the training continues.")
+
+    def _cases(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Return the images, labels and predicted ids of a batch's cases, and the number of classes.
+
+        Raises:
+            SettingsError: If the batch or the output does not contain them.
+        """
         image, label = (_member(batch, key, what) for key, what in ((self._image, "image"), (self._label, "label")))
         if label.ndim == image.ndim - 1:
             label = label[:, None]
         logits = self._logits(outputs)
         if logits is None:
-            with isolate_rng(), torch.no_grad(), _precision(trainer):
-                logits = self._logits(pl_module(image[: self._num_cases - self._num_offered]))
+            logits = self._logits(self._output_of(trainer, pl_module, image[: self._num_cases - self._num_offered]))
         if logits is None:
             raise SettingsError(
                 "SegmentationPreviews: neither validation_step nor the module returns logits (B, C, *spatial): "
@@ -141,13 +162,18 @@ class SegmentationPreviews(Callback):
                 f"SegmentationPreviews: labels of shape {tuple(label.shape)} do not match logits of shape "
                 f"{tuple(logits.shape)}, expected ids (B, 1, *spatial)"
             )
-        if is_tried:
-            return
-        self._num_offered += count
-        dice = dice_per_class(ids[:count], label[:count], max(2, logits.shape[1]), batched=True, check_ids=False)
-        scores = dice.nanmean(1).nan_to_num(1.0).tolist()  # a case without any class has no errors
-        for score, *parts in zip(scores, image[:count], label[:count], ids[:count], strict=True):
-            self._choice.offer(score, partial(_Case.of, *parts))
+        return image[:count], label[:count], ids[:count], logits.shape[1]
+
+    def _output_of(self, trainer: Trainer, pl_module: LightningModule, images: Tensor) -> Any:
+        try:
+            with isolate_rng(), torch.no_grad(), _precision(trainer):
+                return pl_module(images)
+        except Exception as error:
+            raise SettingsError(
+                "SegmentationPreviews: validation_step returns no logits, and the module cannot be called on whole "
+                f"images of shape {tuple(images.shape)} ({reason_in_short(error)}): return the logits from "
+                "validation_step, for example those of a sliding window"
+            ) from error
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

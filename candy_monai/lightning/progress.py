@@ -16,7 +16,6 @@ from candy_monai.lightning.host import (
     Trainer,
     is_fitting,
     planned_epochs,
-    scored_value,
 )
 from candy_monai.lightning.scores import MonitoredScores
 from candy_monai.observers.forecast import NOTABLE
@@ -41,7 +40,8 @@ class ForecastProgress(Callback):
             before the first.
 
     Raises:
-        SettingsError: If ``mode`` is neither ``max`` nor ``min``, or no such metric is logged.
+        SettingsError: If ``mode`` is neither ``max`` nor ``min``, or no such metric is logged until the first
+            validated epoch ends.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ForecastProgress(Callback):
         verbose: bool = True,
     ) -> None:
         self.monitor, self.mode = monitor, mode
-        self._curve = MonitoredScores(mode, score_range)
+        self._curve = MonitoredScores(monitor, mode, score_range, by=type(self).__name__)
         self._num_epochs = num_epochs
         self._verbose = verbose
         self._validated = False
@@ -80,7 +80,10 @@ class ForecastProgress(Callback):
         if not is_fitting(trainer) or (trainer.enable_validation and not self._validated):
             return
         # A metric of the training refers to the whole epoch only from now on; before, it is that of a step.
-        self._curve.record(trainer.current_epoch, scored_value(trainer, self.monitor, by=type(self).__name__))
+        value = self._curve.new_value(trainer)
+        if value is None:
+            return
+        self._curve.record(trainer.current_epoch, value)
         horizon = self._num_epochs or planned_epochs(trainer)
         self.forecast = None if horizon is None else self._curve.forecast(horizon)
         if self.forecast is None or self.forecast.interval is None:

@@ -7,27 +7,37 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from candy_monai.columns import LEARNING_RATE, SCORE
+from candy_monai.errors import SettingsError, did_you_mean
 from candy_monai.experiment.score_prediction import predict_safely
 from candy_monai.forecasting.best_score import Forecast
 from candy_monai.forecasting.curve import ScoreRange, mirrored
-from candy_monai.lightning.host import Mode, Trainer, checked_mode
+from candy_monai.lightning.host import Mode, Trainer, checked_mode, rank_zero_warn
+from candy_monai.training.description import check_score_range
 
-DEGREE = 5
+_DEGREE = 5
 
 
 class MonitoredScores:
     """The monitored metric of each epoch as a score, higher is better, with the learning rates.
 
     Args:
+        monitor: The metric's name, as it is logged.
         mode: Whether the metric is better when it is lower or higher.
         score_range: The smallest and the largest value of the metric, each None for no bound; None if it is unknown.
+        by: The callback that monitors it, for messages.
+
+    Raises:
+        SettingsError: If ``mode`` or ``score_range`` is invalid.
     """
 
-    def __init__(self, mode: str, score_range: ScoreRange | None = None) -> None:
+    def __init__(self, monitor: str, mode: str, score_range: ScoreRange | None, *, by: str) -> None:
+        self._monitor, self._by = monitor, by
         self._mode: Mode = checked_mode(mode)
+        check_score_range(score_range)
         self.score_range = score_range if self._mode == "max" else mirrored(score_range)
         self._scores: dict[int, float] = {}
         self._rates: dict[int, float] = {}
+        self._earlier: Any = None
 
     def as_score(self, value: float) -> float:
         """Return a value of the metric as a score, or a score as a value of the metric."""
@@ -39,6 +49,29 @@ class MonitoredScores:
             for later in [epoch for epoch in of_training if epoch > trainer.current_epoch]:
                 del of_training[later]
         self._rates[trainer.current_epoch] = learning_rate(trainer)
+        self._earlier = trainer.callback_metrics.get(self._monitor)
+
+    def is_new(self, metrics: Mapping[str, Any]) -> bool:
+        """Return whether the metric was logged in this epoch; Lightning keeps its last value until then."""
+        return metrics.get(self._monitor) is not self._earlier
+
+    def new_value(self, trainer: Trainer) -> float | None:
+        """Return the metric's value in this epoch; None if it was not logged in it.
+
+        Raises:
+            SettingsError: If it was never logged, although there is a validation, as for Lightning's own callbacks.
+        """
+        metrics: dict[str, Any] = trainer.callback_metrics
+        if self._monitor in metrics:
+            return float(metrics[self._monitor]) if self.is_new(metrics) else None
+        problem = (
+            f"{self._by}(monitor={self._monitor!r}): no metric of this name was logged; known are: "
+            f"{', '.join(metrics) or 'none'}.{did_you_mean(self._monitor, metrics)}"
+        )
+        if trainer.enable_validation:
+            raise SettingsError(problem)
+        rank_zero_warn(f"{problem} There is no validation, so the epochs have no score.")
+        return None
 
     def record(self, epoch: int, value: float) -> None:
         """Record the metric of an epoch, counted from 0; a later value of the same epoch replaces an earlier one."""
@@ -55,7 +88,7 @@ class MonitoredScores:
         metrics: dict[str, Sequence[float]] = {SCORE: self.scores}
         if not any(map(math.isnan, rates)):
             metrics[LEARNING_RATE] = rates
-        return predict_safely(metrics, num_epochs, degree=DEGREE, score_range=self.score_range)
+        return predict_safely(metrics, num_epochs, degree=_DEGREE, score_range=self.score_range)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scores and learning rates by epoch."""

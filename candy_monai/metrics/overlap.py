@@ -174,6 +174,14 @@ def labels_from_logits(logits: Tensor, *, num_classes: int, channel_dim: int = 1
     return ids.to(torch.uint8 if num_classes <= 256 else torch.int64)
 
 
+def look_like_probabilities(logits: Tensor) -> bool:
+    """Return whether values vary between 0 and 1 only, as after a sigmoid or softmax; on a GPU this synchronises."""
+    if not logits.numel():
+        return False
+    low, high = torch.stack(torch.aminmax(logits.detach().as_subclass(Tensor).float())).tolist()
+    return bool(0 <= low < high <= 1)
+
+
 def count_overlap(
     prediction: Tensor,
     reference: Tensor,

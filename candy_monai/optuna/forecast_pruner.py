@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,12 +12,12 @@ from typing import TYPE_CHECKING, Self
 from typing_extensions import override
 
 from candy_monai.columns import SCORE
-from candy_monai.errors import SettingsError
-from candy_monai.experiment.score_prediction import predict_safely
-from candy_monai.forecasting.best_score import LEVELS
+from candy_monai.experiment.score_prediction import is_hopeless, predict_safely
+from candy_monai.experiment.settings import FORECAST_CONFIDENCE, whole_number
 from candy_monai.forecasting.curve import ScoreRange, mirrored
 from candy_monai.forecasting.references import LEAST_SCORES
 from candy_monai.optional import require
+from candy_monai.training.description import check_score_range
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -28,7 +29,6 @@ else:
 HORIZON = "candy_monai:horizon"
 """The user attribute of a trial that holds its own number of epochs, if trials differ in length."""
 
-_ROUNDING = 1e-9
 _DEGREE = 5
 
 
@@ -47,8 +47,9 @@ class ForecastPruner(BasePruner):
     Args:
         confidence: The required confidence of the forecast, above 0.5 and at most 0.95: the smallest chance that a
             forecast gives is 5 %.
-        horizon: Number of steps of a whole trial. None for the trial's user attribute `HORIZON`, or else for the number
-            that the longest completed trial has reported.
+        horizon: The length of a whole trial, in the unit of the reported steps: 2000 if it reports the steps 100, 200
+            ... 2000. None for the trial's user attribute `HORIZON`, or else for the length of the longest completed
+            trial.
         n_startup_trials: No trial is pruned before this number of trials is completed.
         n_warmup_steps: No trial is pruned before it has reported this number of steps. A forecast needs six scores.
         interval_steps: Number of steps between two decisions.
@@ -70,16 +71,13 @@ class ForecastPruner(BasePruner):
         interval_steps: int = 1,
         score_range: ScoreRange | None = None,
     ) -> None:
-        if not 0.5 < confidence <= LEVELS[-1]:
-            raise SettingsError(f"confidence must be above 0.5 and at most {LEVELS[-1]}, got {confidence!r}")
-        for name, number, least in (
-            ("horizon", horizon, 1),
-            ("n_startup_trials", n_startup_trials, 0),
-            ("n_warmup_steps", n_warmup_steps, 0),
-            ("interval_steps", interval_steps, 1),
-        ):
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):
-                raise SettingsError(f"{name} must be a whole number of at least {least}, got {number!r}")
+        FORECAST_CONFIDENCE.check("confidence", confidence)
+        if horizon is not None:
+            whole_number(1).check("horizon", horizon)
+        whole_number(0).check("n_startup_trials", n_startup_trials)
+        whole_number(0).check("n_warmup_steps", n_warmup_steps)
+        whole_number(1).check("interval_steps", interval_steps)
+        check_score_range(score_range)
         self._confidence = confidence
         self._horizon = horizon
         self._n_startup_trials = n_startup_trials
@@ -121,7 +119,7 @@ class ForecastPruner(BasePruner):
         )
         if expected is None or expected.reason is not None:
             return False
-        return 1 - expected.chance_above(best) >= self._confidence - _ROUNDING
+        return is_hopeless(expected.chance_above(best), self._confidence)
 
     def _is_due(self, values: dict[int, float]) -> bool:
         """Return whether the last reported step is the first one at or after a step at which to decide."""
@@ -137,6 +135,12 @@ class ForecastPruner(BasePruner):
         """Return the planned number of epochs of a trial; None if it is not known."""
         steps = self._horizon if self._horizon is not None else trial.user_attrs.get(HORIZON)
         if steps is not None:
+            if max(trial.intermediate_values) > int(steps):
+                warnings.warn(
+                    f"a trial has reported steps beyond the horizon of ForecastPruner, {steps}, and is not pruned any "
+                    "more: as the horizon, give the length of a whole trial in the unit of the reported steps",
+                    stacklevel=2,
+                )
             return math.ceil(int(steps) / epochs.unit)
         last_steps = [max(other.intermediate_values) for other in completed if other.intermediate_values]
         return epochs.number(max(last_steps)) if last_steps else None

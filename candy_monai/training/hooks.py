@@ -73,6 +73,14 @@ class Hooks(metaclass=TrainerType):
         if (original := vars(self).get(_ORIGINAL)) is not None:
             object.__setattr__(original, name, value)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return a copy without a run, whose threads and locks cannot be copied."""
+        copied = object.__new__(type(self))
+        memo[id(self)] = copied
+        for name, value in vars(self).items():
+            vars(copied)[name] = None if name == "_run" else copy.deepcopy(value, memo)
+        return copied
+
     @abstractmethod
     def build_network(self, example_shape: Shape) -> nn.Module:
         """Build the network for examples of shape ``(C, *spatial)``, as they come out of the padding module.

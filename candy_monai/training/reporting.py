@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import torch
 
+from candy_monai.errors import WARNING
 from candy_monai.experiment.events import EpochFinished, Event, MessageLogged, Preview, RunInterrupted
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.history import last_epoch_as_text
@@ -14,7 +15,8 @@ from candy_monai.experiment.settings import TrainSettings
 from candy_monai.observers.base import BackgroundObserver, Observer, ObserverGroup
 from candy_monai.observers.forecast import ForecastObserver, Log
 from candy_monai.processes import Processes
-from candy_monai.training.loaders import Loaders, why_not_exact
+from candy_monai.training.loaders import Loaders, length, why_not_exact
+from candy_monai.training.schedule import decays_too_early
 from candy_monai.training.validation import mean_of_cases
 
 RENDERING_PATIENCE_S = 60.0
@@ -162,8 +164,10 @@ def words_at_start(
         yield f"Note: {settings.note}"
 
 
-def caveats(settings: TrainSettings, loaders: Loaders) -> Iterator[str]:
+def caveats(settings: TrainSettings, loaders: Loaders, scheduler: object) -> Iterator[str]:
     """Yield the log messages about limitations of a run, for its start."""
+    if problem := decays_too_early(scheduler, settings.num_epochs, length(loaders.training)):
+        yield f"{WARNING}{problem}"
     if loaders.validation is None:
         yield "No validation: the last weights are saved as the best, and there is no score, forecast or early stopping"
     timed = settings.time_limit_s is not None

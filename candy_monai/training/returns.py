@@ -24,16 +24,23 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _MOST_WITHOUT_GRADIENTS = 50
+_WANTED: Mapping[type, str] = {
+    nn.Module: "a torch.nn.Module",
+    optim.Optimizer: "a torch.optim.Optimizer",
+    optim.swa_utils.AveragedModel: "a torch.optim.swa_utils.AveragedModel, such as our ExponentialMovingAverage",
+}
 
 
 def returned(trainer: object, method: str, value: object, kind: type[T]) -> T:
-    """Return a method's value if it is of the required kind: a module or an optimizer."""
+    """Return a method's value if it is of the required kind: a module, an optimizer or a moving average."""
     if isinstance(value, kind):
         return value
-    wanted = "a torch.nn.Module" if kind is nn.Module else "a torch.optim.Optimizer"
+    wanted, hint = _WANTED[kind], _forgotten(value)
     if isinstance(value, FunctionType):
         wanted += ", whose forward can call it"
-    raise _refused(trainer, method, _shown(value), wanted, _forgotten(value))
+    if kind is optim.swa_utils.AveragedModel:
+        hint = "train(ema=False) trains without an average"
+    raise _refused(trainer, method, _shown(value), wanted, hint)
 
 
 def optimizer_returned(trainer: object, value: object) -> optim.Optimizer:

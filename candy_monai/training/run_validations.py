@@ -109,6 +109,11 @@ class RunValidations:
         score = mean_score(parts)
         if math.isnan(score):
             self._reporter.log_once(f"{WARNING}the validation score is NaN: no validation case has a score")
+        elif math.isinf(score):
+            self._reporter.log_once(
+                f"{WARNING}the validation score is {score}, since that of a case is infinite: such an epoch never "
+                "counts as the best. Return a finite number, or NaN to leave the case out of the mean"
+            )
         return score
 
     def gathered(self) -> Validated | None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch.optim.lr_scheduler import ChainedScheduler, OneCycleLR, SequentialLR
+from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, OneCycleLR, PolynomialLR, SequentialLR
 from torch.utils.data import DataLoader
 
 from candy_monai.columns import LOSS
@@ -20,6 +20,8 @@ from candy_monai.nn.schedules import WarmUpLR
 from candy_monai.processes import Processes
 from candy_monai.training.loaders import length
 
+_LENGTHS = {CosineAnnealingLR: "T_max", PolynomialLR: "total_iters", OneCycleLR: "total_steps"}
+"""The attribute with the number of steps after which a schedule has decayed."""
 _SHARE_TO_WARM_UP = 0.05
 _MOST_STEPS_TO_WARM_UP = 250
 
@@ -53,6 +55,26 @@ def needs_a_metric(scheduler: Any) -> bool:
 def plain_schedule(scheduler: Any) -> Any:
     """Return the schedule without its warm-up."""
     return scheduler.scheduler if isinstance(scheduler, WarmUpLR) else scheduler
+
+
+def decays_too_early(scheduler: Any, num_epochs: int, num_batches: int | None) -> str | None:
+    """Return the log message for a schedule whose length is the number of epochs; None for any other.
+
+    Args:
+        scheduler: Any schedule.
+        num_epochs: Number of epochs of the run.
+        num_batches: Number of batches of an epoch; None if unknown.
+    """
+    own = plain_schedule(scheduler)
+    for part in (own, *getattr(own, "_schedulers", ())):
+        name = _LENGTHS.get(type(part))
+        if name and getattr(part, name) == num_epochs > 1 and num_batches is not None and num_batches > 1:
+            return (
+                f"the {type(part).__name__} has {name}={num_epochs}, the number of epochs, but a schedule steps once a "
+                f"batch: it has decayed after {num_epochs} of {num_epochs * num_batches} batches. For the whole run "
+                f"give it {name}=num_epochs * len(self._dataloader)"
+            )
+    return None
 
 
 def step_after_batches(scheduler: Any, num_batches: int) -> None:

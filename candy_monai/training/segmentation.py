@@ -14,7 +14,7 @@ from candy_monai.columns import LOSS
 from candy_monai.data.pipelines.description import PIPELINES, describe_pipelines
 from candy_monai.data.planning.normalization import denormalize
 from candy_monai.data.samples.batches import Batch
-from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.errors import WARNING, BadInputError, SettingsError
 from candy_monai.forecasting.curve import ScoreRange
 from candy_monai.inference.inferer_descriptions import describe_inferer
 from candy_monai.inference.inferers import (
@@ -23,7 +23,7 @@ from candy_monai.inference.inferers import (
     run_inferer,
 )
 from candy_monai.label_ids import highest_id
-from candy_monai.metrics.overlap import dice_per_class, dice_per_region, labels_from_logits
+from candy_monai.metrics.overlap import dice_per_class, dice_per_region, labels_from_logits, look_like_probabilities
 from candy_monai.nn.deep_supervision import DeepSupervisionLoss, main_output
 from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits, apply_loss
 from candy_monai.nn.regions import RegionLoss, paint_regions
@@ -183,10 +183,23 @@ class SegmentationTrainer(Trainer, EarlierOptions):
         Returns:
             The score, and the loss, its parts and the Dice of each class.
         """
+        self._warn_of_probabilities(logits)
         loss, metrics = apply_loss(toolbox.criterion, logits, label)
         by_class, mean_dice = self._dice(self._predicted_ids(logits), label)
         score = float(mean_dice) if self.options.score == "dice" else -float(loss)
         return score, {LOSS: loss, **metrics, "dice": mean_dice, **by_class}
+
+    def _warn_of_probabilities(self, logits: Tensor) -> None:
+        """Log a warning in the first epoch if the network ends in a sigmoid or softmax."""
+        run, has_sigmoids = self._run, self.num_classes == 1 or bool(self.options.regions)
+        if run is None or run.experiment is None or len(run.experiment.history):
+            return
+        if (has_sigmoids or _is_ours(self.build_criterion)) and look_like_probabilities(logits):
+            run.reporter.log_once(
+                f"{WARNING}the network of {type(self).__name__}.build_network returned only values between 0 and 1, as "
+                "after a sigmoid or softmax, but loss and Dice are computed from logits"
+                f"{', which count as foreground above 0' if has_sigmoids else ''}: remove the activation at its end"
+            )
 
     def _predicted_ids(self, logits: Tensor) -> Tensor:
         """Convert logits ``(B, C, *spatial)`` to label ids ``(B, 1, *spatial)``; regions are painted in their order."""

@@ -13,6 +13,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from candy_monai.aliases import Shape
 from candy_monai.attachment import Surroundings, attach, attachment_of, detach
+from candy_monai.data.values import join_names
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.network import (
     channels_last_pays,
@@ -25,7 +26,7 @@ from candy_monai.network import (
 from candy_monai.nn.padding import pad_labels
 from candy_monai.nn.previous_stage import build_for_inputs, without_ids
 from candy_monai.nn.slicewise import padding_of_slices
-from candy_monai.training.gradients import ScaledBackward, trained_parameters
+from candy_monai.training.gradients import ScaledBackward, optimized_parameters, trained_parameters
 from candy_monai.training.returns import optimizer_returned, returned, scheduler_returned
 from candy_monai.training.schedule import warmed_up
 from candy_monai.training.starting import Frozen, freeze, start_from
@@ -182,6 +183,8 @@ def build_toolbox(
     try:
         trained = (parameter for parameter in network.parameters() if id(parameter) not in frozen.parameters)
         optimizer = optimizer_returned(trainer, trainer.build_optimizer(trained))
+        if log is not None and (left_out := _not_optimized(network, optimizer)):
+            log(f"Not in the optimizer, and so not trained by it: {join_names(left_out, limit=4)}")
         scheduler = scheduler_returned(trainer, trainer.build_scheduler(optimizer, settings.num_epochs), optimizer)
         toolbox = TrainerToolbox(
             model=network,
@@ -214,10 +217,17 @@ def _average_of(network: nn.Module, trainer: Hooks, surroundings: Surroundings) 
     """Build the average of the user's own network, in evaluation mode and surrounded as the network is."""
     plain = plain_network(network)
     with copyable(plain):
-        ema = trainer.build_ema(plain)
+        ema = returned(trainer, "build_ema", trainer.build_ema(plain), optim.swa_utils.AveragedModel)
     if attachment_of(ema.module) is None:  # of a network in a wrapper, or one whose copies have no hooks
         attach(ema.module, surroundings)
     return ema.eval()
+
+
+def _not_optimized(network: nn.Module, optimizer: optim.Optimizer) -> list[str]:
+    """Return the names of a network's parameters that require gradients, but that an optimizer does not have."""
+    known = {id(parameter) for parameter in optimized_parameters(optimizer)}
+    named = plain_network(network).named_parameters()
+    return [name for name, parameter in named if parameter.requires_grad and id(parameter) not in known]
 
 
 def _floating_type(network: nn.Module) -> torch.dtype:

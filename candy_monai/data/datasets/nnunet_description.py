@@ -15,7 +15,7 @@ from typing import Any, Literal
 from candy_monai.aliases import PathLike
 from candy_monai.data.images.formats import READABLE
 from candy_monai.data.images.names import composed, existing_path, image_suffix, split_channel, stem_of
-from candy_monai.data.values import ids_of_label, join_names, label_id_of
+from candy_monai.data.values import ids_of_label, join_names, join_reprs, label_id_of
 from candy_monai.errors import DatasetError, did_you_mean
 from candy_monai.text import read_json
 
@@ -128,6 +128,7 @@ def parse_description(folder: Path) -> tuple[DatasetDescription | None, list[str
     order = _region_order(content, labels, problems)
     problems += _label_problems(labels, ignore, order)
     ending = _file_ending(content, folder, problems)
+    num_training = _num_training(content, problems)
     problems = [f"dataset.json: {problem}" for problem in problems]
     if not channels or not labels or not ending:
         return None, problems
@@ -138,7 +139,7 @@ def parse_description(folder: Path) -> tuple[DatasetDescription | None, list[str
         regions_class_order=order,
         ignore_label=ignore,
         file_ending=ending,
-        num_training=label_id_of(content.get("numTraining")),
+        num_training=num_training,
         listed=_listed_cases(content, folder, problems),
     ), problems
 
@@ -215,12 +216,20 @@ def _label_problems(
     problems = []
     plain = [ids for ids in labels.values() if isinstance(ids, int)]
     ids = sorted({label_id for label in labels.values() for label_id in ids_of_label(label)})
+    background = {name: label for name, label in labels.items() if name.casefold() == "background"}
     if 0 not in plain:
         problems.append('no label has the id 0, expected "background": 0')
+    elif background and 0 not in background.values():
+        problems.append(f"'labels' has {background}, expected the id 0 for the background")
     elif ids != list(range(len(ids))):
         remap = ", ".join(f"{old} -> {new}" for new, old in enumerate(ids) if old != new)
         problems.append(f"label ids {ids} have gaps, expected 0 to {len(ids) - 1}; remap a copy of the labels: {remap}")
     has_regions = len(plain) < len(labels)
+    problems += [
+        f"the region {name!r} holds the id 0, the background, so that it would cover everything; leave 0 out"
+        for name, label in labels.items()
+        if isinstance(label, tuple) and 0 in label
+    ]
     if not has_regions and len(set(plain)) < len(plain):
         problems.append(f"two labels have the same id: {dict(labels)}; ids must differ")
     if ignore is not None and ignore != ids[-1] + 1:
@@ -284,6 +293,15 @@ def _file_ending(content: Mapping[str, Any], folder: Path, problems: list[str]) 
     return ""
 
 
+def _num_training(content: Mapping[str, Any], problems: list[str]) -> int | None:
+    """Return the stated number of training cases; None if it is not stated."""
+    given = content.get("numTraining")
+    number = label_id_of(int(given) if isinstance(given, float) and given.is_integer() else given)
+    if given is not None and number is None:
+        problems.append(f"'numTraining' is {given!r}, expected the number of training cases")
+    return number
+
+
 def _listed_cases(content: Mapping[str, Any], folder: Path, problems: list[str]) -> dict[str, tuple[NNUNetCase, ...]]:
     """Return the cases that the file lists: a v2 ``dataset`` object, or v1 ``training`` and ``test`` lists."""
     listed: dict[str, list[NNUNetCase]] = {}
@@ -291,6 +309,11 @@ def _listed_cases(content: Mapping[str, Any], folder: Path, problems: list[str])
         if isinstance(content.get("dataset"), dict):
             entries = content["dataset"].items()
             listed["Tr"] = [_case(folder, case_id, entry["images"], entry["label"]) for case_id, entry in entries]
+            if nameless := [case_id for case_id, _ in entries if not _names_a_file(case_id)]:
+                problems.append(
+                    f"dataset.json: the case ids {join_reprs(nameless, limit=5)} of 'dataset' cannot be names of "
+                    "files; use ids without / and \\"
+                )
         elif isinstance(content.get("training"), list) and content["training"]:
             for split, key in (("Tr", "training"), ("Ts", "test")):
                 listed[split] = _cases_of_list(folder, key, content.get(key) or [], problems)
@@ -338,6 +361,10 @@ def _case(folder: Path, case_id: str, images: str | Sequence[str], label: str | 
 
 def _resolved(folder: Path, path: str) -> Path:
     return existing_path(folder / Path(os.path.expandvars(_portable(path))).expanduser())
+
+
+def _names_a_file(case_id: str) -> bool:
+    return case_id not in ("", ".", "..") and not {"/", "\\"} & set(case_id)
 
 
 def _portable(path: str) -> str:

@@ -41,6 +41,11 @@ _INVERTED = "I"
 """Marks inverted samples (0 is white) in Pillow's modes for TIFF: it inverts them, tifffile and nnU-Net do not."""
 
 _BITS, _SAMPLES, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _ORIENTATION = 258, 277, 338, 339, 274  # TIFF's and EXIF's tags
+_COMPRESSION, _JPEG_KINDS = 259, (6, 7, 34892)
+_LOSSY = (
+    "JPEG is lossy and changes label ids; export the labels from their original as PNG, and in an nnU-Net folder the "
+    "images, too"
+)
 _ALPHA_KINDS = (1, 2)
 _SIGNED = 2
 
@@ -48,17 +53,16 @@ _SIGNED = 2
 def read(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
     """Decode a file into a channel-first array and its geometry."""
     if series := _beyond_pillow(path):
+        if is_label and series.is_jpeg:
+            raise UnusableFileError(_LOSSY)
         array = _tifffile("read").imread(path, series=series.number)
         if series.is_turned:
             _warn_of_turn(path)
         axis = series.sample_axis
         return array[None] if axis is None else np.moveaxis(array, axis, 0), _tiff_geometry(path, series, is_label)
     with Image.open(path) as picture:
-        if is_label and picture.format == "JPEG":
-            raise UnusableFileError(
-                "JPEG is lossy and changes label ids; export the labels from their original as PNG, and in an nnU-Net "
-                "folder the images, too"
-            )
+        if is_label and (picture.format == "JPEG" or _tags_of(picture).get(_COMPRESSION) in _JPEG_KINDS):
+            raise UnusableFileError(_LOSSY)
         geometry = _geometry_of(picture)
         samples = _samples_of(picture, path, is_label=is_label)
         if picture.getexif().get(_ORIENTATION, 1) != 1:
@@ -165,7 +169,7 @@ def _raw_mode(picture: ImageFile.ImageFile) -> str:
 def _is_grey_with_alpha(picture: ImageFile.ImageFile) -> bool:
     """Return whether a second channel is transparency; in a TIFF it may have another meaning."""
     if picture.format == "TIFF":
-        extra_samples = getattr(picture, "tag_v2", {}).get(_EXTRA_SAMPLES) or (0,)
+        extra_samples = _tags_of(picture).get(_EXTRA_SAMPLES) or (0,)
         return picture.mode == "LA" and extra_samples[0] in _ALPHA_KINDS
     return picture.mode == "LA" or _raw_mode(picture) == _WIDE_GREY_ALPHA
 
@@ -185,6 +189,7 @@ class _Series(NamedTuple):
     axes: str
     sample_axis: int | None
     is_turned: bool
+    is_jpeg: bool
 
 
 def _beyond_pillow(path: Path) -> _Series | None:
@@ -205,13 +210,19 @@ def _beyond_pillow(path: Path) -> _Series | None:
             )
         number = sizes.index(max(sizes))
         shape, axes = tuple(file.series[number].shape), str(file.series[number].axes)
-        orientation = file.series[number].keyframe.tags.valueof(_ORIENTATION, 1)
-        return _Series(number, shape, axes, _sample_axis(axes, path), orientation != 1)
+        tags = file.series[number].keyframe.tags
+        is_turned, is_jpeg = tags.valueof(_ORIENTATION, 1) != 1, tags.valueof(_COMPRESSION) in _JPEG_KINDS
+        return _Series(number, shape, axes, _sample_axis(axes, path), is_turned, is_jpeg)
+
+
+def _tags_of(picture: ImageFile.ImageFile) -> Any:
+    """Return the tags of a TIFF by number; none for another format."""
+    return getattr(picture, "tag_v2", {})
 
 
 def _is_cut_by_pillow(picture: ImageFile.ImageFile) -> bool:
     """Return whether Pillow would drop bits, signs or channels of a TIFF, rotate it, or garble its samples."""
-    tags = getattr(picture, "tag_v2", {})
+    tags = _tags_of(picture)
     if tags.get(_ORIENTATION, 1) != 1:
         return True
     bits, count = int(max(tags.get(_BITS, (1,)))), int(tags.get(_SAMPLES, 1))

@@ -77,6 +77,19 @@ def test_a_wrong_argument_is_bad_input(seen, words, capsys):
     assert not seen
 
 
+def test_many_settings_are_in_one_column_on_a_narrow_screen(tmp_path, monkeypatch, capsys):
+    settings = {f"a_long_setting_{number}": 0.5 + number for number in range(6)}
+    trials = [trial(0, dice=0.5, validation=0.6, **settings)]
+    summary = {"study": "s", "trials": trials, "best": {"experiment": "run"}}
+    (tmp_path / "sweep.json").write_text(json.dumps(summary))
+    monkeypatch.setattr("candy_monai.recipes.sweep.sweep_dataset", lambda *_, **__: tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["sweep", "D", "--space", "s", "--trials", "1"]) == 0
+    shown = "".join(capsys.readouterr().out.split())
+    for name, value in settings.items():
+        assert f"{name}={value}" in shown
+
+
 def test_the_best_trial_stands_first_and_what_is_unknown_is_a_dash():
     trials = [
         trial(0, dice=0.5, validation=0.6, **{"rate[x]": 0.00123456}),

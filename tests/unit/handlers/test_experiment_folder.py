@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import logging
 import subprocess
@@ -14,6 +15,7 @@ from monai.handlers import CheckpointSaver, EarlyStopHandler, MeanDice, StatsHan
 
 from candy_monai.cli.main import main
 from candy_monai.errors import BadInputError, ExperimentError, SettingsError
+from candy_monai.experiment import checkpoints
 from candy_monai.experiment.description import read_description
 from candy_monai.experiment.history import load_metrics
 from candy_monai.experiment.runs import summarize
@@ -280,6 +282,30 @@ class TestRecording:
         with pytest.raises(ExperimentError):
             script.trainer.run()
         assert script.trainer.state.iteration == 0
+
+    def test_a_full_disk_does_not_end_the_training(self, tmp_path, monkeypatch, caplog):
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        save = checkpoints._save
+        script = host_script(ExperimentFolderHandler(tmp_path), max_epochs=4)
+        script.trainer.add_event_handler(
+            Events.EPOCH_STARTED,
+            lambda engine: monkeypatch.setattr(checkpoints, "_save", full if engine.state.epoch == 2 else save),
+        )
+        script.trainer.run()
+        assert same(weights_of(script.network), trained_alone(max_epochs=4))
+        (said,) = [record.message for record in caplog.records if "cannot be written" in record.message]
+        assert "(No space left on device). The training continues" in said
+        folder = only_run(tmp_path)
+        assert len(load_metrics(folder / "metrics.csv")["val score"]) == 4
+        assert summarize(folder).is_finished
+
+    def test_a_score_outside_of_its_range_is_said_with_its_sign(self, tmp_path, caplog):
+        options = {"metric_cmp_fn": lambda new, best: new < best}
+        train(tmp_path, handler_options={"score_range": (0, 1)}, evaluator_options=options)
+        (said,) = [record.message for record in caplog.records if "score_range=(0, 1)" in record.message]
+        assert "the negative of val_mean_dice" in said
 
     def test_a_score_range_that_is_none_is_refused_at_once(self, tmp_path):
         with pytest.raises(SettingsError, match="score_range"):

@@ -96,7 +96,7 @@ def test_two_handlers_that_contradict_each_other_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"confidence": 1.0}, "^confidence must be a number between 0 and 1, got 1.0"),
+        ({"confidence": 0.99}, "^confidence must be a number above 0.5 and at most 0.95, got 0.99"),
         ({"margin": -1.0}, "^margin must be a number of at least 0, got -1.0"),
         ({"score_range": (1, 0)}, "^score_range must be"),
         ({"key_metric_name": 3}, "^key_metric_name must be text, got 3"),

@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import shutil
+import warnings
 
 import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from candy_monai.data.planning.plan import Region
 from candy_monai.errors import BadInputError, SettingsError
@@ -91,6 +93,17 @@ def test_the_same_anatomy_stored_in_other_axes_gets_the_same_labels(predictor, c
     prediction = predictor.predict(turned)
     assert np.array_equal(prediction[0].numpy(), np.asarray(expected.dataobj))
     assert np.allclose(prediction.affine, turned.affine)
+
+
+@pytest.mark.parametrize("in_list", [False, True])
+def test_a_tensor_without_an_affine_gets_a_warning_that_its_spacing_is_unknown(predictor, in_list):
+    values = torch.zeros(1, 16, 16, 16)
+    with pytest.warns(UserWarning, match=r"image: the tensor has no affine.* 1 mm .* 1 x 1.5 x 2 mm; give \(array"):
+        predictor.predict([values] if in_list else values)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        predictor.predict((values[0].numpy(), (1.0, 1.5, 2.0)))
+        predictor.predict(MetaTensor(values, affine=torch.eye(4)))
 
 
 def test_a_large_case_tells_of_its_windows(predictor, tmp_path):

@@ -79,6 +79,14 @@ def test_a_training_that_is_continued_stops_where_it_would_have(tmp_path):
     assert run(tmp_path / "parts", ckpt_path=tmp_path / "parts" / "epoch=7.ckpt") == whole
 
 
+def test_a_checkpoint_from_within_an_epoch_is_continued(tmp_path):
+    keep = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=3)  # an epoch has 4 steps
+    fitted(tmp_path, [ForecastEarlyStopping("val_acc"), keep], num_epochs=2)
+    resumed = ForecastEarlyStopping("val_acc")
+    fitted(tmp_path, [resumed], num_epochs=2, ckpt_path=tmp_path / "step=3.ckpt")
+    assert len(resumed._curve.scores) == 2
+
+
 class Failing(Segmenter):
     """Logs a score that is NaN in the third epoch."""
 
@@ -118,7 +126,16 @@ def test_its_state_is_plain_and_loads_weights_only(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"confidence": 0.5}, {"confidence": 0.99}, {"margin": -1}, {"patience": 0}, {"mode": "up"}]
+    "arguments",
+    [
+        {"confidence": 0.5},
+        {"confidence": 0.99},
+        {"margin": -1},
+        {"patience": 0},
+        {"mode": "up"},
+        {"num_epochs": 0},
+        {"score_range": 1},
+    ],
 )
 def test_a_number_out_of_range_is_refused(arguments):
     with pytest.raises(SettingsError, match=next(iter(arguments))):

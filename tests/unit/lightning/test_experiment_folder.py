@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 
 from candy_monai.errors import SettingsError
+from candy_monai.experiment import checkpoints
 from candy_monai.experiment.history import load_metrics
 from candy_monai.experiment.state import load_state
 from candy_monai.forecasting.reading import read_scores
@@ -212,7 +214,7 @@ def test_a_validation_within_an_epoch_is_no_score_of_its_last_weights(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"monitor": "val_dice"}, "no metric of this name was logged; known are: .*val_acc"),
+        ({"monitor": "val_ac"}, "no metric of this name was logged; known are: .*val_acc.* Did you mean 'val_acc'"),
         ({"monitor": "val_acc", "network": "model"}, "has no network of this name; its own are: net"),
         ({"monitor": "val_acc", "mode": "maximum"}, "mode must be 'min' or 'max'"),
     ],
@@ -220,6 +222,96 @@ def test_a_validation_within_an_epoch_is_no_score_of_its_last_weights(tmp_path):
 def test_what_cannot_be_is_one_clear_error(tmp_path, arguments, said):
     with pytest.raises(SettingsError, match=said):
         fitted(tmp_path, [ExperimentFolder(tmp_path / "e", **arguments)])
+
+
+class EverySecond(Segmenter):
+    """Logs its accuracy in every second epoch only."""
+
+    def validation_step(self, batch, index):
+        if self.current_epoch % 2 == 0:
+            super().validation_step(batch, index)
+
+
+def test_an_epoch_in_which_the_metric_was_not_logged_has_no_score(tmp_path):
+    callbacks = [
+        ExperimentFolder(tmp_path / "e", monitor="val_acc"),
+        ForecastProgress("val_acc"),
+        ForecastEarlyStopping("val_acc"),
+    ]
+    fitted(tmp_path, callbacks, num_epochs=5, module=EverySecond())
+    metrics = load_metrics(callbacks[0].folder / "metrics.csv")
+    assert [math.isnan(score) for score in metrics["val score"]] == [False, True, False, True, False]
+    expected = pytest.approx(metrics["val_acc"], nan_ok=True)
+    assert metrics["val score"] == callbacks[1]._curve.scores == callbacks[2]._curve.scores == expected
+
+
+def test_without_validation_a_metric_that_is_not_logged_is_a_warning_as_in_lightning(tmp_path):
+    callbacks = [ExperimentFolder(tmp_path / "e", monitor="val_acc"), ForecastProgress("val_acc")]
+    with pytest.warns(UserWarning, match="no metric of this name was logged.* There is no validation"):
+        fitted(tmp_path, callbacks, limit_val_batches=0)
+    assert len(load_metrics(callbacks[0].folder / "metrics.csv")["train_loss"]) == 3
+
+
+class FullDisk(Callback):
+    """Lets the writing of weights fail in the second and the third epoch."""
+
+    def __init__(self, monkeypatch):
+        self._monkeypatch, self._save = monkeypatch, checkpoints._save
+
+    def on_train_epoch_start(self, trainer, module):
+        save = self._fail if trainer.current_epoch in (1, 2) else self._save
+        self._monkeypatch.setattr(checkpoints, "_save", save)
+
+    def _fail(self, *_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_does_not_end_the_training(tmp_path, monkeypatch):
+    _, plain = fitted(tmp_path, num_epochs=5)
+    callback = ExperimentFolder(tmp_path / "e", monitor="val_acc")
+    with pytest.warns(UserWarning, match=r"cannot be written \(No space left on device\). The training continues"):
+        _, module = fitted(tmp_path, [callback, FullDisk(monkeypatch)], num_epochs=5)
+    assert_same_weights(plain, module)
+    assert len(read_scores(callback.folder).scores) == 5
+    latest = torch.load(callback.folder / "checkpoint_latest.pth")
+    assert all(torch.equal(latest[name], value) for name, value in module.state_dict().items())
+
+
+def test_another_fit_for_more_epochs_continues_in_the_same_folder(tmp_path):
+    callback = ExperimentFolder(tmp_path / "e", monitor="val_acc")
+    trainer, module = fitted(tmp_path, [callback], num_epochs=2)
+    trainer.fit_loop.max_epochs = 5
+    trainer.fit(module, *loaders())
+    (folder,) = (tmp_path / "e" / "Segmenter").iterdir()
+    metrics = load_metrics(folder / "metrics.csv")
+    assert [math.isfinite(score) for score in metrics["val score"]] == [True] * 5
+    assert read_scores(folder).horizon == 5
+    assert "Continued after epoch 2" in (folder / "logs.txt").read_text()
+    fitted(tmp_path, [callback], num_epochs=2)  # another training
+    assert callback.folder != folder
+
+
+def test_a_checkpoint_saved_after_the_training_is_continued_in_the_same_folder(tmp_path):
+    callback = ExperimentFolder(tmp_path / "e", monitor="val_acc")
+    trainer, _ = fitted(tmp_path, [callback], num_epochs=2)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again = ExperimentFolder(tmp_path / "e", monitor="val_acc")
+    fitted(tmp_path, [again], num_epochs=3, ckpt_path=tmp_path / "last.ckpt")
+    assert again.folder.samefile(callback.folder)
+    assert [math.isfinite(score) for score in read_scores(again.folder).scores] == [True] * 3
+
+
+def test_a_training_that_is_continued_for_longer_says_so_in_its_description(tmp_path):
+    keep = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    callback = ExperimentFolder(tmp_path / "e", monitor="val_acc")
+    fitted(tmp_path, [callback, keep], num_epochs=2)
+    before = load_metrics(callback.folder / "metrics.csv")["epoch duration"]
+    with pytest.raises(OSError, match="fire"):
+        fitted(tmp_path, [callback, Failing()], num_epochs=6, ckpt_path=tmp_path / "epoch=1.ckpt")
+    assert read_scores(callback.folder).horizon == 6
+    assert "Continued after epoch 2" in (callback.folder / "logs.txt").read_text()
+    after = load_metrics(callback.folder / "metrics.csv")["epoch duration"]
+    assert after[1] > before[1] / 2
 
 
 def test_a_dry_run_leaves_no_folder(tmp_path):

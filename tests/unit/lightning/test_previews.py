@@ -77,10 +77,27 @@ class OneHot(Segmenter):
         batch[1] = torch.nn.functional.one_hot(batch[1], 3).movedim(-1, 1)
 
 
+class InWindows(Segmenter):
+    """Validates in windows, since its network only accepts images of their size, and returns no logits."""
+
+    def validation_step(self, batch, index):
+        self.log("val_acc", 0.5)
+
+    def forward(self, images):
+        if not self.training:
+            raise ValueError("no window")
+        return super().forward(images)
+
+
 @pytest.mark.parametrize(
     ("module", "where", "message"),
     [
         (Segmenter, {"image": 7, "label": 1}, "has no image at 7"),
+        (
+            InWindows,
+            {"image": 0, "label": 1},
+            r"on whole images of shape \(8, 1, 16, 16\) \(ValueError: no window.*return",
+        ),
         (OneHot, {"image": 0, "label": 1}, r"labels of shape \(8, 3, 16, 16\) do not match logits of shape \(8, 3"),
     ],
 )
@@ -90,5 +107,5 @@ def test_what_a_batch_lacks_is_one_clear_error_before_training(tmp_path, module,
     with pytest.raises(SettingsError, match=message):
         fitted(tmp_path, [SegmentationPreviews(**where), begun], num_epochs=1, module=module())
     assert not started
-    with pytest.raises(SettingsError, match=message):
-        fitted(tmp_path, [SegmentationPreviews(**where)], num_epochs=1, module=module(), num_sanity_val_steps=0)
+    with pytest.warns(UserWarning, match=message):
+        fitted(tmp_path, [SegmentationPreviews(**where)], num_epochs=2, module=module(), num_sanity_val_steps=0)

@@ -110,8 +110,10 @@ def test_it_decides_once_an_interval():
 def test_the_horizon_is_the_trials_own_before_that_of_the_longest_trial():
     best, half = saturating(0.8), saturating(0.4, epochs=EPOCHS // 2)
     # With as many epochs as have been reported there is nothing left to forecast.
-    assert pruned_after(study_with(best), ForecastPruner(horizon=1), half) == EPOCHS // 2
-    assert pruned_after(study_with(best), ForecastPruner(), half, horizon=1) == EPOCHS // 2
+    with pytest.warns(UserWarning, match=r"beyond the horizon of ForecastPruner, 1, .* in the unit of the reported"):
+        assert pruned_after(study_with(best), ForecastPruner(horizon=1), half) == EPOCHS // 2
+    with pytest.warns(UserWarning, match="beyond the horizon"):
+        assert pruned_after(study_with(best), ForecastPruner(), half, horizon=1) == EPOCHS // 2
     assert pruned_after(study_with(best), ForecastPruner(horizon=EPOCHS), half, horizon=1) < EPOCHS // 2
 
 
@@ -155,6 +157,8 @@ def test_it_prunes_in_a_study_that_optuna_runs():
         {"horizon": 0},
         {"n_startup_trials": -1},
         {"n_warmup_steps": 1.5},
+        {"n_startup_trials": None},
+        {"score_range": (1, 0)},
         {"interval_steps": 0},
     ],
 )

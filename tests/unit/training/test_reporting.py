@@ -80,8 +80,8 @@ def test_the_library_watches_with_as_much_as_was_asked_for():
 
 def test_a_run_without_validation_or_with_a_time_limit_says_what_it_cannot_do():
     training, validation = loaders()
-    assert list(caveats(TrainSettings(num_epochs=1), Loaders(training, validation))) == []
-    said = "\n".join(caveats(TrainSettings(num_epochs=1, time_limit_s=60.0), Loaders(training, None)))
+    assert list(caveats(TrainSettings(num_epochs=1), Loaders(training, validation), None)) == []
+    said = "\n".join(caveats(TrainSettings(num_epochs=1, time_limit_s=60.0), Loaders(training, None), None))
     assert "No validation" in said
     assert "its learning rate schedule follows the elapsed time" in said
 

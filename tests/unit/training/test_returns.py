@@ -195,3 +195,10 @@ def test_what_a_method_raises_names_its_cases_in_the_traceback_and_in_the_log(tm
     assert note.startswith(f"Raised in Mine.{method}, which was given images (")
     (log,) = tmp_path.glob("*/*/logs.txt")
     assert note in log.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("value", "found"), [(None, "None"), (nn.Conv2d(1, 1, 1), "a Conv2d")])
+def test_an_average_that_is_none_is_refused_with_the_way_to_train_without(tmp_path, value, found):
+    with pytest.raises(BadInputError, match=rf"build_ema returned {found}, expected .*AveragedModel.*ema=False"):
+        _trained(tmp_path, build_ema=lambda *_: value)
+    assert list(tmp_path.iterdir()) == []

@@ -80,6 +80,13 @@ def test_a_score_of_no_case_is_said(validations, said):
     assert "NaN" in said[0]
 
 
+@pytest.mark.parametrize("score", [math.inf, -math.inf])
+def test_an_infinite_score_is_said(validations, said, score):
+    assert _validated(validations, [score, 0.5])[0] == score
+    (message,) = said
+    assert f"Warning: the validation score is {score}" in message
+
+
 def test_the_weights_that_were_called_are_those_that_are_scored(validations, said):
     _validated(validations, [0.5], calls="model")
     assert validations.scored == "raw"

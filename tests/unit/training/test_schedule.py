@@ -4,7 +4,7 @@ import torch
 from torch import nn, optim
 
 from candy_monai.errors import BadInputError
-from candy_monai.training.schedule import needs_a_metric, step_after_batches, step_after_epoch
+from candy_monai.training.schedule import decays_too_early, needs_a_metric, step_after_batches, step_after_epoch
 from tests.toys import SmallTrainer, small_trainer
 
 QUIET = {"save_preview": False, "val_score_prediction": False, "early_stop_tolerance": None, "seed": 0}
@@ -98,6 +98,39 @@ def test_one_cycle_in_another_schedule_stays_at_its_end_value(around):
     scheduler = around(optimizer, optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=4, cycle_momentum=False))
     step_after_batches(scheduler, 12)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1 / 25 / 1e4)
+
+
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        (lambda it, length: optim.lr_scheduler.CosineAnnealingLR(it, length), "T_max"),
+        (lambda it, length: optim.lr_scheduler.PolynomialLR(it, length, 0.9), "total_iters"),
+        (lambda it, length: optim.lr_scheduler.OneCycleLR(it, 1.0, total_steps=length), "total_steps"),
+        (
+            lambda it, length: optim.lr_scheduler.SequentialLR(
+                it,
+                [optim.lr_scheduler.LinearLR(it), optim.lr_scheduler.CosineAnnealingLR(it, length)],
+                milestones=[5],
+            ),
+            "T_max",
+        ),
+    ],
+)
+def test_a_schedule_whose_length_is_the_number_of_epochs_gets_a_warning(build, name):
+    message = decays_too_early(build(_optimizer(), 10), 10, 4)
+    assert message is not None
+    assert f"{name}=10, the number of epochs" in message
+    assert "after 10 of 40 batches" in message
+    for length, epochs, batches in ((40, 10, 4), (10, 10, 1), (10, 10, None)):
+        assert decays_too_early(build(_optimizer(), length), epochs, batches) is None
+
+
+def test_the_log_warns_of_a_schedule_that_decays_in_the_first_epochs(tmp_path):
+    def build_scheduler(self, optimizer, num_epochs):
+        return optim.lr_scheduler.CosineAnnealingLR(optimizer, num_epochs)
+
+    trainer = _trained(tmp_path, build_scheduler=build_scheduler)
+    assert "Warning: the CosineAnnealingLR has T_max=2" in (trainer.experiment_folder() / "logs.txt").read_text()
 
 
 def test_reduce_on_plateau_lowers_the_rate_and_goes_on_where_it_was_after_a_resume(tmp_path):

@@ -11,6 +11,7 @@ from monai.inferers import (
     SlidingWindowInfererAdapt,
     SlidingWindowSplitter,
 )
+from monai.losses import DiceLoss
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -587,3 +588,34 @@ def test_scores_that_are_all_nan_are_said_in_the_log(tmp_path):
     trainer.train(1, save_preview=False, save_report=False)
     log = (trainer.experiment_folder() / "logs.txt").read_text()
     assert "Warning: the validation score is NaN: no validation case has a score" in log
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "activation", "warns"),
+    [(1, nn.Sigmoid(), True), (3, nn.Softmax(1), True), (1, nn.Identity(), False), (3, nn.LogSoftmax(1), False)],
+)
+def test_a_network_that_ends_in_a_sigmoid_or_softmax_gets_a_warning(tmp_path, num_classes, activation, warns):
+    class Activated(SmallTrainer):
+        def build_network(self, example_shape):
+            return nn.Sequential(super().build_network(example_shape), activation)
+
+    trainer = small_trainer(tmp_path, Squares(2, num_classes=num_classes), cls=Activated)
+    trainer.num_classes = num_classes
+    trainer.train(2, save_preview=False, save_report=False)
+    log = (trainer.experiment_folder() / "logs.txt").read_text()
+    assert log.count("Warning: the network of Activated.build_network returned only values between 0 and 1") == warns
+
+
+def test_probabilities_are_no_mistake_where_a_subclass_s_loss_takes_them(tmp_path):
+    class Probabilities(SmallTrainer):
+        num_classes = 3
+
+        def build_network(self, example_shape):
+            return nn.Sequential(super().build_network(example_shape), nn.Softmax(1))
+
+        def build_criterion(self):
+            return DiceLoss(to_onehot_y=True)
+
+    trainer = small_trainer(tmp_path, Squares(2, num_classes=3), cls=Probabilities)
+    trainer.train(1, save_preview=False, save_report=False)
+    assert "between 0 and 1" not in (trainer.experiment_folder() / "logs.txt").read_text()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -63,6 +64,13 @@ def test_regions_keep_their_ids_and_their_order(tmp_path):
     [
         ({"labels": {"background": 0, "a": 1, "c": 3}}, r"gaps, expected 0 to 2; remap .*3 -> 2"),
         ({"labels": {"a": 1, "b": 2}}, 'no label has the id 0, expected "background": 0'),
+        ({"labels": {"background": 1, "a": 0}}, r"'labels' has \{'background': 1\}, expected the id 0"),
+        (
+            {"labels": {"background": 0, "a": [0, 1], "b": 1}, "regions_class_order": [1, 1]},
+            "the region 'a' holds the id 0, the background",
+        ),
+        ({"numTraining": -1}, "'numTraining' is -1, expected the number of training cases"),
+        ({"numTraining": "ten"}, "'numTraining' is 'ten'"),
         ({"labels": {"background": 0, "a": 1, "ignore": 5}}, "ignore label has the id 5, expected 2"),
         ({"labels": {"background": 0, "a": 1, "b": 1}}, "two labels have the same id"),
         ({"labels": {"background": 0, "a": "x"}}, "label 'a' is 'x', expected an id"),
@@ -94,6 +102,14 @@ def test_a_description_that_makes_no_sense_is_an_error_that_says_why(tmp_path, c
     with pytest.raises(DatasetError, match=message):
         NNUNetDataset(tmp_path)
     assert check_dataset(tmp_path).problems
+
+
+@pytest.mark.parametrize("case_id", ["", "..", "site/a", "../a", "site\\a"])
+def test_a_listed_case_id_that_is_no_file_name_is_refused(tmp_path, case_id):
+    files = {"images": ["imagesTr/a_0000.nii.gz"], "label": "labelsTr/a.nii.gz"}
+    make(tmp_path, dataset={case_id: files, "b": files})
+    with pytest.raises(DatasetError, match=rf"the case ids {re.escape(repr(case_id))} of 'dataset' cannot be names"):
+        read_dataset_description(tmp_path)
 
 
 def test_a_missing_folder_a_missing_file_and_broken_json_are_told_apart(tmp_path):

@@ -205,3 +205,12 @@ def test_a_jpeg_is_no_label_map(tmp_path):
     with pytest.raises(ImageReadError, match=r"a\.jpg: JPEG is lossy .* as PNG"):
         load_image(tmp_path / "a.jpg", is_label=True)
     assert load_image(tmp_path / "a.jpg").shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("count", [1, 3])  # one page is decoded by Pillow, several by tifffile
+def test_a_tiff_with_jpeg_compression_is_no_label_map(tmp_path, count):
+    pytest.importorskip("tifffile")
+    pages = [Image.fromarray(np.zeros((16, 16), np.uint8))] * count
+    pages[0].save(tmp_path / "a.tif", compression="jpeg", save_all=True, append_images=pages[1:])
+    with pytest.raises(ImageReadError, match=r"a\.tif: JPEG is lossy .* as PNG"):
+        load_image(tmp_path / "a.tif", is_label=True)

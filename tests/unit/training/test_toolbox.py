@@ -1,0 +1,23 @@
+import pytest
+from torch import optim
+
+from tests.toys import SmallTrainer, small_trainer
+
+
+@pytest.mark.parametrize(("count", "names"), [(2, ["0.weight", "0.bias"]), (4, [])])
+def test_parameters_that_the_optimizer_lacks_are_said_in_the_log(tmp_path, count, names):
+    class LastOnes(SmallTrainer):
+        def build_optimizer(self, params):
+            return optim.SGD(list(params)[-count:], lr=0.1)
+
+    trainer = small_trainer(tmp_path, cls=LastOnes)
+    trainer.train(1, save_preview=False, save_report=False)
+    log = (trainer.experiment_folder() / "logs.txt").read_text()
+    assert ("Not in the optimizer, and so not trained by it" in log) is bool(names)
+    assert f"not trained by it: {', '.join(names)}\n" in log or not names
+
+
+def test_frozen_parameters_are_not_said_to_be_missing_in_the_optimizer(tmp_path):
+    trainer = small_trainer(tmp_path)
+    trainer.train(1, freeze="0", save_preview=False, save_report=False)
+    assert "Not in the optimizer" not in (trainer.experiment_folder() / "logs.txt").read_text()
