@@ -219,7 +219,7 @@ class MONAITrainer(BundleTrainer):
     @override
     @classmethod
     def divisors(cls, plan: Plan) -> Shape:
-        return (cls._divisor(plan.network_dims, len(plan.channel_names), plan.num_classes),) * plan.network_dims
+        return (cls._divisor(plan.network_dims, plan.num_inputs, plan.num_classes),) * plan.network_dims
 
     @override
     @classmethod

@@ -53,7 +53,7 @@ def check_channels(in_channels: int) -> None:
     if FIRST_FILTERS % in_channels:
         raise SettingsError(
             f"V-Net adds the image to its first {FIRST_FILTERS} feature maps, so it takes 1, 2, 4, 8 or 16 channels, "
-            f"but these images have {in_channels}: train another bundle, such as --bundle unet"
+            f"but its input has {in_channels} here: train another bundle, such as --bundle unet"
         )
 
 
@@ -70,7 +70,7 @@ class VNetTrainer(BundleTrainer):
     @classmethod
     def check_plan(cls, plan: Plan) -> None:
         super().check_plan(plan)
-        check_channels(len(plan.channel_names))
+        check_channels(plan.num_inputs)
 
 
 class VNetPredictor(Predictor):

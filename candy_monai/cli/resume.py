@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _OF_A_RUN = {
     "num_epochs": "total number of epochs (default: as many as were planned)",
     "store": "folder of preprocessed cases (default: its original path)",
+    "previous": "the first stage of the configuration 3d_cascade (default: its original path)",
     "trainer": "your own trainer that the run was started with",
 }
 

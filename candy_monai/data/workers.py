@@ -88,15 +88,15 @@ def shares(items: Sequence[T], processes: Processes | None, folder: Path) -> Ite
     for step in range(processes.world_size):
         number = (processes.rank + step) % processes.world_size
         lock = folder / f".share-{number + 1}-of-{processes.world_size}.lock"
-        with _locked(lock):
+        with locked(lock):
             yield items[number :: processes.world_size]
             with suppress(OSError):  # processes that wait for it find everything done
                 lock.unlink()
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock within a block, if the file system supports locks."""
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock on a file within a block, if the file system supports locks; a killed process loses it."""
     lock = FileLock(path, fallback_to_soft=False)  # a marker file as a lock would outlive a killed process
     try:
         lock.acquire()

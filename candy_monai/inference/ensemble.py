@@ -64,6 +64,8 @@ class EnsemblePredictor(CasePredictor):
         first = members[0]
         for member in members[1:]:
             _check_alike(first, member)
+        for member in members:
+            member._limit_first_stage(memory)
         _ = self.channels
         num_thresholds = len(first.paints) or int(first.num_classes == 1)
         if self.thresholds and len(self.thresholds) != num_thresholds:

@@ -135,6 +135,9 @@ class NetworkPredictor(CasePredictor, HasDevice):
         cases = (self.preprocessor.apply(image),)
         return PreparedCase(case_id=case_id, image=meta, shape=tuple(image.shape[1:]), cases=cases)
 
+    def _limit_first_stage(self, memory: int | None) -> None:
+        """Set the memory for the first stage of a cascade, which runs in `prepare`; other predictors have none."""
+
     @override
     def run(
         self,

@@ -118,9 +118,8 @@ class Predictor(NetworkPredictor):
             trust=trust,
         )
         self.previous: Predictor | None = None
-        if (
-            plan is not None and plan.num_previous
-        ):  # without mirror images, as in the predictions that it was trained on
+        if plan is not None and plan.num_previous:
+            # Without mirror images, as in the predictions for the training cases.
             self.previous = experiment_predictor(
                 self._folder / PREVIOUS_STAGE, device=device, memory=memory, channels=channels, trust=trust
             )
@@ -138,6 +137,11 @@ class Predictor(NetworkPredictor):
         case = self.preprocessor.apply(image, previous=first.labels)
         meta = {"affine": image.affine, **image.meta}
         return PreparedCase(case_id=case_id, image=meta, shape=tuple(image.shape[1:]), cases=(case,))
+
+    @override
+    def _limit_first_stage(self, memory: int | None) -> None:
+        if self.previous is not None:
+            self.previous.memory = memory
 
     @override
     def estimate(self, geometry: Geometry) -> MemoryEstimate | None:

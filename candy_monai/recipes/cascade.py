@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
 
-from torch import Tensor
+from monai.data import MetaTensor
 
 from candy_monai.aliases import PathLike
 from candy_monai.data.datasets.nnunet import NNUNetDataset
@@ -26,6 +26,7 @@ from candy_monai.experiment.checkpoints import BEST
 from candy_monai.experiment.description import DESCRIPTION, read_description
 from candy_monai.experiment.runs import configurations_below
 from candy_monai.experiment.state import weight_file
+from candy_monai.files import digest_of_file
 from candy_monai.inference.predictor import PREVIOUS_STAGE
 from candy_monai.recipes.out_of_fold import CrossValidation, OutOfFold, made_by
 
@@ -88,15 +89,16 @@ class FirstStage:
         (name,) = crossval.configurations
         return cls(crossval=crossval, predictions=OutOfFold(crossval=crossval, candidates={name: (name,)}))
 
-    def predict(self, *, device: str, on_progress: Callable[[str], None]) -> None:
-        """Predict the cases that are not yet predicted."""
+    def predict(self, *, device: str, rank: int = 0, on_progress: Callable[[str], None]) -> None:
+        """Predict the cases that are not yet predicted; arguments are those of `OutOfFold.predict`."""
         on_progress(f"First stage of the cascade: {self.crossval.folder}")
-        self.predictions.predict(device=device, on_progress=on_progress)
+        if self.crossval.change is not None:
+            on_progress(self.crossval.change)
+        self.predictions.predict(device=device, rank=rank, on_progress=on_progress)
 
-    def label_map(self, case_id: str) -> Tensor:
-        """Return what the first stage predicted for a case, ids ``(1, *spatial)`` on the grid of its label."""
-        labels: Tensor = self.predictions.labels(self._name, case_id).as_tensor()
-        return labels
+    def label_map(self, case_id: str) -> MetaTensor:
+        """Return what the first stage predicted for a case, ids ``(1, *spatial)`` on the grid of its label's file."""
+        return self.predictions.labels(self._name, case_id)
 
     def digests(self, digests: Digests) -> Digests:
         """Return the digests of a dataset, changed by the weights with which the first stage predicted each case."""
@@ -105,6 +107,12 @@ class FirstStage:
             for case_id, digest in digests.cases.items()
         }
         return replace(digests, whole=_digest(digests.whole, *cases.values()), cases=cases)
+
+    @property
+    def weights_digest(self) -> str:
+        """The digest of the weights of all its models."""
+        runs = self.crossval.experiments_of(self.crossval.configurations)
+        return _digest(*(digest_of_file(weight_file(run, BEST)) for run in runs))
 
     def files_for(self, validation: Sequence[str]) -> dict[str, Path]:
         """Return the files of the model that left out these cases, by their names in the experiment that needs them.

@@ -221,6 +221,8 @@ def _begun_alike(options: TrainOptions, runs: Sequence[SeparateRun]) -> None:
     chosen = {name: value for name, value in json.loads(options.to_json()).items() if name not in _MAY_CHANGE}
     chosen = {name: value for name, value in chosen.items() if value not in (None, {}, [])}
     chosen |= (given := given_files(options))
+    if options.previous is not None and Path(options.previous).parent == Path(options.out).parent:
+        chosen["previous"] = Path(options.previous).name  # both are in the cross-validation's folder, which may move
     begun = any(run.experiment is not None for run in runs)
     # Earlier versions did not write the content of the files.
     if begun and file.is_file() and (changed := differences({**given, **read_json(file)}, chosen)):

@@ -172,6 +172,7 @@ class TrainOptions(Declared):
         PATH,
         "the first stage of the configuration 3d_cascade: the folder of a finished cross-validation of the "
         "configuration 3d_lowres with the same folds",
+        resumes=True,
     )
     plan: PathLike | None = option(
         "--plan FILE",

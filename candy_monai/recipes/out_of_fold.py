@@ -9,6 +9,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -25,6 +26,7 @@ from candy_monai.data.images.reading import load_image
 from candy_monai.data.inspection.digest import Digests, file_digests
 from candy_monai.data.planning.files import plan_of
 from candy_monai.data.values import join_names, repeated
+from candy_monai.data.workers import locked
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.evaluation.measuring import ComparedCase
 from candy_monai.experiment.checkpoints import BEST
@@ -156,34 +158,63 @@ class OutOfFold:
         trainer: str | None = None,
         trust: bool = False,
         memory: int | None = None,
+        rank: int = 0,
         on_progress: Callable[[str], None],
     ) -> None:
         """Predict the cases that are not yet predicted with these weights from these files.
 
-        Each network is run once per case. Arguments are those of `load_experiments`.
+        Each network is run once per case. A fold is locked meanwhile: other processes wait for its predictions.
+
+        Args:
+            device: As for `load_experiments`, like the next three.
+            trainer: As there.
+            trust: As there.
+            memory: As there.
+            rank: The number of this process among those that predict together; each begins with another fold.
+            on_progress: Called with a line of text for each fold.
         """
+        place, numbers = self.crossval.folder / PLACE, list(self.crossval.experiments)
+        place.mkdir(parents=True, exist_ok=True)
+        for index in range(len(numbers)):
+            number = numbers[(rank + index) % len(numbers)]
+            lock = place / f".fold-{number}.lock"
+            with locked(lock):
+                self._predict_fold(number, trainer=trainer, device=device, trust=trust, memory=memory, say=on_progress)
+                with suppress(OSError):  # processes that wait for it find everything done
+                    lock.unlink()
+
+    def _predict_fold(
+        self,
+        number: int,
+        *,
+        device: str,
+        trainer: str | None,
+        trust: bool,
+        memory: int | None,
+        say: Callable[[str], None],
+    ) -> None:
         cases, digests = self.crossval.cases, self.crossval.digests.cases
-        for number, experiments in self.crossval.experiments.items():
-            weights = " ".join(digest_of_file(weight_file(run, BEST)) for run in experiments)
-            wanted = {case_id: f"{weights} {digests[case_id]}" for case_id in self.crossval.left_out[number]}
-            left = [
-                cases[case_id]
-                for case_id, made in wanted.items()
-                if not all(made_by(self.file(name, case_id)) == made for name in self.candidates)
-            ]
-            if not left:
-                on_progress(f"Fold {number}: all cases are predicted already")
-                continue
-            on_progress(f"Fold {number}: predicting {len(left)} case{'s' * (len(left) != 1)}")
-            members = [
-                load_experiments([run], trainer=trainer, device=device, trust=trust, on_progress=lambda _: None)
-                for run in experiments
-            ]
-            ensemble = EnsemblePredictor(
-                [member for member in members if isinstance(member, NetworkPredictor)], memory=memory
-            )
-            for case in left:
-                self._predict_case(case, ensemble, wanted[case.case_id])
+        experiments = self.crossval.experiments[number]
+        weights = " ".join(digest_of_file(weight_file(run, BEST)) for run in experiments)
+        wanted = {case_id: f"{weights} {digests[case_id]}" for case_id in self.crossval.left_out[number]}
+        left = [
+            cases[case_id]
+            for case_id, made in wanted.items()
+            if not all(made_by(self.file(name, case_id)) == made for name in self.candidates)
+        ]
+        if not left:
+            say(f"Fold {number}: all cases are predicted already")
+            return
+        say(f"Fold {number}: predicting {len(left)} case{'s' * (len(left) != 1)}")
+        members = [
+            load_experiments([run], trainer=trainer, device=device, trust=trust, on_progress=lambda _: None)
+            for run in experiments
+        ]
+        ensemble = EnsemblePredictor(
+            [member for member in members if isinstance(member, NetworkPredictor)], memory=memory
+        )
+        for case in left:
+            self._predict_case(case, ensemble, wanted[case.case_id])
 
     def labels(self, candidate: str, case_id: str, *, thresholds: Sequence[float] = ()) -> MetaTensor:
         """Return a predicted label map ``(1, *spatial)`` on the grid of its reference.
@@ -202,8 +233,8 @@ class OutOfFold:
                 affine, values = found["affine"], found["levels" if thresholds else "labels"]
         except _UNREADABLE as error:
             raise BadInputError(
-                f"{file}: cannot be read ({type(error).__name__}: {error}); remove it, and candy-monai select predicts "
-                "the case again"
+                f"{file}: cannot be read ({type(error).__name__}: {error}); remove it, and the same "
+                "command predicts the case again"
             ) from error
         affine, levels = torch.from_numpy(affine), torch.from_numpy(values)
         if not thresholds:

@@ -65,7 +65,7 @@ TRAINER_ARGS = "trainer_args"
 """The entry of ``experiment.json`` with the trainer's attributes that the user set."""
 
 PREVIOUS = "previous"
-"""The entry of ``experiment.json`` with the cross-validation that is the first stage of a cascade."""
+"""The entry of ``experiment.json`` with the folder of the first stage of a cascade, and the digest of its weights."""
 
 FEWEST_USEFUL_STEPS = 50
 """With fewer steps in its budget a run says that it will have learned little."""
@@ -298,7 +298,7 @@ class PlannedRun:
             files[SPLITS] = splits_as_text(folds)
         if (stage := self.prepared.first_stage) is not None:
             files |= stage.files_for(self.prepared.validation)
-            facts[PREVIOUS] = str(stage.crossval.folder.resolve())
+            facts[PREVIOUS] = {"folder": str(stage.crossval.folder.resolve()), "weights": stage.weights_digest}
         add_to_folder(trainer, facts=facts, files=files)
         for note in self.prepared.notes:
             trainer.log(note, on_screen=False)

@@ -127,7 +127,8 @@ def prepare_dataset(
         instead = "" if "slice_axis" in made.chosen else " (--configuration 3d for a 3-D one)"
         on_progress(f"Configuration 2d: a 2-D network on slices across axis {made.slice_axis}{instead}")
     left_out = None if options.fold == "all" else validation
-    first_stage = _first_stage(raw, made, options, own, left_out, device=device, on_progress=on_progress)
+    rank = 0 if processes is None else processes.rank
+    first_stage = _first_stage(raw, made, options, own, left_out, device=device, rank=rank, on_progress=on_progress)
     contents = digests if first_stage is None else first_stage.digests(digests)
     left = unstored_cases(contents, made, store_folder, precision=options.store_precision, own=own)
     needed = store_bytes(fingerprint, made, precision=options.store_precision, case_ids=left)
@@ -185,6 +186,7 @@ def _first_stage(
     left_out: Sequence[str] | None,
     *,
     device: torch.device,
+    rank: int,
     on_progress: Callable[[str], None],
 ) -> FirstStage | None:
     """Return the first stage of a cascade, with its predictions of all cases; None for other plans.
@@ -211,7 +213,7 @@ def _first_stage(
     stage = FirstStage.open(options.previous, dataset, made)
     if left_out is not None:
         stage.files_for(left_out)
-    stage.predict(device=str(device), on_progress=on_progress)
+    stage.predict(device=str(device), rank=rank, on_progress=on_progress)
     return stage
 
 
@@ -277,7 +279,9 @@ def _planned(
             return made, []
         made, notes = start.followed(made, planned, options)
         return made, notes + start.warnings(made, validation, digest=fingerprint.digest)
-    adopted = adopted_plan(given, plan(fingerprint, memory_bytes=memory_bytes), overrides, path=options.plan)
+    is_second = given.num_previous > 0 and fingerprint.num_dims == given.num_dims
+    own = plan(fingerprint, memory_bytes=memory_bytes, configuration=SECOND if is_second else "auto")
+    adopted = adopted_plan(given, own, overrides, path=options.plan)
     if options.configuration not in ("auto", adopted.configuration):
         raise SettingsError(
             f"{options.plan}: a plan for the configuration {adopted.configuration}, but --configuration is "

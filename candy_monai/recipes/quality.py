@@ -23,12 +23,9 @@ _MOST_IMAGES = 64
 def uncalibrated(prepared: Prepared, classes: Sequence[tuple[str, Sequence[int]]]) -> QualityModel:
     """Return the quality estimator before any prediction was scored."""
     training = set(prepared.training)
-    images = (
-        prepared.store.load(case_id).image[
-            : len(prepared.plan.channel_names)
-        ]  # without that of a cascade's first stage
-        for case_id in evenly_spaced(prepared.training, _MOST_IMAGES)
-    )
+    channels = len(prepared.plan.channel_names)  # without that of a cascade's first stage
+    chosen = evenly_spaced(prepared.training, _MOST_IMAGES)
+    images = (prepared.store.load(case_id).image[:channels] for case_id in chosen)
     inputs = TypicalInputs.of(
         images,
         [case for case in prepared.fingerprint.cases if case.case_id in training],

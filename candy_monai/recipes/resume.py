@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from candy_monai.aliases import PathLike
+from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.inspection.findings import has_been_used
 from candy_monai.data.pipelines.building import read_saved_transforms
 from candy_monai.data.pipelines.description import OwnTransforms
@@ -47,9 +48,9 @@ def resume_training(
 
     Args:
         experiment: The experiment folder.
-        options: Only ``num_epochs`` (total number of epochs; None for the planned number), ``device``, ``store`` (None
-            for its original path), ``trainer``, ``trust``, ``frontends`` and ``no_references`` are used; all other
-            options are those of the run.
+        options: Only ``num_epochs`` (total number of epochs; None for the planned number), ``device``, ``store`` and
+            ``previous`` (None for their original paths), ``trainer``, ``trust``, ``frontends`` and ``no_references``
+            are used; all other options are those of the run.
         dataset: The dataset's folder; None for its original path.
         schedule: The learning rate if the number of epochs changes; see ``Trainer.resume``.
         force: Continue even if data, network or trainer differ from those of the saved run.
@@ -60,8 +61,8 @@ def resume_training(
         The experiment folder.
 
     Raises:
-        BadInputError: If the run has no plan, its dataset or its store is not found, or a finished run had a budget and
-            is given more epochs.
+        BadInputError: If the run has no plan, its dataset, its store or its first stage is not found, or a finished run
+            had a budget and is given more epochs.
         ExperimentError: If the folder is no experiment, is being trained elsewhere, or differs.
         RunFailedError: If it failed after it was resumed, for example because the disk was full.
     """
@@ -102,7 +103,7 @@ def resume_training(
     with processes.connected(device):
         with processes.main_process_first():
             followed = plan_of(plan, folder / DESCRIPTION)
-            prepared = _prepared_again(saved, trained, followed, own, options, dataset, on_progress)
+            prepared = _prepared_again(saved, trained, followed, own, options, dataset, force, on_progress)
         run = PlannedRun(
             prepared=prepared,
             options=dataclasses.replace(
@@ -140,6 +141,7 @@ def _prepared_again(
     own: OwnTransforms,
     options: TrainOptions,
     dataset: PathLike | None,
+    force: bool,
     on_progress: Callable[[str], None],
 ) -> Prepared:
     """Return the dataset, the store and the cases of a run."""
@@ -150,9 +152,8 @@ def _prepared_again(
     assert checked.digests is not None
     digests, first_stage = checked.digests, None
     if plan.num_previous:
-        place = saved.description.more.get(PREVIOUS)
-        first_stage = FirstStage.open(str(place), checked.dataset, plan)
-        first_stage.predict(device=options.device, on_progress=on_progress)
+        first_stage = _first_stage_again(saved, plan, options, checked.dataset, force=force)
+        first_stage.predict(device=str(find_device(options.device)), on_progress=on_progress)
         digests = first_stage.digests(digests)
     return Prepared(
         dataset=checked.dataset,
@@ -172,6 +173,31 @@ def _prepared_again(
         training=trained.training or (),
         validation=trained.validation or (),
     )
+
+
+def _first_stage_again(
+    saved: SavedRun, plan: Plan, options: TrainOptions, dataset: NNUNetDataset, *, force: bool
+) -> FirstStage:
+    """Return the first stage of a cascade.
+
+    Raises:
+        BadInputError: If it is not there, or has other weights than at the start of the run.
+    """
+    recorded = saved.description.more.get(PREVIOUS)
+    known: Mapping[str, object] = recorded if isinstance(recorded, dict) else {}
+    folder = known.get("folder") if options.previous is None else options.previous
+    if not isinstance(folder, str | Path) or not Path(folder).is_dir():
+        raise BadInputError(
+            f"{folder}: the first stage of the cascade no longer exists; give the new path of its cross-validation "
+            "with --previous"
+        )
+    stage = FirstStage.open(folder, dataset, plan)
+    if stage.weights_digest != known.get("weights") and not force:
+        raise BadInputError(
+            f"{folder}: the weights of this first stage are not those with which {saved.folder} began: restore them, "
+            "train the second stage anew, or continue with --force (force=True)"
+        )
+    return stage
 
 
 def _store_that_was(trained: DatasetRecord, folder: Path) -> Path:

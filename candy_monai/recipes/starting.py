@@ -67,7 +67,13 @@ class StartingExperiment:
             )
         if description.plan is None:
             return None
-        return cls(folder=folder, description=description, plan=plan_of(description.plan, folder / DESCRIPTION))
+        plan = plan_of(description.plan, folder / DESCRIPTION)
+        if plan.num_previous:
+            raise BadInputError(
+                f"{folder}: the second stage of a cascade, whose first layer also reads the label map of the first "
+                "stage: start from an experiment of another configuration, or leave out --init-from"
+            )
+        return cls(folder=folder, description=description, plan=plan)
 
     def followed(self, made: Plan, replan: Replan, options: TrainOptions) -> tuple[Plan, list[str]]:
         """Return a plan with the network of the experiment, so that its weights fit, and the entries that were adopted.

@@ -21,7 +21,7 @@ from candy_monai.text import read_json
 
 _DESCRIPTION = "experiment.json"
 
-_MADE_FOR = ("num_dims", "channel_names", "class_names", "ignore_label", "regions")
+_MADE_FOR = ("num_dims", "channel_names", "class_names", "ignore_label", "regions", "num_previous")
 """Entries that must agree with a dataset for a plan to fit it."""
 
 _NOT_COMPARED = ("dataset_name", "median_shape", "chosen")

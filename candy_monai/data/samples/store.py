@@ -22,6 +22,8 @@ import numpy as np
 import torch
 
 from candy_monai.aliases import PathLike
+from candy_monai.data.images.alignment import aligned
+from candy_monai.data.images.reading import Scan
 from candy_monai.data.inspection.digest import CaseSource, Digests, case_seed, case_stamp, dataset_digests
 from candy_monai.data.pipelines.description import OwnTransforms, preprocessing
 from candy_monai.data.pipelines.preprocessing import PreprocessedCase, Preprocessor
@@ -32,6 +34,7 @@ from candy_monai.errors import BadInputError, CandyError, DatasetError, RunFaile
 from candy_monai.files import atomic_path, atomic_write_text
 
 if TYPE_CHECKING:
+    from monai.data import MetaTensor
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -107,7 +110,7 @@ class CaseStore:
         precision: StoredPrecision = "float32",
         digests: Digests | None = None,
         own: OwnTransforms | None = None,
-        previous: Callable[[str], Tensor] | None = None,
+        previous: Callable[[str], MetaTensor] | None = None,
         processes: Processes | None = None,
     ) -> CaseStore:
         """Preprocess a dataset, or complete an interrupted call, or return the store if it is complete.
@@ -124,7 +127,8 @@ class CaseStore:
             digests: The dataset's digests, if they are known already.
             own: The user's own transforms, whose preprocessing extends or replaces the plan's.
             previous: Returns the label map ``(1, *spatial)`` that the first stage of a cascade predicted for a case, by
-                its id; its content must be part of ``digests``. None without a cascade.
+                its id, with its affine: its axes may be those of the label's file. Its content must be part of
+                ``digests``. None without a cascade.
             processes: The processes that call this together and share the cases; None for this one alone.
 
         Raises:
@@ -144,7 +148,7 @@ class CaseStore:
                 return None
             try:
                 image, label = dataset.read(index)
-                before = None if previous is None else previous(case.case_id)
+                before = None if previous is None else _on_grid(previous(case.case_id), image)
                 preprocessed = preprocessor.apply(image, label.values.to(torch.int16), previous=before)
             except CandyError as error:
                 return f"{case.case_id}: {error}"
@@ -231,6 +235,13 @@ class CaseStore:
 
     def _paths(self, case_id: str) -> _Paths:
         return _Paths(self._folder, case_id, self._digests[case_id])
+
+
+def _on_grid(previous: MetaTensor, image: Scan) -> Tensor:
+    """Return the label map of a cascade's first stage with the axes of the image."""
+    scan = Scan.of(previous)
+    name = "the label map of the first stage"
+    return aligned(scan.values, scan.geometry, image.geometry, name=name, against="the image has")
 
 
 def store_bytes(

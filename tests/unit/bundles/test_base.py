@@ -146,6 +146,17 @@ def test_a_size_brings_its_memory_factor_and_a_subclass_may_say_both():
     )
 
 
+def test_a_network_has_an_input_for_each_class_of_the_first_stage_of_a_cascade(volume_plan, monkeypatch):
+    cascade = volume_plan("3d_cascade")
+    with pytest.raises(SettingsError, match="but its input has 3 here"):
+        find_bundle("vnet").trainer.check_plan(cascade)
+    asked = []
+    network = find_bundle("monai").trainer.with_network({"network": "SegResNet"})
+    monkeypatch.setattr(network, "_divisor", lambda *numbers: asked.append(numbers) or 8)
+    assert network.divisors(cascade) == (8, 8, 8)
+    assert asked == [(3, 3, 3)]
+
+
 def test_a_size_of_a_network_that_follows_the_plan_decides_its_filters_and_no_budget_widens_it(volume_plan):
     wide = find_bundle("dynunet").trainer.with_network({"size": "B"})
     assert wide.adapt_plan(volume_plan()).filters[:3] == (32, 64, 128)
@@ -213,7 +224,7 @@ def test_a_network_for_volumes_alone_refuses_pictures_by_name(tmp_path, volume_p
 
 
 def test_v_net_refuses_colour_pictures_by_name(tmp_path):
-    with pytest.raises(SettingsError, match="1, 2, 4, 8 or 16 channels, but these images have 3"):
+    with pytest.raises(SettingsError, match="1, 2, 4, 8 or 16 channels, but its input has 3"):
         _trainer(tmp_path, "vnet", data=Squares(2, size=(20, 28), channels=3)).train(1)
 
 

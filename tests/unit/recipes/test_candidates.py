@@ -41,6 +41,10 @@ def _weighed_for(seconds, plan, **options):
     return choose(plan, num_steps=lambda speed: seconds / speed.step_s, **options)
 
 
+def test_a_step_of_the_second_stage_of_a_cascade_costs_more_than_one_without_its_inputs():
+    assert candidates.work(dataclasses.replace(_plan(), num_previous=40)) > candidates.work(_plan())
+
+
 def test_a_lighter_step_has_fewer_patches_then_smaller_ones_then_a_narrower_network():
     fewer = lighter(_plan())
     smaller = lighter(fewer)

@@ -126,6 +126,47 @@ def test_a_run_of_the_second_stage_is_resumed(phantom, first, second, tmp_path):
     assert len((half / "metrics.csv").read_text().splitlines()) == 3
 
 
+def test_a_run_is_not_resumed_with_another_first_stage_than_it_began_with(phantom, first, second, tmp_path):
+    half = shutil.copytree(second, tmp_path / "UNetTrainer" / second.name)
+    described = json.loads((half / "experiment.json").read_text())
+
+    def resume(found, **options):
+        (half / "experiment.json").write_text(json.dumps({**described, "previous": {**described["previous"], **found}}))
+        candy_monai.resume_training(
+            half, store=first.parent / "store", device="cpu", num_epochs=2, on_progress=_quiet, **options
+        )
+
+    with pytest.raises(BadInputError, match="gone: the first stage of the cascade no longer exists.* with --previous"):
+        resume({"folder": str(tmp_path / "gone")})
+    with pytest.raises(BadInputError, match="the weights of this first stage are not those with which .* began"):
+        resume({"folder": str(tmp_path / "gone"), "weights": "others"}, previous=first)
+
+
+def test_a_memory_limit_of_an_ensemble_applies_to_the_first_stages(second):
+    both = candy_monai.EnsemblePredictor([Predictor(second), Predictor(second)], memory=1 << 40)
+    assert {member.previous.memory for member in both.members} == {1 << 40}
+    assert Predictor(second, memory=1 << 30).previous.memory == 1 << 30
+
+
+def test_a_plan_of_a_second_stage_needs_a_first_stage_and_its_weights_start_no_other_network(phantom, second, tmp_path):
+    with pytest.raises(SettingsError, match="the configuration 3d_cascade needs a first stage"):
+        _trained(phantom, tmp_path / "out", plan=second, overrides={})
+    edited = json.loads((second / "experiment.json").read_text())["plan"] | {"num_previous": 7}
+    (tmp_path / "plan.json").write_text(json.dumps(edited))
+    with pytest.raises(BadInputError, match="its num_previous is 7, the dataset's 2"):
+        _trained(phantom, tmp_path / "out", plan=tmp_path / "plan.json", overrides={})
+    with pytest.raises(BadInputError, match="the second stage of a cascade, whose first layer also reads"):
+        _trained(phantom, tmp_path / "out", init_from=second)
+
+
+def test_other_folds_are_refused_before_anything_is_predicted(phantom, first, tmp_path):
+    said = []
+    options = {"num_folds": 4, "overrides": TINY, "device": "cpu", "out": tmp_path, "on_progress": said.append}
+    with pytest.raises(BadInputError, match="none of its folds left out exactly phantom_"):
+        train_dataset(phantom, configuration="3d_cascade", previous=first, **options)
+    assert not [line for line in said if line.startswith("First stage")]
+
+
 def test_no_target_of_export_holds_a_cascade(second, tmp_path):
     for target, out in (("onnx", "model.onnx"), ("monai-bundle", "bundle")):
         with pytest.raises(BadInputError, match="second stage of a cascade.*export the first stage alone, .*previous"):

@@ -122,6 +122,10 @@ def test_a_cascade_is_trained_after_its_first_stage_which_it_is_told(phantom, tm
         *[("3d_cascade", str(path.parent / "3d_lowres"))] * 2,
     ]
     assert list(json.loads(path.read_text())["configurations"]) == asked
+    moved = tmp_path / "moved" / path.parent.name
+    moved.parent.mkdir()
+    path.parent.rename(moved)
+    cross_validate(phantom, configurations=asked, out=moved.parent, on_progress=_quiet, **small)
 
 
 def test_all_configurations_are_those_that_suit_the_dataset(phantom, tmp_path, pretended):

@@ -298,7 +298,7 @@ def test_pictures_are_trained_on_by_cmunext_at_its_own_rate_and_predicted_from_t
 
 def test_images_that_a_network_cannot_take_are_refused_before_they_are_preprocessed(tmp_path):
     pictures = write_phantom_dataset(tmp_path / "pictures", num_cases=5, num_dims=2, shape=(40, 44), num_channels=3)
-    with pytest.raises(BadInputError, match="V-Net adds the image .* but these images have 3"):
+    with pytest.raises(BadInputError, match="V-Net adds the image .* but its input has 3"):
         train_dataset(pictures, bundle="vnet", num_epochs=1, device="cpu", out=tmp_path / "out", on_progress=_quiet)
     assert not list(tmp_path.rglob("store*.json"))
 

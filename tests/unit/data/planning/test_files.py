@@ -90,6 +90,8 @@ def test_an_entry_that_others_follow_cannot_be_set_in_a_plan_that_was_given():
 def test_a_plan_for_other_channels_or_classes_is_refused_with_both():
     with pytest.raises(BadInputError, match="its channel_names is MRI, the dataset's CT,PET; leave out --plan"):
         adopted_plan(PLAN, replace(PLAN, channel_names=("CT", "PET")), {}, path="p")
+    with pytest.raises(BadInputError, match="its num_previous is 5, the dataset's 2"):
+        adopted_plan(replace(PLAN, num_previous=5), replace(PLAN, num_previous=2), {}, path="p")
 
 
 def test_only_what_preprocessing_and_training_follow_counts_as_changed():

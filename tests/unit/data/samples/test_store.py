@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.images.reading import load_image
@@ -364,3 +365,23 @@ def test_the_size_is_known_before_anything_is_preprocessed(dataset, made_plan, t
     store = CaseStore.build(dataset, made_plan, tmp_path, precision=precision)
     arrays = [np.load(path) for path in store.folder.glob("*.npy") if ".places." not in path.name]
     assert expected == sum(array.nbytes for array in arrays)
+
+
+def test_the_label_map_of_a_first_stage_is_stored_with_the_axes_of_the_image(dataset, fingerprint, tmp_path):
+    def predicted(case_id):  # the reference itself, as the file of a label with other axes has it
+        (case,) = (case for case in dataset.cases if case.case_id == case_id)
+        file = tmp_path / f"{case_id}.nii.gz"
+        label = load_image(case.label, is_label=True)
+        turned = label.affine.clone()
+        turned[:, 3] += turned[:, 0] * (label.shape[1] - 1)
+        turned[:, 0] *= -1
+        save_image(MetaTensor(label.as_tensor().flip(1), affine=turned), file)
+        return load_image(file, is_label=True)
+
+    cascade = plan(fingerprint, configuration="3d_cascade")
+    store = CaseStore.build(dataset, cascade, tmp_path / "store", previous=predicted)
+    for case_id in dataset.case_ids:
+        case = store.load(case_id)
+        assert np.array_equal(case.image[1], case.label[0])
+    with pytest.raises(DatasetError, match="phantom_000: the label map of the first stage: shape .*, the image has"):
+        CaseStore.build(dataset, cascade, tmp_path / "other", previous=lambda case_id: predicted(case_id)[:, 1:])
