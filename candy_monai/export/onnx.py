@@ -53,12 +53,12 @@ def write_onnx(network: ExportedNetwork, file: Path, *, on_progress: Callable[[s
                 verbose=False,
             )
             assert program is not None
-            program.save(file, external_data=False)
         except Exception as error:  # from the converter, for example for an unsupported operator
             raise BadInputError(
                 f"{network.predictor.folder}: the network {type(network.network).__name__} cannot be converted to "
                 f"ONNX ({first_line(error)}); monai-bundle, pt2 and torchscript do not need it"
             ) from error
+        program.save(file, external_data=False)
     onnx.checker.check_model(onnx.load(file), full_check=True)
     session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
