@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from candy_monai.experiment.score_prediction import is_hopeless
-
 Tolerance = int | Literal["forecast"] | None
 
 FORECAST_PATIENCE = 3
 """Number of consecutive epochs without an expected gain, since a single forecast may be wrong by chance."""
+
+_ROUNDING = 1e-9
+
+
+def is_hopeless(chance: float | None, confidence: float) -> bool:
+    """Return whether a gain of this probability is excluded with this confidence; False if it is unknown (None)."""
+    return chance is not None and 1 - chance >= confidence - _ROUNDING
 
 
 class EarlyStopping:

@@ -13,8 +13,6 @@ from candy_monai.forecasting.curve import ScoreRange, is_within
 
 Columns = Mapping[str, Sequence[float]]
 
-_ROUNDING = 1e-9
-
 
 def predict_maximum(
     metrics: Columns,
@@ -88,11 +86,6 @@ def chance_of_gain(prediction: Forecast | None, scores: Sequence[float], *, marg
         return None
     low, high = float(np.nanmin(scores)), float(np.nanmax(scores))
     return prediction.chance_above(high + margin * (high - low))
-
-
-def is_hopeless(chance: float | None, confidence: float) -> bool:
-    """Return whether a gain of this probability is excluded with this confidence; False if it is unknown (None)."""
-    return chance is not None and 1 - chance >= confidence - _ROUNDING
 
 
 def seconds_until(target_epoch: int, epoch: int, metrics: Columns) -> float:

@@ -9,8 +9,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from candy_monai.errors import SettingsError
-from candy_monai.experiment.early_stopping import FORECAST_PATIENCE
-from candy_monai.experiment.score_prediction import chance_of_gain, is_hopeless
+from candy_monai.experiment.early_stopping import FORECAST_PATIENCE, is_hopeless
+from candy_monai.experiment.score_prediction import chance_of_gain
 from candy_monai.experiment.settings import FORECAST_CONFIDENCE, MARGIN, whole_number
 from candy_monai.forecasting.best_score import Forecast
 from candy_monai.forecasting.curve import ScoreRange

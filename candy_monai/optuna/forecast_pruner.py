@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Self
 from typing_extensions import override
 
 from candy_monai.columns import SCORE
-from candy_monai.experiment.score_prediction import is_hopeless, predict_safely
+from candy_monai.experiment.early_stopping import is_hopeless
+from candy_monai.experiment.score_prediction import predict_safely
 from candy_monai.experiment.settings import FORECAST_CONFIDENCE, whole_number
 from candy_monai.forecasting.curve import ScoreRange, mirrored
 from candy_monai.forecasting.references import LEAST_SCORES

@@ -1,4 +1,6 @@
-from candy_monai.experiment.early_stopping import EarlyStopping
+from candy_monai.experiment.early_stopping import EarlyStopping, is_hopeless
+from candy_monai.experiment.settings import FORECAST_CONFIDENCE
+from candy_monai.forecasting.best_score import LEVELS
 
 
 def test_it_stops_after_exactly_the_tolerated_number_of_epochs_without_improvement():
@@ -46,3 +48,12 @@ def test_by_forecast_an_improvement_alone_does_not_keep_a_run_going_nor_does_its
     for _ in range(3):
         stopping.update(improved=True, chance=0.0)
     assert stopping.triggered
+
+
+def test_a_gain_is_excluded_with_a_confidence_up_to_the_highest_quantile_of_a_forecast():
+    for level in LEVELS:
+        assert is_hopeless(1 - level, level)
+        assert not is_hopeless(1 - level + 0.01, level)
+    assert not is_hopeless(None, 0.9)
+    assert FORECAST_CONFIDENCE.accepts(LEVELS[-1])
+    assert not FORECAST_CONFIDENCE.accepts(LEVELS[-1] + 0.01)

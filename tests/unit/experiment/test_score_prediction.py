@@ -7,26 +7,15 @@ from candy_monai.experiment.score_prediction import (
     chance_as_text,
     chance_of_gain,
     duration_as_text,
-    is_hopeless,
     predict_maximum,
     predict_safely,
     seconds_until,
 )
-from candy_monai.experiment.settings import FORECAST_CONFIDENCE
-from candy_monai.forecasting.best_score import LEVELS, Forecast
+from candy_monai.forecasting.best_score import Forecast
 
 
 def test_the_time_left_is_the_mean_duration_of_an_epoch_times_the_epochs_left():
     assert seconds_until(10, 4, {"epoch duration": [1.0, 3.0, math.nan]}) == 12.0
-
-
-def test_a_gain_is_excluded_with_a_confidence_up_to_the_highest_quantile_of_a_forecast():
-    for level in LEVELS:
-        assert is_hopeless(1 - level, level)
-        assert not is_hopeless(1 - level + 0.01, level)
-    assert not is_hopeless(None, 0.9)
-    assert FORECAST_CONFIDENCE.accepts(LEVELS[-1])
-    assert not FORECAST_CONFIDENCE.accepts(LEVELS[-1] + 0.01)
 
 
 def test_the_time_left_is_never_negative_and_zero_when_nothing_is_known():
