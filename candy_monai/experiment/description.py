@@ -32,6 +32,9 @@ images."""
 SLURM_JOB = "slurm_job"
 """The entry of ``experiment.json`` with the SLURM job that started a run, by which the job finds it again."""
 
+PREVIOUS = "previous"
+"""The entry with the first stage of a cascade: its ``folder``, and the digest of its ``weights``."""
+
 _ABOUT_THE_RUN = ("format", "id", "settings", "environment", "score_range", "budget", SLURM_JOB)
 _PLACES = ("folder", "store")
 _TRANSFORMS, _LABELS = "transforms", "labels"
@@ -291,6 +294,8 @@ class ExperimentDescription(_Record):
             kept["plan"] = {"resampling": "extent", **self.plan}  # earlier versions knew no other
         if self.dataset is not None:
             kept["dataset"] = {name: value for name, value in kept["dataset"].items() if name not in _PLACES}
+        if isinstance(previous := kept.get(PREVIOUS), Mapping):
+            kept[PREVIOUS] = {name: value for name, value in previous.items() if name not in _PLACES}
         if isinstance(self.data, Mapping):
             kept["data"] = {side: _compared(loader) for side, loader in self.data.items()}
         return kept

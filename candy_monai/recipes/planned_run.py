@@ -26,7 +26,7 @@ from candy_monai.data.workers import usable_cores
 from candy_monai.errors import BadInputError, RunFailedError
 from candy_monai.evaluation.results import EvalResult, interval
 from candy_monai.evaluation.summaries import save_validation
-from candy_monai.experiment.description import BudgetRecord, DatasetRecord, example_shape, read_description
+from candy_monai.experiment.description import PREVIOUS, BudgetRecord, DatasetRecord, example_shape, read_description
 from candy_monai.experiment.events import Event, RunScored
 from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.experiment.settings import TrainSettings
@@ -63,9 +63,6 @@ from candy_monai.training.signals import outlive_signals
 
 TRAINER_ARGS = "trainer_args"
 """The entry of ``experiment.json`` with the trainer's attributes that the user set."""
-
-PREVIOUS = "previous"
-"""The entry of ``experiment.json`` with the folder of the first stage of a cascade, and the digest of its weights."""
 
 FEWEST_USEFUL_STEPS = 50
 """With fewer steps in its budget a run says that it will have learned little."""

@@ -17,13 +17,13 @@ from candy_monai.data.planning.plan import Plan
 from candy_monai.data.samples.store import CaseStore
 from candy_monai.device import find_device
 from candy_monai.errors import BadInputError, ExperimentError, SettingsError
-from candy_monai.experiment.description import DESCRIPTION, DatasetRecord
+from candy_monai.experiment.description import DESCRIPTION, PREVIOUS, DatasetRecord
 from candy_monai.experiment.folder import STATE, VALIDATION_SCORES
 from candy_monai.experiment.runs import resuming_call
 from candy_monai.processes import Processes
 from candy_monai.recipes.cascade import FirstStage
 from candy_monai.recipes.options import TrainOptions
-from candy_monai.recipes.planned_run import PREVIOUS, TRAINER_ARGS, PlannedRun
+from candy_monai.recipes.planned_run import TRAINER_ARGS, PlannedRun
 from candy_monai.recipes.prepare import Prepared, checked_dataset
 from candy_monai.recipes.train import ready_frontend
 from candy_monai.recipes.trained_on import folder_of_dataset

@@ -132,14 +132,15 @@ def test_a_run_is_not_resumed_with_another_first_stage_than_it_began_with(phanto
 
     def resume(found, **options):
         (half / "experiment.json").write_text(json.dumps({**described, "previous": {**described["previous"], **found}}))
-        candy_monai.resume_training(
-            half, store=first.parent / "store", device="cpu", num_epochs=2, on_progress=_quiet, **options
-        )
+        options |= {"store": first.parent / "store", "device": "cpu", "num_epochs": 2, "schedule": "restart"}
+        candy_monai.resume_training(half, on_progress=_quiet, **options)
 
     with pytest.raises(BadInputError, match="gone: the first stage of the cascade no longer exists.* with --previous"):
         resume({"folder": str(tmp_path / "gone")})
     with pytest.raises(BadInputError, match="the weights of this first stage are not those with which .* began"):
         resume({"folder": str(tmp_path / "gone"), "weights": "others"}, previous=first)
+    resume({"folder": str(tmp_path / "gone")}, previous=first)  # the same one at another place
+    assert len((half / "metrics.csv").read_text().splitlines()) == 3
 
 
 def test_a_memory_limit_of_an_ensemble_applies_to_the_first_stages(second):
