@@ -20,7 +20,7 @@ from candy_monai.attachment import Surroundings, attach
 from candy_monai.data.images.alignment import HAS_NO_GRID
 from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.pipelines.description import OwnTransforms
-from candy_monai.data.pipelines.preprocessing import Preprocessor
+from candy_monai.data.pipelines.preprocessing import PreprocessedCase, Preprocessor
 from candy_monai.data.values import plain_tensor
 from candy_monai.device import HasDevice
 from candy_monai.errors import SettingsError
@@ -132,8 +132,11 @@ class NetworkPredictor(CasePredictor, HasDevice):
                 stacklevel=2,
             )
         meta = {"affine": image.affine, **image.meta}
-        cases = (self.preprocessor.apply(image),)
+        cases = (self._preprocessed(case_id, image),)
         return PreparedCase(case_id=case_id, image=meta, shape=tuple(image.shape[1:]), cases=cases)
+
+    def _preprocessed(self, case_id: str, image: MetaTensor) -> PreprocessedCase:
+        return self.preprocessor.apply(image)
 
     def _limit_first_stage(self, memory: int | None) -> None:
         """Set the memory for the first stage of a cascade, which runs in `prepare`; other predictors have none."""

@@ -16,7 +16,7 @@ from typing_extensions import override
 from candy_monai.aliases import Device, PathLike, Shape
 from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.pipelines.building import read_saved_transforms
-from candy_monai.data.pipelines.preprocessing import Preprocessor
+from candy_monai.data.pipelines.preprocessing import PreprocessedCase, Preprocessor
 from candy_monai.data.planning.files import plan_of
 from candy_monai.errors import BadInputError, ExperimentError, SettingsError
 from candy_monai.experiment.checkpoints import BEST, LATEST, load_weights
@@ -26,7 +26,7 @@ from candy_monai.files import digest_of_file
 from candy_monai.inference.buffers import MemoryEstimate
 from candy_monai.inference.inferer_descriptions import inferer_from_description
 from candy_monai.inference.network_predictor import NetworkPredictor
-from candy_monai.inference.prediction import NoPreprocessing, PreparedCase
+from candy_monai.inference.prediction import NoPreprocessing
 from candy_monai.inference.quality import QualityModel
 from candy_monai.network import plain_network
 from candy_monai.nn.padding import padding_from_dict
@@ -130,13 +130,11 @@ class Predictor(NetworkPredictor):
         self._unknown_transforms = described.unknown_transforms()
 
     @override
-    def prepare(self, case_id: str, image: MetaTensor) -> PreparedCase:
+    def _preprocessed(self, case_id: str, image: MetaTensor) -> PreprocessedCase:
         if self.previous is None:
-            return super().prepare(case_id, image)
+            return super()._preprocessed(case_id, image)
         first = self.previous.run(self.previous.prepare(case_id, image))
-        case = self.preprocessor.apply(image, previous=first.labels)
-        meta = {"affine": image.affine, **image.meta}
-        return PreparedCase(case_id=case_id, image=meta, shape=tuple(image.shape[1:]), cases=(case,))
+        return self.preprocessor.apply(image, previous=first.labels)
 
     @override
     def _limit_first_stage(self, memory: int | None) -> None:
