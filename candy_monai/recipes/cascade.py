@@ -18,17 +18,20 @@ from monai.data import MetaTensor
 from candy_monai.aliases import PathLike
 from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.inspection.digest import Digests
+from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.data.planning.files import plan_of
 from candy_monai.data.planning.plan import Plan
 from candy_monai.data.values import join_names
-from candy_monai.errors import BadInputError
+from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.experiment.checkpoints import BEST
 from candy_monai.experiment.description import DESCRIPTION, read_description
 from candy_monai.experiment.runs import configurations_below
 from candy_monai.experiment.state import weight_file
 from candy_monai.files import digest_of_file
 from candy_monai.inference.predictor import PREVIOUS_STAGE
+from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.out_of_fold import CrossValidation, OutOfFold, made_by
+from candy_monai.registry import bundle_of_network
 
 FIRST: Final = "3d_lowres"
 """The configuration of the first stage."""
@@ -134,6 +137,31 @@ class FirstStage:
     @property
     def _name(self) -> str:
         return self.crossval.configurations[0]
+
+
+def check_second_stage(options: TrainOptions, own: OwnTransforms | None, first: type[object] | None = None) -> None:
+    """Refuse options that a cascade's second stage cannot be trained with.
+
+    Args:
+        options: Its options.
+        own: The user's own transforms.
+        first: The trainer of the first stage, if it is trained by the same command.
+
+    Raises:
+        SettingsError: With the reason.
+    """
+    reason = None
+    if options.init_from is not None:
+        reason = "it starts from new weights: leave out --init-from"
+    elif own is not None and (own.preprocessing or own.augmentation):
+        reason = (
+            "it takes no preprocessing or augmentation of your own, which would not know the label map of the first "
+            "stage: leave them out (--transforms)"
+        )
+    elif first is not None and bundle_of_network(first) is None:
+        reason = f"{first.__name__} builds its network itself, and the first stage must be a bundle's"
+    if reason is not None:
+        raise SettingsError(f"the configuration {SECOND} cannot be trained, since {reason}")
 
 
 def _digest(*parts: str) -> str:

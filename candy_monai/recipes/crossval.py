@@ -11,8 +11,11 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+import torch
 
 from candy_monai.aliases import PathLike
 from candy_monai.data.datasets.folds import Fold
@@ -27,7 +30,7 @@ from candy_monai.experiment.folder import held
 from candy_monai.experiment.runs import CROSS_VALIDATION
 from candy_monai.files import atomic_write_json
 from candy_monai.network import check_precision
-from candy_monai.recipes.cascade import FIRST, SECOND
+from candy_monai.recipes.cascade import FIRST, SECOND, check_second_stage
 from candy_monai.recipes.fold_scores import score_the_rest, summary_of_folds, write_summary
 from candy_monai.recipes.launching import (
     Launcher,
@@ -113,7 +116,7 @@ def cross_validate(
     num_parallel = num_parallel or launcher.num_parallel
     device = find_device("auto" if launcher.is_elsewhere else options.device)
     check_precision("auto" if launcher.is_elsewhere else options.amp, device)
-    trainer = Parts.of(options).trainer  # what is wrong with them is better said once than by every fold
+    parts = Parts.of(options)  # what is wrong with them is better said once than by every fold
     store = store_of(options)
     check_fold_options(dataset, options)
     on_progress(f"Checking {dataset}")
@@ -130,11 +133,7 @@ def cross_validate(
     if asked is None:
         of_each = {"": dataclasses.replace(options, out=folder)}
     else:
-
-        def check(name: Configuration) -> None:
-            chosen = dataclasses.replace(options, configuration=name)
-            adapted(plan_for(fingerprint, chosen, memory_bytes=memory_for(trainer, device), trainer=trainer), trainer)
-
+        check = partial(_check_configuration, fingerprint=fingerprint, options=options, parts=parts, device=device)
         configured = _suitable(fingerprint, check, on_progress) if asked == "all" else asked
         of_each = _options_of_each(configured, options, folder, check)
     runs: dict[str, list[SeparateRun]] = {name: [] for name in of_each}
@@ -289,12 +288,24 @@ def _suitable(
     is_flat = fingerprint.is_picture or any(all(shape[axis] == 1 for shape in shapes) for axis in range(len(shapes[0])))
     if is_flat or fingerprint.num_dims == 2:
         return ("2d",)
+    found: list[Configuration] = ["2d", "3d"]
     try:
-        check(FIRST)
+        for name in (FIRST, SECOND):
+            check(name)
+            found.append(name)
     except SettingsError as error:
         on_progress(f"Not trained: {error}")
-        return ("2d", "3d")
-    return CONFIGURATIONS
+    return tuple(found)
+
+
+def _check_configuration(
+    name: Configuration, *, fingerprint: Fingerprint, options: TrainOptions, parts: Parts, device: torch.device
+) -> None:
+    """Refuse a configuration that does not fit the dataset, the trainer or other options."""
+    if name == SECOND:
+        check_second_stage(options, parts.own, parts.trainer)
+    chosen, bound = dataclasses.replace(options, configuration=name), memory_for(parts.trainer, device)
+    adapted(plan_for(fingerprint, chosen, memory_bytes=bound, trainer=parts.trainer), parts.trainer)
 
 
 def _options_of_each(

@@ -27,7 +27,7 @@ from candy_monai.data.samples.store import CaseStore, store_bytes, unstored_case
 from candy_monai.errors import BadInputError, DatasetError, SettingsError
 from candy_monai.files import check_writable, digest_of_file
 from candy_monai.incoming.weights import weights_file_of
-from candy_monai.recipes.cascade import FIRST, SECOND, FirstStage
+from candy_monai.recipes.cascade import FIRST, SECOND, FirstStage, check_second_stage
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.starting import StartingExperiment
 from candy_monai.registry import choice_of_network
@@ -205,11 +205,7 @@ def _first_stage(
             f"the configuration {SECOND} needs a first stage: give --previous with the folder of a cross-validation of "
             f"{FIRST}, or train both with candy-monai crossval {dataset.folder} --configurations {FIRST},{SECOND}"
         )
-    if own is not None and (own.preprocessing or own.augmentation):
-        raise SettingsError(
-            f"the configuration {SECOND} takes no preprocessing or augmentation of your own, which would not know the "
-            "label map of the first stage: leave them out (--transforms)"
-        )
+    check_second_stage(options, own)
     stage = FirstStage.open(options.previous, dataset, made)
     if left_out is not None:
         stage.files_for(left_out)

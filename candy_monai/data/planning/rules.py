@@ -201,9 +201,7 @@ def _slice_axis(
     is_whole = configuration in ("3d", "3d_cascade")
     if spacing_mm is None or len(spacing_mm) < 3:
         if is_whole or fixed.get("slice_axis") is not None:
-            raise SettingsError(
-                "pictures have no third axis: leave out slice_axis, and --configuration or give --configuration 2d"
-            )
+            raise SettingsError("pictures have no third axis: leave out slice_axis, or give --configuration 2d")
         return None
     axis: int | None = fixed.get("slice_axis")
     if "slice_axis" in fixed and configuration != "auto" and (axis is None) != is_whole:

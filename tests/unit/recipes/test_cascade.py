@@ -202,7 +202,7 @@ def test_a_first_stage_that_does_not_fit_is_refused(phantom, first, tmp_path, op
 def test_own_augmentation_which_would_not_know_the_label_map_is_refused(phantom, first, tmp_path):
     own = tmp_path / "own.json"
     own.write_text('[{"_target_": "monai.transforms.RandFlipd", "keys": ["image", "label"], "prob": 1.0}]')
-    with pytest.raises(SettingsError, match="takes no preprocessing or augmentation of your own"):
+    with pytest.raises(SettingsError, match="cannot be trained, since it takes no preprocessing or augmentation"):
         _trained(phantom, tmp_path / "out", configuration="3d_cascade", previous=first, transforms=own)
 
 

@@ -19,7 +19,7 @@ from candy_monai.experiment.description import FORMAT
 from candy_monai.experiment.folder import held
 from candy_monai.experiment.runs import configurations_below
 from candy_monai.recipes import launching
-from candy_monai.recipes.crossval import cross_validate
+from candy_monai.recipes.crossval import CONFIGURATIONS, _suitable, cross_validate
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.training.signals import Interrupted
 from candy_monai_bundles.unet import UNetTrainer
@@ -126,6 +126,31 @@ def test_a_cascade_is_trained_after_its_first_stage_which_it_is_told(phantom, tm
     moved.parent.mkdir()
     path.parent.rename(moved)
     cross_validate(phantom, configurations=asked, out=moved.parent, on_progress=_quiet, **small)
+
+
+@pytest.mark.parametrize(
+    ("ruled_out", "left"),
+    [("3d_lowres", ("2d", "3d")), ("3d_cascade", ("2d", "3d", "3d_lowres")), (None, CONFIGURATIONS)],
+)
+def test_all_configurations_leave_out_what_cannot_be_trained_and_what_needs_it(phantom, ruled_out, left):
+    said = []
+
+    def check(name):
+        if name == ruled_out:
+            raise SettingsError(f"no {name}")
+
+    assert _suitable(inspect(phantom), check, said.append) == left
+    assert said == [f"Not trained: no {ruled_out}"] * (ruled_out is not None)
+
+
+def test_a_cascade_that_other_options_rule_out_is_refused_before_its_first_stage(phantom, tmp_path, pretended):
+    own = tmp_path / "own.json"
+    own.write_text('[{"_target_": "monai.transforms.RandFlipd", "keys": ["image", "label"], "prob": 1.0}]')
+    options = {"overrides": {"patch_shape": "8,8,8", "filters": "4,8,8"}, "num_epochs": 1, "transforms": own}
+    asked = ["3d_lowres", "3d_cascade"]
+    with pytest.raises(SettingsError, match="3d_cascade cannot be trained, since it takes no preprocessing or augm"):
+        cross_validate(phantom, configurations=asked, out=tmp_path / "out", on_progress=_quiet, **options)
+    assert pretended[1] == []
 
 
 def test_all_configurations_are_those_that_suit_the_dataset(phantom, tmp_path, pretended):
