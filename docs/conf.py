@@ -54,9 +54,9 @@ def _returns_have_no_type(_app, _what, _name, _thing, _options, lines):
 
 
 def _options_are_not_broken(_app, doctree, _name):
-    """Keep browsers from breaking short code, such as ``--num-folds``, at a hyphen."""
+    """Keep browsers from breaking the words of code, such as ``--num-folds``, at a hyphen, unless they are long."""
     for code in doctree.findall(nodes.literal):
-        if "-" in code.astext() and len(code.astext()) <= 24:
+        if max(map(len, code.astext().split()), default=0) <= 24:
             code["classes"].append("unbroken")
 
 
