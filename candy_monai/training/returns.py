@@ -132,8 +132,8 @@ def failure_located(
         error.add_note(f"Raised in {_name(trainer, method)}, which was given {shapes}{cases}")
         if padding is None and isinstance(error, RuntimeError) and "must match" in str(error):  # PyTorch's own words
             error.add_note(
-                "If the network only accepts multiples of a number as sizes, override build_padding_module, for example "
-                "with `return Pad2d(16)`, or Pad3d(16) for volumes"
+                "If the network only accepts multiples of a number as sizes, override build_padding_module, for "
+                "example with `return Pad2d(16)`, or Pad3d(16) for volumes"
             )
         raise
 

@@ -88,8 +88,8 @@ def _pair_in(changed: object) -> tuple[Tensor, Tensor]:
         return changed["image"], changed["label"]
     if isinstance(changed, list):
         raise BadInputError(
-            f"the transform returned {len(changed)} samples, but one image and its label are expected: use num_samples=1; "
-            "to train on more crops in a step, increase the batch size"
+            f"the transform returned {len(changed)} samples, but one image and its label are expected: use "
+            "num_samples=1; to train on more crops in a step, increase the batch size"
         )
     found = f"the entries {sorted(map(str, changed))}" if isinstance(changed, Mapping) else type(changed).__name__
     raise BadInputError(f'the transform must return {{"image": ..., "label": ...}}, but returned {found}')
