@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from candy_monai.data.datasets.files import check_same_ids, image_files
 from candy_monai.data.images.alignment import mismatch
 from candy_monai.data.images.names import composed, image_suffix
 from candy_monai.data.images.reading import load_image, read_geometry, scan_of_nibabel
+from candy_monai.data.values import join_names
 from candy_monai.errors import BadInputError, CandyError, DatasetError
 from candy_monai.inference.inputs import is_path
 from candy_monai.inference.manifest import STATISTICS
@@ -73,7 +75,8 @@ def pair_up(first: Source, second: Source, *, names: tuple[str, str], common: bo
         common: Leave out cases that only one of them has, if they are paired by name.
 
     Raises:
-        BadInputError: If there are no cases, names or numbers do not match, or two files are on different grids.
+        BadInputError: If there are no cases, names or numbers do not match, or the files of a case are on different
+            grids or one and the same.
     """
     one, other = _Side.of(first), _Side.of(second)
     one, passed_over = one.without_strays(other)
@@ -223,15 +226,18 @@ def _check_same_ids(one: _Side, other: _Side, where: str, names: tuple[str, str]
 
 
 def _check_grids(one: _Side, other: _Side, partners: Sequence[int], where: str, names: tuple[str, str]) -> None:
-    """Compare the headers of all pairs of files before any voxel is read."""
+    """Compare the headers of all pairs of files before any voxel is read, and refuse a file as its own partner."""
     if isinstance(one.entries, CaseDataset) or isinstance(other.entries, CaseDataset):
         return
-    problems = []
+    problems, same = [], []
     for index, partner in enumerate(partners):
         first, second = one.entries[index], other.entries[partner]
         if isinstance(first, list | tuple):
             first = first[0]  # the channels of a case are on the same grid
         if not is_path(first) or not is_path(second):
+            continue
+        if os.path.exists(first) and os.path.exists(second) and os.path.samefile(first, second):  # also through a link
+            same.append(Path(first).name)
             continue
         try:
             against = f"the {names[1]} {Path(second).name} has"
@@ -241,5 +247,10 @@ def _check_grids(one: _Side, other: _Side, partners: Sequence[int], where: str, 
             continue
         if problem:
             problems.append(f"{Path(first).name}: {problem}")
+    if same:
+        problems.append(
+            f"{join_names(same)}: the {names[0]} and the {names[1]} are the same file; give the {names[0]}s and their "
+            f"{names[1]}s, which are different files"
+        )
     if problems:
         raise DatasetError(where, problems)
