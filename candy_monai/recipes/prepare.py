@@ -325,16 +325,18 @@ def plan_for(
 def given_files(options: TrainOptions) -> dict[str, Any]:
     """Return the content of the files that affect what is learned: the entries of the plan, and digests of the others.
 
-    Own transforms and starting weights are meant; the files that decide the folds show in the cases of each fold. None
-    stands for a file that is not given.
+    Own transforms, trainers and starting weights are meant; the files that decide the folds show in the cases of each
+    fold. None stands for a file that is not given.
 
     Raises:
         BadInputError: If one cannot be read.
     """
     weights = None if options.init_from is None else weights_file_of(options.init_from)
+    trainer = options.trainer.rpartition(":")[0] if isinstance(options.trainer, str) else None  # FILE:Class
     return {
         "plan": None if options.plan is None else read_plan(options.plan).to_dict(),
         "content of transforms": _digest_of(options.transforms),
+        "content of trainer": _digest_of(trainer),
         "content of init_from": _digest_of(weights),
     }
 
