@@ -54,12 +54,13 @@ from candy_monai.recipes.quality import Judged, in_words, uncalibrated
 from candy_monai.recipes.slurm_job import job_facts
 from candy_monai.report.facts import FINDINGS, facts_of_data, findings_as_text
 from candy_monai.report.observer import write_report_safely
+from candy_monai.training.description import bundle_of
 from candy_monai.training.options import SegmentationOptions
 from candy_monai.training.planned import add_to_folder, forget_earlier_runs, observed_beyond_the_run
 from candy_monai.training.resume import Continuation
 from candy_monai.training.schedule import default_warm_up
 from candy_monai.training.segmentation import SegmentationTrainer, own_criterion
-from candy_monai.training.signals import outlive_signals
+from candy_monai.training.signals import how_to_resume, outlive_signals
 
 TRAINER_ARGS = "trainer_args"
 """The entry of ``experiment.json`` with the trainer's attributes that the user set."""
@@ -220,6 +221,10 @@ class PlannedRun:
                 f"{folder}: is trained, but its best weights could not be scored; once this is fixed, 'candy-monai "
                 f"resume {folder}' scores them: {error}"
             ) from error
+        except KeyboardInterrupt:
+            how = how_to_resume(type(trainer), folder, is_planned=True, bundle=bundle_of(trainer))
+            trainer.log(f"Interrupted while the best weights were scored. {how}")
+            raise
         return folder
 
     def _score(self, trainer: SegmentationTrainer, folder: Path) -> RunScored:

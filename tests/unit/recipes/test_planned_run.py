@@ -175,3 +175,24 @@ def test_a_plan_knows_whether_its_length_was_asked_for_or_is_the_budget_s(phanto
     assert (asked.plan.num_epochs, "num_epochs" in asked.plan.chosen) == (3, True)
     run, _ = fitted(1.0)
     assert {"num_epochs", "iterations_per_epoch"} <= set(run.fit.decided)
+
+
+def test_ctrl_c_while_a_run_is_scored_says_how_to_go_on(fitted, monkeypatch, tmp_path):
+    class Trained:
+        messages = ()
+
+        def experiment_folder(self):
+            return tmp_path / "run"
+
+        def log(self, message):
+            self.messages += (message,)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    run, _ = fitted(1.0)
+    monkeypatch.setattr(PlannedRun, "_score", interrupted)
+    trainer = Trained()
+    with pytest.raises(KeyboardInterrupt):
+        run._scored(trainer, lambda _event: None)
+    assert f"To resume this run: candy-monai resume {tmp_path / 'run'} --trainer" in trainer.messages[0]

@@ -7,6 +7,7 @@ import textwrap
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
+from candy_monai.training.reporting import words_at_start
 from candy_monai.training.signals import Interrupted, PromptStop, StopRequest, how_to_resume, is_ctrl_c, outlive_signals
 from tests.toys import SmallTrainer, small_trainer
 
@@ -61,6 +62,18 @@ def test_an_output_that_nobody_reads_any_more_does_not_end_the_run(tmp_path):
     assert result.stderr == "END\n"
     (folder,) = (tmp_path / "SmallTrainer").iterdir()
     assert len((folder / "metrics.csv").read_text().splitlines()) == 4
+
+
+def test_ctrl_c_between_set_up_and_the_first_step_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def pressed(*arguments, **keywords):
+        signal.raise_signal(signal.SIGINT)
+        return words_at_start(*arguments, **keywords)
+
+    monkeypatch.setattr("candy_monai.training.run.words_at_start", pressed)
+    trainer = small_trainer(tmp_path)
+    with pytest.raises(Interrupted, match="^SIGINT$"):
+        trainer.train(3, save_preview=False)
+    assert f"trainer.resume('{trainer.experiment_folder().name}')" in capsys.readouterr().err
 
 
 def test_what_resumes_a_run_is_said_in_python_or_as_a_command(tmp_path):
