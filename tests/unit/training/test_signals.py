@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from torch.utils.data import DataLoader, Dataset
@@ -83,6 +84,7 @@ def test_what_resumes_a_run_is_said_in_python_or_as_a_command(tmp_path):
     assert how_to_resume(SmallTrainer, folder, is_planned=True, bundle="unet").endswith(
         f"candy-monai resume '{folder}'"
     )
+    assert " resume ./-out --" in how_to_resume(SmallTrainer, Path("-out"), is_planned=True, bundle=None)
     said = how_to_resume(SmallTrainer, folder, is_planned=True, bundle=None)
     assert said.endswith("toys.py:SmallTrainer")
     assert "--trainer" in said
