@@ -61,6 +61,26 @@ def atomic_path(path: PathLike, *, durable: bool = True) -> Iterator[Path]:
             temporary.unlink()
 
 
+@contextmanager
+def folder_apart(target: PathLike, *, beside: PathLike, prefix: str) -> Iterator[Path]:
+    """Yield a temporary folder for what becomes ``target``, which an error of the system then names.
+
+    Args:
+        target: The file or folder that a user knows. It is named in an ``OSError`` about a file in the temporary folder
+            or about no file, as when the disk is full.
+        beside: The existing folder in which to make the temporary one.
+        prefix: The beginning of its name.
+    """
+    with tempfile.TemporaryDirectory(dir=beside, prefix=prefix) as name:
+        try:
+            yield Path(name)
+        except OSError as error:
+            named = [Path(str(file)) for file in (error.filename, error.filename2) if file is not None]
+            if not named or any(file.is_relative_to(name) for file in named):
+                error.filename, error.filename2 = str(target), None
+            raise
+
+
 def atomic_write_text(path: PathLike, text: str, *, durable: bool = True) -> None:
     """Replace the content of a file by ``text`` (UTF-8) atomically."""
     with atomic_path(path, durable=durable) as temporary:
