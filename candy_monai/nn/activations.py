@@ -1,4 +1,4 @@
-"""Refuse logits as the input of one of MONAI's losses that was given no activation, and so takes probabilities."""
+"""Whether losses take logits or probabilities: one of MONAI's takes probabilities if it was given no activation."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from monai.losses import FocalLoss
 from torch import Tensor, nn
 
 from candy_monai.errors import BadInputError
@@ -17,6 +18,7 @@ _TOLERANCE = 1e-3
 _MONAI = "monai.losses."  # not a subclass elsewhere, which may apply the activation itself
 _OPTIONS = ("sigmoid", "softmax", "other_act")
 _OURS = (DiceBCELossWithLogits, DiceCELossWithLogits)
+_OF_LOGITS = (*_OURS, FocalLoss, nn.BCEWithLogitsLoss, nn.CrossEntropyLoss)
 
 
 def refuse_logits(criterion: nn.Module) -> Callable[[], None]:
@@ -30,7 +32,7 @@ def refuse_logits(criterion: nn.Module) -> Callable[[], None]:
     handles = [
         loss.register_forward_pre_hook(_FirstInputs(), with_kwargs=True)
         for loss in _within(criterion)
-        if type(loss).__module__.startswith(_MONAI) and all(hasattr(loss, name) for name in _OPTIONS)
+        if _has_options(loss)
     ]
 
     def close() -> None:
@@ -40,11 +42,25 @@ def refuse_logits(criterion: nn.Module) -> Callable[[], None]:
     return close
 
 
+def takes_logits(criterion: nn.Module) -> bool:
+    """Return whether a criterion or one in it is a known loss that applies a sigmoid or softmax to its input."""
+    return any(type(loss) in _OF_LOGITS or (_has_options(loss) and any(_given(loss))) for loss in _within(criterion))
+
+
+def _has_options(loss: nn.Module) -> bool:
+    return type(loss).__module__.startswith(_MONAI) and all(hasattr(loss, name) for name in _OPTIONS)
+
+
+def _given(loss: nn.Module) -> list[Any]:
+    """Return the values of sigmoid, softmax and other_act; MaskedDiceLoss stores them under names of its own."""
+    return [getattr(loss, f"pre_{name}", None) or getattr(loss, name) for name in _OPTIONS]
+
+
 def _within(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield a module and those in it, except those of our own losses, which apply the activation."""
+    """Yield a module and those in it, but none within our own losses, which apply the activation."""
+    yield module
     if isinstance(module, _OURS):
         return
-    yield module
     for child in module.children():
         yield from _within(child)
 
@@ -61,8 +77,7 @@ class _FirstInputs:
             return
         self._left -= 1
         is_single = given.ndim > 1 and given.shape[1] == 1
-        # MaskedDiceLoss applies them before its base class, and keeps them under these names.
-        sigmoid, softmax, other = (getattr(loss, f"pre_{name}", None) or getattr(loss, name) for name in _OPTIONS)
+        sigmoid, softmax, other = _given(loss)
         if sigmoid or other is not None or (softmax and not is_single):
             return
         low, high = torch.stack(torch.aminmax(given.detach().as_subclass(Tensor).float())).tolist()

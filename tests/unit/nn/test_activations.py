@@ -9,7 +9,7 @@ from monai import losses
 from torch import nn
 
 from candy_monai.errors import BadInputError
-from candy_monai.nn.activations import refuse_logits
+from candy_monai.nn.activations import refuse_logits, takes_logits
 from candy_monai.nn.deep_supervision import DeepSupervisionLoss
 from candy_monai.nn.losses import DiceCELossWithLogits
 
@@ -79,6 +79,14 @@ def test_logits_are_noticed_after_a_first_call_that_could_be_probabilities():
     criterion(LOGITS * 0, LABELS)
     with pytest.raises(BadInputError, match="give it softmax=True"):
         criterion(LOGITS, LABELS)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS, key=lambda kind: kind.__name__))
+def test_a_loss_takes_logits_if_it_or_a_part_of_it_applies_an_activation(kind):
+    assert takes_logits(DeepSupervisionLoss(kind(softmax=True)))
+    assert takes_logits(kind()) == any(
+        isinstance(part, nn.CrossEntropyLoss | losses.FocalLoss) for part in kind().modules()
+    )
 
 
 def test_a_criterion_that_is_checked_can_be_pickled():
