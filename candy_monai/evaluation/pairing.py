@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,8 +76,7 @@ def pair_up(first: Source, second: Source, *, names: tuple[str, str], common: bo
         common: Leave out cases that only one of them has, if they are paired by name.
 
     Raises:
-        BadInputError: If there are no cases, names or numbers do not match, or the files of a case are on different
-            grids or one and the same.
+        BadInputError: If there are no cases, names or numbers do not match, or two files are on different grids.
     """
     one, other = _Side.of(first), _Side.of(second)
     one, passed_over = one.without_strays(other)
@@ -226,7 +226,7 @@ def _check_same_ids(one: _Side, other: _Side, where: str, names: tuple[str, str]
 
 
 def _check_grids(one: _Side, other: _Side, partners: Sequence[int], where: str, names: tuple[str, str]) -> None:
-    """Compare the headers of all pairs of files before any voxel is read, and refuse a file as its own partner."""
+    """Compare the headers of all pairs of files before any voxel is read; warn of a file that is its own partner."""
     if isinstance(one.entries, CaseDataset) or isinstance(other.entries, CaseDataset):
         return
     problems, same = [], []
@@ -247,10 +247,10 @@ def _check_grids(one: _Side, other: _Side, partners: Sequence[int], where: str, 
             continue
         if problem:
             problems.append(f"{Path(first).name}: {problem}")
-    if same:
-        problems.append(
-            f"{join_names(same)}: the {names[0]} and the {names[1]} are the same file; give the {names[0]}s and their "
-            f"{names[1]}s, which are different files"
-        )
     if problems:
         raise DatasetError(where, problems)
+    if same:
+        warnings.warn(
+            f"{join_names(same)}: the {names[0]} and the {names[1]} are the same file, so that its scores are perfect",
+            stacklevel=4,
+        )
