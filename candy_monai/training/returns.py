@@ -46,12 +46,16 @@ def returned(trainer: object, method: str, value: object, kind: type[T]) -> T:
 def optimizer_returned(trainer: object, value: object) -> optim.Optimizer:
     """Return the value of ``build_optimizer`` if the trainer's ``step`` can use it: if it needs no closure."""
     optimizer = returned(trainer, "build_optimizer", value, optim.Optimizer)
-    steps_itself = not type(trainer).step.__module__.startswith("candy_monai.")  # type: ignore[attr-defined]
-    if needs_closure(optimizer) and not steps_itself:
+    if needs_closure(optimizer) and not steps_itself(trainer):
         hint = "its step needs a closure that recomputes the loss; override `step` to pass one"
         wanted = "an optimizer whose step needs only the gradients, such as torch.optim.AdamW"
         raise _refused(trainer, "build_optimizer", f"a {type(optimizer).__name__}", wanted, hint)
     return optimizer
+
+
+def steps_itself(trainer: object) -> bool:
+    """Return whether a trainer has a ``step`` of its own."""
+    return not type(trainer).step.__module__.startswith("candy_monai.")  # type: ignore[attr-defined]
 
 
 def needs_closure(optimizer: optim.Optimizer) -> bool:
@@ -126,7 +130,7 @@ def failure_located(
 
 
 class GradientWatch:
-    """Detects a ``backward`` that runs the network but leaves no gradient. Does not wait for a GPU.
+    """Detects a ``backward`` that leaves no gradient, or whose gradients are applied twice. Does not wait for a GPU.
 
     It stops checking once it has seen gradients, or weights that the method changed itself.
     """
@@ -145,7 +149,8 @@ class GradientWatch:
         """Watch one batch, before its step.
 
         Raises:
-            BadInputError: If many batches left no gradient.
+            BadInputError: If many batches left no gradient, or the optimizer stepped and would step with the same
+                gradients again.
         """
         if self._is_done:
             yield
@@ -163,9 +168,14 @@ class GradientWatch:
             steps.remove()
             if attachment is not None:
                 attachment.on_enter.remove(self._note_run)
-        self._is_done |= self._versions_now() != self._versions or any(
-            weight.grad is not None for weight in self._weights
-        )
+        has_gradients = any(weight.grad is not None for weight in self._weights)
+        if self._is_done and has_gradients and not steps_itself(self._trainer):
+            name = _name(self._trainer, self._method())
+            raise BadInputError(
+                f"{name} calls toolbox.optimizer.step(), and the trainer steps after it with the same gradients, so "
+                f"that each would be applied twice: leave out zero_grad() and step() in {name}, or override `step`"
+            )
+        self._is_done |= has_gradients or self._versions_now() != self._versions
         self._num_without += not self._is_done
         if self._num_without >= _MOST_WITHOUT_GRADIENTS:
             self.settle()
@@ -181,12 +191,14 @@ class GradientWatch:
         """
         if self._is_done or not self._has_run:
             return
-        method = "backward_windowed" if hasattr(self._trainer, "backward_windowed") else "backward"
         raise BadInputError(
-            f"{_name(self._trainer, method)} left no gradient in any parameter of the optimizer in {self._num_without} "
-            "batches, so nothing was learned: it must call loss.backward(), on a loss that was computed from "
-            "toolbox.model's outputs without detach() or no_grad()"
+            f"{_name(self._trainer, self._method())} left no gradient in any parameter of the optimizer in "
+            f"{self._num_without} batches, so nothing was learned: it must call loss.backward(), on a loss that was "
+            "computed from toolbox.model's outputs without detach() or no_grad()"
         )
+
+    def _method(self) -> str:
+        return "backward_windowed" if hasattr(self._trainer, "backward_windowed") else "backward"
 
     def _note_run(self) -> None:
         self._has_run = True

@@ -198,7 +198,7 @@ def build_toolbox(
         frozen.close()
         raise
     scaled_backward = ScaledBackward(GradScaler(device.type, enabled=amp == "fp16"))
-    scaled_backward.watch(trained_parameters(toolbox))
+    scaled_backward.watch(trained_parameters(toolbox), optimizer)
     averaged = [] if toolbox.ema is None else [toolbox.ema.module]
     return Equipment(
         toolbox=toolbox,

@@ -178,6 +178,23 @@ def test_a_backward_that_leaves_out_a_batch_or_steps_by_itself_is_none(tmp_path)
         assert math.isfinite(_trained(tmp_path, backward=backward).metrics()["val score"][0])
 
 
+def test_a_backward_that_leaves_its_gradients_to_a_second_step_is_refused_unless_the_trainer_steps_itself(tmp_path):
+    def backward(self, images, labels, toolbox):
+        toolbox.optimizer.zero_grad()
+        loss = toolbox.criterion(toolbox.model(images), labels)[0]
+        loss.backward()
+        toolbox.optimizer.step()
+        return loss.detach(), {}
+
+    with pytest.raises(BadInputError, match=r"Mine\.backward calls toolbox\.optimizer\.step\(\).*applied twice"):
+        _trained(tmp_path, backward=backward)
+
+    def step(self, toolbox, *, num_batches=1):
+        toolbox.ema.update_parameters(toolbox.model)
+
+    assert math.isfinite(_trained(tmp_path, backward=backward, step=step).metrics()["val score"][0])
+
+
 @pytest.mark.parametrize("result", [(IMAGE, {}), (0.5, {"dice": IMAGE})])
 def test_what_score_case_returned_is_not_blamed_on_validate_case(tmp_path, result):
     with pytest.raises(BadInputError, match=r"^Mine\.score_case returned a tensor of shape \(1, 16, 16\) as the"):
