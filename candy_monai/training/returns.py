@@ -126,6 +126,8 @@ def failure_located(
         cases = f" of {', '.join(case_ids)}" if any(case_ids) else ""
         shapes = f"images {tuple(images.shape)} and labels {tuple(labels.shape)}"
         error.add_note(f"Raised in {_name(trainer, method)}, which was given {shapes}{cases}")
+        if "more than 1 value per channel" in str(error) and len(images) == 1:  # of PyTorch's batch normalisation
+            error.add_note("A batch of one sample is too small for this network: leave it out by drop_last=True")
         raise
 
 

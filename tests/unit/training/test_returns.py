@@ -8,7 +8,7 @@ from torch.optim import lr_scheduler
 
 from candy_monai.errors import BadInputError
 from candy_monai.training.sliding import SlidingSegmentationTrainer
-from tests.toys import SmallTrainer, small_trainer
+from tests.toys import SmallTrainer, Squares, small_trainer
 
 QUIET = {"save_preview": False, "val_score_prediction": False}
 IMAGE = torch.zeros(1, 16, 16)
@@ -212,6 +212,16 @@ def test_what_a_method_raises_names_its_cases_in_the_traceback_and_in_the_log(tm
     assert note.startswith(f"Raised in Mine.{method}, which was given images (")
     (log,) = tmp_path.glob("*/*/logs.txt")
     assert note in log.read_text(encoding="utf-8")
+
+
+def test_a_batch_too_small_for_batch_normalisation_is_told_how_to_leave_it_out(tmp_path):
+    def build_network(self, example_shape):
+        return nn.Sequential(nn.Conv2d(1, 1, 16), nn.BatchNorm2d(1), nn.ConvTranspose2d(1, 1, 16))
+
+    trainer = small_trainer(tmp_path, Squares(3), cls=type("Mine", (SmallTrainer,), {"build_network": build_network}))
+    with pytest.raises(ValueError, match="more than 1 value per channel") as caught:
+        trainer.train(1, save_preview=False)
+    assert "drop_last=True" in caught.value.__notes__[1]
 
 
 @pytest.mark.parametrize(("value", "found"), [(None, "None"), (nn.Conv2d(1, 1, 1), "a Conv2d")])
