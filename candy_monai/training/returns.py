@@ -144,6 +144,7 @@ class GradientWatch:
         self._versions = self._versions_now()
         self._num_without = 0
         self._has_run = False
+        self._has_stepped = False
         self._is_done = False
 
     @contextmanager
@@ -171,19 +172,19 @@ class GradientWatch:
             if attachment is not None:
                 attachment.on_enter.remove(self._note_run)
         has_gradients = any(weight.grad is not None for weight in self._weights)
-        if self._is_done and has_gradients and not steps_itself(self._trainer):
+        if self._has_stepped and has_gradients and not steps_itself(self._trainer):
             name = _name(self._trainer, self._method())
             raise BadInputError(
                 f"{name} calls toolbox.optimizer.step(), and the trainer steps after it with the same gradients, so "
                 f"that each would be applied twice: leave out zero_grad() and step() in {name}, or override `step`"
             )
-        self._is_done |= has_gradients or self._versions_now() != self._versions
+        self._is_done = has_gradients or self._has_stepped or self._versions_now() != self._versions
         self._num_without += not self._is_done
         if self._num_without >= _MOST_WITHOUT_GRADIENTS:
             self.settle()
 
     def _note_step(self, *_arguments: object) -> None:
-        self._is_done = True
+        self._has_stepped = True
 
     def settle(self) -> None:
         """Check an epoch at its end.

@@ -6,7 +6,7 @@ Since a batch contains several cases, it has no affine.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from monai.data import MetaTensor
@@ -78,9 +78,8 @@ def different_grids(batch: object) -> str | None:
     Args:
         batch: The output of a loader, as for `unpack`.
     """
-    pair = (batch["image"], batch["label"]) if isinstance(batch, Mapping) else tuple(batch)[:2]  # type: ignore[call-overload]
-    grids = [_grid(tensor) for tensor in pair]
-    image, label = grids
+    keys: tuple[Any, Any] = ("image", "label") if isinstance(batch, Mapping) else (0, 1)
+    image, label = (_grid(batch[key]) for key in keys)  # type: ignore[index]  # unpack has checked
     if image is None or label is None or image.spatial_shape != label.spatial_shape:
         return None
     return misalignment(label, image, against="its image has")
