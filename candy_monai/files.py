@@ -61,6 +61,26 @@ def atomic_path(path: PathLike, *, durable: bool = True) -> Iterator[Path]:
             temporary.unlink()
 
 
+@contextmanager
+def folder_apart(target: PathLike, *, beside: PathLike, prefix: str) -> Iterator[Path]:
+    """Yield a temporary folder for what becomes ``target``, which an error of the system then names.
+
+    Args:
+        target: The file or folder that a user knows. It is named in an ``OSError`` about a file in the temporary folder
+            or about no file, as when the disk is full.
+        beside: The existing folder in which to make the temporary one.
+        prefix: The beginning of its name.
+    """
+    with tempfile.TemporaryDirectory(dir=beside, prefix=prefix) as name:
+        try:
+            yield Path(name)
+        except OSError as error:
+            named = [Path(str(file)) for file in (error.filename, error.filename2) if file is not None]
+            if not named or any(file.is_relative_to(name) for file in named):
+                error.filename, error.filename2 = str(target), None
+            raise
+
+
 def atomic_write_text(path: PathLike, text: str, *, durable: bool = True) -> None:
     """Replace the content of a file by ``text`` (UTF-8) atomically."""
     with atomic_path(path, durable=durable) as temporary:
@@ -214,6 +234,12 @@ def check_file_writable(path: PathLike) -> None:
     if path.is_dir():
         raise BadInputError(f"{path}: is a folder, expected the name of a file")
     check_writable(path.parent)
+
+
+def as_word(path: PathLike) -> str:
+    """Return a path as a word of a command: one that begins with a dash, like an option, gets ``./`` before it."""
+    word = os.fspath(path)
+    return os.path.join(os.curdir, word) if word.startswith("-") else word
 
 
 def check_results_writable(results: Mapping[str, PathLike | None], read: Iterable[PathLike]) -> None:

@@ -21,6 +21,7 @@ from candy_monai.cli.options import (
 from candy_monai.cli.predict import command_for
 from candy_monai.cli.train import add_training
 from candy_monai.experiment.settings import whole_number
+from candy_monai.files import as_word
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         print(as_text(scores))
     then = command_for(file.parent, options, dataset=args.dataset)
     return feedback.done(
-        "Summary", file, then=[PROGRAM, "select", str(file.parent)] if "configurations" in scores else then
+        "Summary", file, then=[PROGRAM, "select", as_word(file.parent)] if "configurations" in scores else then
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from candy_monai.cli.errors import done
 from candy_monai.cli.options import add_checkpoint, add_options, new_command
 from candy_monai.export.targets import TARGETS
+from candy_monai.files import as_word
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.to != "monai-bundle":
         return done("Exported", written)
-    code = done("Exported", written, then=["cd", str(written)])
+    code = done("Exported", written, then=["cd", as_word(written)])
     print(f"Then: {shlex.join(_inference_command(args.experiments[0]))}")
     return code
 

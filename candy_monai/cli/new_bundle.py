@@ -10,6 +10,7 @@ from candy_monai.cli.errors import DONE, PROGRAM, done
 from candy_monai.cli.options import new_command
 from candy_monai.cli.starting_files import camel_case, check_module_name, render, write_new
 from candy_monai.errors import BadInputError
+from candy_monai.files import as_word
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
@@ -51,6 +52,6 @@ def run(args: argparse.Namespace) -> int:
     write_new(folder / "pyproject.toml", render("bundle.toml", **names))
     write_new(folder / f"{name}.py", render("bundle.py", **names))
     write_new(folder / f"test_{name}.py", render("bundle_test.py", **names))
-    done("Bundle", folder, then=["pip", "install", "-e", str(folder)])
+    done("Bundle", folder, then=["pip", "install", "-e", as_word(folder)])
     print(f"Then: {PROGRAM} train DATASET --bundle {name}")
     return DONE

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from candy_monai.cli.errors import PROGRAM, done
 from candy_monai.cli.options import new_command
 from candy_monai.cli.starting_files import check_class_name, render, snake_case, write_new
+from candy_monai.files import as_word
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
@@ -39,4 +40,4 @@ def run(args: argparse.Namespace) -> int:
     check_class_name(args.name)
     path = args.out or Path(f"{snake_case(args.name)}.py")
     write_new(path, render("trainer.py", name=args.name, file=path.name))
-    return done("Trainer", path, then=[PROGRAM, "train", "DATASET", "--trainer", f"{path}:{args.name}"])
+    return done("Trainer", path, then=[PROGRAM, "train", "DATASET", "--trainer", f"{as_word(path)}:{args.name}"])

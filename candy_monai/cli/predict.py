@@ -13,6 +13,7 @@ from candy_monai.cli.errors import DONE, PROGRAM, tell_next
 from candy_monai.cli.feedback import Feedback, add_feedback
 from candy_monai.cli.options import add_checkpoint, add_options, as_argument, new_command
 from candy_monai.errors import SettingsError
+from candy_monai.files import as_word
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
@@ -140,9 +141,9 @@ def command_for(run: Path, options: TrainOptions, *, dataset: Path | None) -> li
         dataset: The dataset; None if unknown.
     """
     images = None if dataset is None else dataset / "imagesTs"
-    source = "IMAGES" if images is None or not images.is_dir() or not any(images.iterdir()) else str(images)
+    source = "IMAGES" if images is None or not images.is_dir() or not any(images.iterdir()) else as_word(images)
     trainer = ["--trainer", str(options.trainer)] if options.trainer is not None else []
-    return [PROGRAM, "predict", str(run), source, "predictions", *trainer, *(["--trust"] if options.trust else [])]
+    return [PROGRAM, "predict", as_word(run), source, "predictions", *trainer, *(["--trust"] if options.trust else [])]
 
 
 def as_recorded(
@@ -209,7 +210,7 @@ def _evaluation_of(predictions: Path, images: Path) -> list[str]:
     references = images.parent / images.name.replace("images", "labels")
     if references == images or not references.is_dir() or not any(references.iterdir()):
         return []
-    return [PROGRAM, "evaluate", str(predictions), str(references)]
+    return [PROGRAM, "evaluate", as_word(predictions), as_word(references)]
 
 
 def parse_channels(text: str) -> tuple[int, ...]:

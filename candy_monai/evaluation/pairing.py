@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from candy_monai.data.datasets.files import check_same_ids, image_files
 from candy_monai.data.images.alignment import mismatch
 from candy_monai.data.images.names import composed, image_suffix
 from candy_monai.data.images.reading import load_image, read_geometry, scan_of_nibabel
+from candy_monai.data.values import join_names
 from candy_monai.errors import BadInputError, CandyError, DatasetError
 from candy_monai.inference.inputs import is_path
 from candy_monai.inference.manifest import STATISTICS
@@ -223,15 +226,18 @@ def _check_same_ids(one: _Side, other: _Side, where: str, names: tuple[str, str]
 
 
 def _check_grids(one: _Side, other: _Side, partners: Sequence[int], where: str, names: tuple[str, str]) -> None:
-    """Compare the headers of all pairs of files before any voxel is read."""
+    """Compare the headers of all pairs of files before any voxel is read; warn of a file that is its own partner."""
     if isinstance(one.entries, CaseDataset) or isinstance(other.entries, CaseDataset):
         return
-    problems = []
+    problems, same = [], []
     for index, partner in enumerate(partners):
         first, second = one.entries[index], other.entries[partner]
         if isinstance(first, list | tuple):
             first = first[0]  # the channels of a case are on the same grid
         if not is_path(first) or not is_path(second):
+            continue
+        if os.path.exists(first) and os.path.exists(second) and os.path.samefile(first, second):  # also through a link
+            same.append(Path(first).name)
             continue
         try:
             against = f"the {names[1]} {Path(second).name} has"
@@ -243,3 +249,8 @@ def _check_grids(one: _Side, other: _Side, partners: Sequence[int], where: str, 
             problems.append(f"{Path(first).name}: {problem}")
     if problems:
         raise DatasetError(where, problems)
+    if same:
+        warnings.warn(
+            f"{join_names(same)}: the {names[0]} and the {names[1]} are the same file, so that its scores are perfect",
+            stacklevel=4,
+        )

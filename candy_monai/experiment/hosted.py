@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,12 @@ class HostedExperiment(Experiment):
     def restore(self, state: RunState) -> None:
         super().restore(state)
         self._on_disk = state.progress, dict(state.checkpoints)
+
+    def go_on_from(self, before: HostedExperiment) -> None:
+        """Take over the progress of an earlier part of this run, whose last epochs may not have reached the disk."""
+        self.progress = dataclasses.replace(before.progress)
+        self.history.load_state_dict(before.history.state_dict())
+        self.early_stopping.load_state_dict(before.early_stopping.state_dict())
 
     @override
     def wait_until_saved(self) -> None:

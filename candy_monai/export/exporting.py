@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -15,7 +14,7 @@ from candy_monai.experiment.description import DESCRIPTION
 from candy_monai.export.networks import load_network
 from candy_monai.export.targets import TARGETS, Target, find_target
 from candy_monai.export.usage import usage_file
-from candy_monai.files import check_writable
+from candy_monai.files import check_writable, folder_apart
 from candy_monai.inference.inputs import is_path
 from candy_monai.inference.predictor import PREVIOUS_STAGE
 from candy_monai.recipes.predict import experiment_folders
@@ -100,8 +99,8 @@ def export_experiments(
     check_writable(file.parent)
     on_progress(f"Reading {folders[0]}")
     network = load_network(folders[0], checkpoint=checkpoint, images=images, trainer=trainer, trust=trust)
-    with _written_apart(file.parent, overwrite=overwrite) as apart:
-        write(network, apart / file.name, on_progress=on_progress)
+    with _written_apart(file, overwrite=overwrite) as apart:
+        write(network, apart, on_progress=on_progress)
     return file
 
 
@@ -139,12 +138,13 @@ def _check_absent(files: Iterable[Path], *, overwrite: bool) -> None:
 
 
 @contextmanager
-def _written_apart(folder: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield a temporary folder, whose files are moved to ``folder`` if the block succeeds, the largest last."""
+def _written_apart(target: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield a file in a temporary folder, whose files are moved beside ``target`` after the block, the largest last."""
+    folder = target.parent
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    with tempfile.TemporaryDirectory(dir=nearest, prefix=".export-") as name:
-        yield Path(name)
-        written = sorted(Path(name).iterdir(), key=lambda file: file.stat().st_size)
+    with folder_apart(target, beside=nearest, prefix=".export-") as apart:
+        yield apart / target.name
+        written = sorted(apart.iterdir(), key=lambda file: file.stat().st_size)
         _check_absent([folder / file.name for file in written], overwrite=overwrite)
         folder.mkdir(parents=True, exist_ok=True)
         for file in written:

@@ -181,7 +181,7 @@ class Recorder:
         if same and engine.state.epoch < engine.state.max_epochs:  # run() was called again, for more epochs
             assert before is not None
             assert before.experiment is not None
-            return SavedEngineRun.load(before.experiment.folder, keeps=True)
+            return SavedEngineRun.load(before.experiment.folder, before=before.experiment)
         if options.resume is None or (before is not None and before.is_complete):
             return None
         return SavedEngineRun.find(options.resume, self._parent(), self._processes)
@@ -226,7 +226,7 @@ class Recorder:
                 f"{engine.state.max_epochs}: set it to at least as many"
             )
         self._settings = dataclasses.replace(self._settings, num_epochs=epochs)
-        if not saved.keeps and not self._options.force:
+        if saved.before is None and not self._options.force:
             saved.description.refuse_differences(
                 self._description(), saved.folder, how="ExperimentFolderHandler(..., force=True)"
             )

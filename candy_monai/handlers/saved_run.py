@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from candy_monai.aliases import PathLike
 from candy_monai.errors import ExperimentError
 from candy_monai.experiment.description import ExperimentDescription, describe_trainer, read_description
-from candy_monai.experiment.experiment import Experiment
+from candy_monai.experiment.hosted import HostedExperiment
 from candy_monai.experiment.runs import runs_below, summarize
 from candy_monai.experiment.state import load_state, stored_weights
 from candy_monai.forecasting.curve import ScoreRange
@@ -93,7 +93,8 @@ class SavedEngineRun:
         num_epochs_done: Number of saved epochs.
         first_epoch: Number of the trainer's epochs before the first one of the run.
         example_shape: The shape ``(C, *spatial)`` of an image; None if it is not known.
-        keeps: Whether the engines are in the state in which the run left them, so that nothing is loaded.
+        before: The run as the engines left it, if they are still in that state, so that nothing is loaded: its last
+            epochs may not be on the disk.
     """
 
     folder: Path
@@ -101,11 +102,11 @@ class SavedEngineRun:
     num_epochs_done: int
     first_epoch: int
     example_shape: tuple[int, ...] | None
-    keeps: bool = False
+    before: HostedExperiment | None = None
 
     @classmethod
-    def load(cls, folder: Path, *, keeps: bool = False) -> Self:
-        """Read a run's description and state.
+    def load(cls, folder: Path, *, before: HostedExperiment | None = None) -> Self:
+        """Read a run's description and state; ``before`` is the run as the engines left it, if they are in that state.
 
         Raises:
             ExperimentError: If it is not a run of MONAI's engines, or cannot be read.
@@ -124,7 +125,7 @@ class SavedEngineRun:
             num_epochs_done=state.progress.epoch,
             first_epoch=first_epoch,
             example_shape=None if example is None else tuple(example),
-            keeps=keeps,
+            before=before,
         )
 
     @classmethod
@@ -152,7 +153,7 @@ class SavedEngineRun:
 
     def reopened(
         self,
-        experiment: Experiment,
+        experiment: HostedExperiment,
         parts: EngineParts,
         network: nn.Module,
         ema: ExponentialMovingAverage | None,
@@ -167,7 +168,8 @@ class SavedEngineRun:
             ExperimentError: If a file is damaged or a state does not fit.
         """
         state = restored_in_all(experiment, processes, "these engines")
-        if self.keeps:
+        if self.before is not None:
+            experiment.go_on_from(self.before)
             return None, []
         with refusing_what_does_not_fit(self.folder, "these engines"):
             weights = stored_weights(state, experiment.checkpoints, self.folder)

@@ -6,7 +6,8 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from candy_monai.data.planning.plan import ENTRIES, Plan
 from candy_monai.data.samples.patches import EpochSampler, PatchDataset, StoredCases
 from candy_monai.data.samples.store import CaseStore
 from candy_monai.data.workers import usable_cores
-from candy_monai.errors import BadInputError, RunFailedError
+from candy_monai.errors import BadInputError, ExperimentError, RunFailedError
 from candy_monai.evaluation.results import EvalResult, interval
 from candy_monai.evaluation.summaries import save_validation
 from candy_monai.experiment.description import PREVIOUS, BudgetRecord, DatasetRecord, example_shape, read_description
@@ -54,12 +55,13 @@ from candy_monai.recipes.quality import Judged, in_words, uncalibrated
 from candy_monai.recipes.slurm_job import job_facts
 from candy_monai.report.facts import FINDINGS, facts_of_data, findings_as_text
 from candy_monai.report.observer import write_report_safely
+from candy_monai.training.description import bundle_of
 from candy_monai.training.options import SegmentationOptions
 from candy_monai.training.planned import add_to_folder, forget_earlier_runs, observed_beyond_the_run
 from candy_monai.training.resume import Continuation
 from candy_monai.training.schedule import default_warm_up
 from candy_monai.training.segmentation import SegmentationTrainer, own_criterion
-from candy_monai.training.signals import outlive_signals
+from candy_monai.training.signals import Interrupted, how_to_resume, outlive_signals
 
 TRAINER_ARGS = "trainer_args"
 """The entry of ``experiment.json`` with the trainer's attributes that the user set."""
@@ -198,14 +200,14 @@ class PlannedRun:
         }
         if fit is not None and self.options.init_from is not None and self.options.warm_up is None:
             settings["warm_up"] = default_warm_up(plan.num_epochs // TIMES_FASTER * plan.iterations_per_epoch)
-        with observed_beyond_the_run(trainer) as tell:
+        with _told_how_to_resume(trainer), observed_beyond_the_run(trainer) as tell:
             trainer.train(**settings)
             return self._scored(trainer, tell)
 
     def resume(self, folder: Path, num_epochs: int | None, schedule: Continuation | None, *, force: bool) -> Path:
         """Continue this run from its last saved state, and end as `train` does."""
         trainer = self._ready_trainer()
-        with observed_beyond_the_run(trainer) as tell:
+        with _told_how_to_resume(trainer), observed_beyond_the_run(trainer) as tell:
             trainer.resume(folder, num_epochs, schedule=schedule, force=force)
             return self._scored(trainer, tell)
 
@@ -352,6 +354,20 @@ class PlannedRun:
 def num_workers(device: torch.device) -> int:
     """Return the number of processes that prepare batches: none on a CPU, where they would compete with the network."""
     return 0 if device.type == "cpu" else min(MAX_WORKERS, max(0, usable_cores() - 1))
+
+
+@contextmanager
+def _told_how_to_resume(trainer: SegmentationTrainer) -> Iterator[None]:
+    """Log how to resume after Ctrl-C at the end of a run or while it is scored; before, the run does so itself."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:
+        with suppress(ExperimentError):  # there is no folder yet
+            folder = trainer.experiment_folder()
+            trainer.log(how_to_resume(type(trainer), folder, is_planned=True, bundle=bundle_of(trainer)))
+        raise
 
 
 def patch_loader(

@@ -25,7 +25,7 @@ from candy_monai.data.planning.rules import Configuration, plan
 from candy_monai.data.planning.sizing import LIGHT_BELOW_BYTES
 from candy_monai.data.samples.store import CaseStore, store_bytes, unstored_cases
 from candy_monai.errors import BadInputError, DatasetError, SettingsError
-from candy_monai.files import check_writable, digest_of_file
+from candy_monai.files import as_word, check_writable, digest_of_file
 from candy_monai.incoming.weights import weights_file_of
 from candy_monai.recipes.cascade import SECOND, FirstStage, first_stage_of
 from candy_monai.recipes.options import TrainOptions
@@ -139,7 +139,7 @@ def prepare_dataset(
         moved = keep_plan(store_folder, planned, digest=digests.whole, wishes=_wishes(options, bound, start))
         if moved is not None:
             changes, earlier = moved
-            old = shlex.quote(str(earlier))
+            old = shlex.quote(as_word(earlier))
             on_progress(
                 f"The plan has changed with the dataset ({'; '.join(changes)}); to keep the old one, give --plan {old}"
             )
@@ -311,16 +311,18 @@ def plan_for(
 def given_files(options: TrainOptions) -> dict[str, Any]:
     """Return the content of the files that affect what is learned: the entries of the plan, and digests of the others.
 
-    Own transforms and starting weights are meant; the files that decide the folds show in the cases of each fold. None
-    stands for a file that is not given.
+    Own transforms, trainers and starting weights are meant; the files that decide the folds show in the cases of each
+    fold. None stands for a file that is not given.
 
     Raises:
         BadInputError: If one cannot be read.
     """
     weights = None if options.init_from is None else weights_file_of(options.init_from)
+    trainer = options.trainer.rpartition(":")[0] if isinstance(options.trainer, str) else None  # FILE:Class
     return {
         "plan": None if options.plan is None else read_plan(options.plan).to_dict(),
         "content of transforms": _digest_of(options.transforms),
+        "content of trainer": _digest_of(trainer),
         "content of init_from": _digest_of(weights),
     }
 

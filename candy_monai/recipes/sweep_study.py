@@ -43,7 +43,7 @@ IS_INTERRUPTED = "candy_monai:interrupted"
 CONTINUES = "candy_monai:goes_on_with"
 """The attribute of a trial with the number of the trial whose run it continues."""
 
-_OF_LATER_VERSIONS = ("plan", "validation", "content of transforms", "content of init_from")
+_OF_LATER_VERSIONS = ("plan", "validation", "content of transforms", "content of trainer", "content of init_from")
 _UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 
 

@@ -24,6 +24,7 @@ from candy_monai.inference.inferers import (
 )
 from candy_monai.label_ids import highest_id
 from candy_monai.metrics.overlap import dice_per_class, dice_per_region, labels_from_logits, look_like_probabilities
+from candy_monai.nn.activations import takes_logits
 from candy_monai.nn.deep_supervision import DeepSupervisionLoss, main_output
 from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits, apply_loss
 from candy_monai.nn.regions import RegionLoss, paint_regions
@@ -183,18 +184,18 @@ class SegmentationTrainer(Trainer, EarlierOptions):
         Returns:
             The score, and the loss, its parts and the Dice of each class.
         """
-        self._warn_of_probabilities(logits)
+        self._warn_of_probabilities(logits, toolbox.criterion)
         loss, metrics = apply_loss(toolbox.criterion, logits, label)
         by_class, mean_dice = self._dice(self._predicted_ids(logits), label)
         score = float(mean_dice) if self.options.score == "dice" else -float(loss)
         return score, {LOSS: loss, **metrics, "dice": mean_dice, **by_class}
 
-    def _warn_of_probabilities(self, logits: Tensor) -> None:
+    def _warn_of_probabilities(self, logits: Tensor, criterion: nn.Module) -> None:
         """Log a warning in the first epoch if the network ends in a sigmoid or softmax."""
         run, has_sigmoids = self._run, self.num_classes == 1 or bool(self.options.regions)
         if run is None or run.experiment is None or len(run.experiment.history):
             return
-        if (has_sigmoids or _is_ours(self.build_criterion)) and look_like_probabilities(logits):
+        if (has_sigmoids or takes_logits(criterion)) and look_like_probabilities(logits):
             run.reporter.log_once(
                 f"{WARNING}the network of {type(self).__name__}.build_network returned only values between 0 and 1, as "
                 "after a sigmoid or softmax, but loss and Dice are computed from logits"

@@ -13,6 +13,8 @@ from types import FrameType, FunctionType
 
 from typing_extensions import override
 
+from candy_monai.files import as_word
+
 
 class Interrupted(KeyboardInterrupt, SystemExit):
     """Raised when a run was asked to end, has finished its step and is saved. Its text is the name of the signal.
@@ -42,7 +44,7 @@ def how_to_resume(trainer: type, folder: Path, *, is_planned: bool, bundle: str 
     """
     if not is_planned:
         return f"To resume this run, call in the same script, instead of train():\n    trainer.resume({folder.name!r})"
-    command = ["candy-monai", "resume", str(folder)]
+    command = ["candy-monai", "resume", as_word(folder)]
     if bundle is None:
         files = (member.__code__.co_filename for member in vars(trainer).values() if isinstance(member, FunctionType))
         command += ["--trainer", f"{next(files, 'FILE')}:{trainer.__name__}"]

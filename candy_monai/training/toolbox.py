@@ -23,6 +23,7 @@ from candy_monai.network import (
     initialize_lazy,
     plain_network,
 )
+from candy_monai.nn.activations import refuse_logits
 from candy_monai.nn.padding import pad_labels
 from candy_monai.nn.previous_stage import build_for_inputs, without_ids
 from candy_monai.nn.slicewise import padding_of_slices
@@ -74,6 +75,7 @@ class Equipment:
         image_type: The floating-point type to which images are converted.
         surrounded: The networks that have hooks.
         frozen: The parameters that are not trained.
+        unwatch: Ends the check of what the criterion gets.
     """
 
     toolbox: TrainerToolbox
@@ -85,6 +87,7 @@ class Equipment:
     image_type: torch.dtype
     surrounded: tuple[weakref.ref[nn.Module], ...]
     frozen: Frozen = field(default_factory=Frozen)
+    unwatch: Callable[[], None] = lambda: None
 
     @property
     def scaler(self) -> GradScaler:
@@ -114,7 +117,8 @@ class Equipment:
         return self.padding(images), pad_labels(self.padding, labels, fill)
 
     def close(self) -> None:
-        """Remove all hooks from the networks, which are the user's own."""
+        """Remove all hooks from the networks and the criterion, which are the user's own."""
+        self.unwatch()
         self.scaled_backward.close()
         self.frozen.close()
         for reference in self.surrounded:
@@ -210,6 +214,7 @@ def build_toolbox(
         image_type=image_type,
         surrounded=tuple(weakref.ref(network) for network in (network, *averaged)),
         frozen=frozen,
+        unwatch=refuse_logits(toolbox.criterion),
     )
 
 

@@ -200,17 +200,17 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
                 example, log = self._network_input(image), run.reporter.log
                 equipment = build_toolbox(self, run.settings, example, device, starts=saved is None, log=log)
                 run.equip(equipment)
-                run.begin(
-                    describe_run(self, equipment, self._loaders, processes, self._facts),
-                    parent=self._trainer_folder / type(self).__name__,
-                    files=self._files,
-                    saved=saved,
-                    score_range=self.score_range,
-                    forecast_references=self._knows_earlier_runs,
-                    observers=lambda: (*self._observers, *self._dashboards.deliveries(run.reporter.report)),
-                    console=self._console,
-                )
-                with run.stop.listening():
+                with run.stop.listening():  # before there is a folder, which would be left without a word
+                    run.begin(
+                        describe_run(self, equipment, self._loaders, processes, self._facts),
+                        parent=self._trainer_folder / type(self).__name__,
+                        files=self._files,
+                        saved=saved,
+                        score_range=self.score_range,
+                        forecast_references=self._knows_earlier_runs,
+                        observers=lambda: (*self._observers, *self._dashboards.deliveries(run.reporter.report)),
+                        console=self._console,
+                    )
                     yield run
                 run.conclude()
 

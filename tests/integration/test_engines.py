@@ -58,6 +58,15 @@ def final_weights(folder):
     return torch.load(folder / "last.pt", weights_only=True)
 
 
+@pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two processes"])
+def whole(request, tmp_path_factory):
+    """Return the folder of the script with our handlers, run to its end, and its number of processes."""
+    folder = tmp_path_factory.mktemp("whole")
+    code, output = run(SCRIPT, folder, count=request.param)
+    assert code == 0, output
+    return folder, request.param
+
+
 def same(first, second):
     return all(torch.equal(first[name], second[name]) for name in first) and first.keys() == second.keys()
 
@@ -73,34 +82,32 @@ def test_the_script_has_lines_of_ours_and_is_one_without_them():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 2])
-def test_the_weights_are_the_hosts_and_the_folder_is_full(tmp_path, count):
-    for name, script in (("alone", ALONE), ("ours", SCRIPT)):
-        code, output = run(script, tmp_path / name, count=count)
-        assert code == 0, output
-    assert same(final_weights(tmp_path / "alone"), final_weights(tmp_path / "ours"))
-    folder = experiment(tmp_path / "ours")
+def test_the_weights_are_the_hosts_and_the_folder_is_full(whole, tmp_path):
+    ours, count = whole
+    code, output = run(ALONE, tmp_path, count=count)
+    assert code == 0, output
+    assert same(final_weights(tmp_path), final_weights(ours))
+    folder = experiment(ours)
     assert {"logs.txt", "progress.png", "val score.png", "checkpoint_best.pth", "state.pt", *PREVIEW_NAMES} <= {
         path.name for path in folder.iterdir()
     }
     assert (folder / "best" / PREVIEW_NAMES[0]).is_file()
     assert len(load_metrics(folder / "metrics.csv")["val score"]) == 3
     raw = torch.load(folder / "checkpoint_latest.pth", weights_only=True)
-    assert same(raw, {name.removeprefix("module."): value for name, value in final_weights(tmp_path / "ours").items()})
+    assert same(raw, {name.removeprefix("module."): value for name, value in final_weights(ours).items()})
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 2])
-def test_a_script_that_was_killed_goes_on_to_the_same_bits(tmp_path, count):
-    code, output = run(KILLED, tmp_path / "killed", count=count)
+def test_a_script_that_was_killed_goes_on_to_the_same_bits(whole, tmp_path):
+    expected, count = whole
+    code, output = run(KILLED, tmp_path, count=count)
     assert code != 0, output
-    summary = summarize(experiment(tmp_path / "killed"))
+    summary = summarize(experiment(tmp_path))
     assert (summary.epochs_done, summary.is_finished) == (2, False)
-    for name in ("killed", "whole"):
-        code, output = run(SCRIPT, tmp_path / name, count=count)
-        assert code == 0, output
-    assert same(final_weights(tmp_path / "killed"), final_weights(tmp_path / "whole"))
-    metrics = [load_metrics(experiment(tmp_path / name) / "metrics.csv") for name in ("killed", "whole")]
+    code, output = run(SCRIPT, tmp_path, count=count)
+    assert code == 0, output
+    assert same(final_weights(tmp_path), final_weights(expected))
+    metrics = [load_metrics(experiment(folder) / "metrics.csv") for folder in (tmp_path, expected)]
     assert all(metrics[0][name] == metrics[1][name] for name in ("combined loss", "val score", "learning rate"))
 
 

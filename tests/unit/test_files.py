@@ -3,17 +3,20 @@ import errno
 import os
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
 from candy_monai import files
 from candy_monai.errors import BadInputError
 from candy_monai.files import (
+    as_word,
     atomic_path,
     atomic_write_text,
     check_writable,
     finish_file,
     flush_to_disk,
+    folder_apart,
     new_file,
 )
 
@@ -158,3 +161,28 @@ def test_a_folder_below_a_file_is_refused_and_one_that_can_be_made_is_not_made(t
             check_writable(folder)
     check_writable(tmp_path / "new" / "out")
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_path_that_begins_with_a_dash_is_no_option_in_a_command():
+    words = [as_word(path) for path in (Path("./-out/run"), Path("out/-run"), "/-out")]
+    assert words == [os.path.join(".", "-out", "run"), os.path.join("out", "-run"), "/-out"]
+
+
+@pytest.mark.parametrize("files", [(), ("apart/model.pt",), ("read.png", None, "apart/copy.png")])
+def test_an_error_in_a_temporary_folder_names_what_it_was_to_become(tmp_path, files):
+    def fill():
+        with folder_apart("out", beside=tmp_path, prefix=".") as apart:
+            raise OSError(
+                errno.ENOSPC, "No space left", *(name and name.replace("apart", str(apart)) for name in files)
+            )
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        fill()
+    assert (caught.value.filename, caught.value.filename2) == ("out", None)
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_error_of_another_file_than_those_of_a_temporary_folder_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, folder_apart("out", beside=tmp_path, prefix="."):
+        (tmp_path / "absent").read_text()
+    assert caught.value.filename == str(tmp_path / "absent")

@@ -42,6 +42,7 @@ _INVERTED = "I"
 
 _BITS, _SAMPLES, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _ORIENTATION = 258, 277, 338, 339, 274  # TIFF's and EXIF's tags
 _COMPRESSION, _JPEG_KINDS = 259, (6, 7, 34892)
+_COLORMAP = 320
 _LOSSY = (
     "JPEG is lossy and changes label ids; export the labels from their original as PNG, and in an nnU-Net folder the "
     "images, too"
@@ -55,6 +56,13 @@ def read(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
     if series := _beyond_pillow(path):
         if is_label and series.is_jpeg:
             raise UnusableFileError(_LOSSY)
+        if is_label and series.num_palettes > 1:
+            raise UnusableFileError(
+                f"its pages have {series.num_palettes} different palettes, so that an id has several colours: save "
+                "the ids themselves, as grey values without a palette"
+            )
+        if not is_label and series.num_palettes:
+            _warn_of_palette(path)
         array = _tifffile("read").imread(path, series=series.number)
         if series.is_turned:
             _warn_of_turn(path)
@@ -113,6 +121,14 @@ def _warn_of_turn(path: Path) -> None:
     warnings.warn(
         f"{path.parent}: pictures whose EXIF data specify a rotation or flip, which is ignored: they are read as "
         "stored, and must match their labels as stored; rotate the pixels themselves if they do not",
+        stacklevel=3,
+    )
+
+
+def _warn_of_palette(path: Path) -> None:
+    warnings.warn(
+        f"{path.parent}: TIFF volumes, or rotated or 16-bit TIFF pictures, with a palette, which is ignored: the "
+        "stored values are read as grey; save them as colours if they only number these",
         stacklevel=3,
     )
 
@@ -182,7 +198,10 @@ def _decoded_as(path: Path, raw_mode: str) -> NDArray[np.uint8]:
 
 
 class _Series(NamedTuple):
-    """Pages of a TIFF that form one image: their index, shape, a letter for each axis, the axis of samples."""
+    """Pages of a TIFF that form one image: their index, shape, a letter for each axis, the axis of samples.
+
+    ``num_palettes`` is the number of different palettes of the pages.
+    """
 
     number: int
     shape: Shape
@@ -190,6 +209,7 @@ class _Series(NamedTuple):
     sample_axis: int | None
     is_turned: bool
     is_jpeg: bool
+    num_palettes: int
 
 
 def _beyond_pillow(path: Path) -> _Series | None:
@@ -212,7 +232,16 @@ def _beyond_pillow(path: Path) -> _Series | None:
         shape, axes = tuple(file.series[number].shape), str(file.series[number].axes)
         tags = file.series[number].keyframe.tags
         is_turned, is_jpeg = tags.valueof(_ORIENTATION, 1) != 1, tags.valueof(_COMPRESSION) in _JPEG_KINDS
-        return _Series(number, shape, axes, _sample_axis(axes, path), is_turned, is_jpeg)
+        palettes = _palettes(file, file.series[number].keyframe)
+        return _Series(number, shape, axes, _sample_axis(axes, path), is_turned, is_jpeg, len(palettes))
+
+
+def _palettes(file: Any, first: Any) -> set[bytes]:
+    """Return the different palettes of the pages that resemble the first one of an image; none if that has none."""
+    if first.tags.valueof(_COLORMAP) is None:
+        return set()  # then the other pages need not be read
+    pages = (page for page in file.pages if page.shape == first.shape)
+    return {np.asarray(page.tags.valueof(_COLORMAP, ())).tobytes() for page in pages}
 
 
 def _tags_of(picture: ImageFile.ImageFile) -> Any:

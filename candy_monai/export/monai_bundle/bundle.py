@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.resources import files
@@ -31,7 +30,7 @@ from candy_monai.export.monai_bundle.parity import measure_parity
 from candy_monai.export.monai_bundle.readme import write_readme
 from candy_monai.export.monai_bundle.source import BundleSource
 from candy_monai.export.monai_bundle.steps import scripts_in
-from candy_monai.files import check_writable
+from candy_monai.files import check_writable, folder_apart
 from candy_monai.incoming.nnunet import NNUNetPredictor
 from candy_monai.incoming.opening import load_predictor
 from candy_monai.inference.cases import CasePredictor
@@ -136,9 +135,9 @@ def export_monai_bundle(
     sources = [source]
     if not portable and source.may_run_by_monai:
         sources = [replace(source, by_monai=True), *sources] if cases else sources
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+    with folder_apart(out, beside=out.parent, prefix=f".{out.name}.") as folder:
         for number, source in enumerate(sources):
-            written = Path(folder) / str(number)
+            written = folder / str(number)
             scripts = _write_files(written, source)
             parity = measure_parity(written, whole, cases)
             if source.by_monai and parity.least is not None and parity.least >= _EQUAL:
@@ -147,7 +146,7 @@ def export_monai_bundle(
         write_readme(written / "docs", source, places, parity, scripts=scripts, checkpoint=checkpoint)
         on_progress(parity.summary)
         if out.exists():
-            shutil.move(out, Path(folder) / "replaced")
+            shutil.move(out, folder / "replaced")
         shutil.move(written, out)
     return out
 

@@ -20,6 +20,7 @@ from candy_monai.data.images.names import image_suffix, stem_of
 from candy_monai.data.images.reading import load_image
 from candy_monai.data.images.writing import save_image
 from candy_monai.errors import RunFailedError
+from candy_monai.files import folder_apart
 from candy_monai.inference.cases import CasePredictor
 
 NUM_CASES = 10
@@ -79,13 +80,14 @@ def measure_parity(bundle: Path, predictor: CasePredictor, cases: Mapping[str, S
     if not cases:
         return Parity(shares={}, reason="the experiment's dataset was not found")
     chosen = dict(list(cases.items())[:NUM_CASES])
-    with tempfile.TemporaryDirectory(prefix="candy_bundle_") as folder:
-        images, by_bundle, by_experiment = (Path(folder) / name for name in ("imagesTs", "bundle", "experiment"))
+    place = tempfile.gettempdir()
+    with folder_apart(place, beside=place, prefix="candy_bundle_") as folder:
+        images, by_bundle, by_experiment = (folder / name for name in ("imagesTs", "bundle", "experiment"))
         images.mkdir()
         for case, files in chosen.items():
             for channel, file in enumerate(files):
                 _copy_image(file, images / f"{case}_{channel:04d}{image_suffix(file)}")
-        run_inference(bundle, Path(folder), by_bundle)
+        run_inference(bundle, folder, by_bundle)
         shares = {}
         for path in predictor.predict_to_files(images, by_experiment):
             if not (by_bundle / path.name).is_file():

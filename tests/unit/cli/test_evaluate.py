@@ -51,9 +51,10 @@ def test_the_summary_is_written_where_asked_and_json_prints_nothing_else(dataset
     assert shown["foreground_mean"]["Dice"] == 0.75
 
 
-def test_two_files_are_compared(dataset, capsys):
+def test_two_files_are_compared_and_one_with_itself_with_a_warning(dataset, capsys):
     first = sorted((dataset / "labelsTr").iterdir())[0]
-    assert evaluate(first, first, "--metrics", "dice") == 0
+    with pytest.warns(UserWarning, match=f"{first.name}: the prediction and the reference are the same file"):
+        assert evaluate(first, first, "--metrics", "dice") == 0
     assert "1.0000" in capsys.readouterr().out
 
 

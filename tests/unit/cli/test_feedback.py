@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,12 @@ def labels(tmp_path):
     )
 
 
-def test_evaluate_tells_of_cases_scores_files_and_notes(labels, tmp_path, capsys):
+@pytest.fixture
+def predictions(labels, tmp_path):
+    return shutil.copytree(labels, tmp_path / "predictions")
+
+
+def test_evaluate_tells_of_cases_scores_files_and_notes(predictions, labels, tmp_path, capsys):
     files = [
         "--summary",
         str(tmp_path / "s.json"),
@@ -118,7 +124,7 @@ def test_evaluate_tells_of_cases_scores_files_and_notes(labels, tmp_path, capsys
         "--page",
         str(tmp_path / "p.html"),
     ]
-    assert main(["evaluate", str(labels), str(labels), *files, *JSON]) == 0
+    assert main(["evaluate", str(predictions), str(labels), *files, *JSON]) == 0
     shown = capsys.readouterr()
     assert names(shown) == ["case"] * 3 + ["scores"] + ["saved"] * 3 + ["end"]
     cases, scores = told(shown)[:3], told(shown)[3]
@@ -128,8 +134,8 @@ def test_evaluate_tells_of_cases_scores_files_and_notes(labels, tmp_path, capsys
     assert [one["path"] for one in told(shown)[4:7]] == files[1::2]
 
 
-def test_a_quiet_evaluation_names_its_files_and_shows_no_table(labels, tmp_path, capsys):
-    assert main(["evaluate", str(labels), str(labels), "--summary", str(tmp_path / "s.json"), "--quiet"]) == 0
+def test_a_quiet_evaluation_names_its_files_and_shows_no_table(predictions, labels, tmp_path, capsys):
+    assert main(["evaluate", str(predictions), str(labels), "--summary", str(tmp_path / "s.json"), "--quiet"]) == 0
     assert capsys.readouterr().out == f"Summary: {tmp_path / 's.json'}\n"
 
 

@@ -29,6 +29,11 @@ def test_the_file_can_be_written_elsewhere(here):
     assert "--trainer first.py:MyTrainer" in (here / "ideas" / "first.py").read_text()
 
 
+def test_a_file_that_begins_with_a_dash_is_named_as_a_file(here, capsys):
+    assert main(["new-trainer", "MyTrainer", "--out", "./-first.py"]) == 0
+    assert "--trainer ./-first.py:MyTrainer" in capsys.readouterr().out
+
+
 def test_a_file_that_exists_is_left_as_it_is(here, capsys):
     (here / "my_trainer.py").write_text("mine")
     assert main(["new-trainer", "MyTrainer"]) == 2

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from candy_monai.cli.predict import _evaluation_of, as_recorded, command_for, parse_channels, parse_memory
@@ -39,6 +41,7 @@ def test_the_command_that_predicts_names_the_test_cases_where_there_are_any(tmp_
     (tmp_path / "imagesTs" / "a_0000.nii.gz").touch()
     words = [str(run), str(tmp_path / "imagesTs"), "predictions", "--trainer", "mine.py:Mine", "--trust"]
     assert command_for(run, options, dataset=tmp_path)[2:] == words
+    assert command_for(Path("./-out"), options, dataset=None)[2] == "./-out"  # not an option
 
 
 def test_after_resume_the_command_that_predicts_names_what_the_run_knows_of_itself(tmp_path):

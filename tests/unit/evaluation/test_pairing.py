@@ -34,3 +34,16 @@ def test_what_cannot_be_compared_is_named(source):
 def test_the_ids_of_a_mapping_may_be_numbers():
     case = torch.zeros(1, 2, 2)
     assert [pair.case_id for pair in pair_up({3: case}, {3: case}, names=("prediction", "label")).pairs] == ["3"]
+
+
+@pytest.mark.parametrize("given", ["labels", "./labels", "folder", "files"])
+def test_of_labels_that_are_given_as_their_own_predictions_is_warned(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        save_image(torch.ones(1, 2, 2, 2, dtype=torch.uint8), tmp_path / "labels" / f"{name}.nii")
+    (tmp_path / "folder").symlink_to(tmp_path / "labels")
+    (tmp_path / "files").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "files" / f"{name}.nii").symlink_to(tmp_path / "labels" / f"{name}.nii")
+    with pytest.warns(UserWarning, match=r"a\.nii, b\.nii: the prediction and the label are the same file"):
+        pair_up(given, tmp_path / "labels", names=("prediction", "label"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -221,6 +223,16 @@ def test_the_command_names_the_file_and_ends_well(experiment, options, tmp_path,
     assert main([*words, "--trainer", options["trainer"]]) == 0
     assert f"Exported: {tmp_path / 'out' / 'model.ts'}" in capsys.readouterr().out
     assert main(words) == 2
+
+
+def test_on_a_full_disk_the_command_names_the_file(experiment, options, tmp_path, capsys, monkeypatch):
+    def full(_path, _content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    words = ["export", str(experiment), str(tmp_path / "out"), "--to", "torchscript", "--images"]
+    assert main([*words, str(options["images"]), "--trainer", options["trainer"]]) == 1
+    assert f"{tmp_path / 'out' / 'model.ts'}: cannot be written, the disk is full" in capsys.readouterr().err
 
 
 @pytest.mark.slow

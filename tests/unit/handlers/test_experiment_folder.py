@@ -41,6 +41,10 @@ def interrupted(tmp_path, error, *others, **options):
     return script
 
 
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 class TestRecording:
     def test_the_weights_are_those_of_the_host_alone(self, tmp_path):
         script, folder = train(tmp_path)
@@ -284,9 +288,6 @@ class TestRecording:
         assert script.trainer.state.iteration == 0
 
     def test_a_full_disk_does_not_end_the_training(self, tmp_path, monkeypatch, caplog):
-        def full(*_):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
         save = checkpoints._save
         script = host_script(ExperimentFolderHandler(tmp_path), max_epochs=4)
         script.trainer.add_event_handler(
@@ -300,6 +301,22 @@ class TestRecording:
         folder = only_run(tmp_path)
         assert len(load_metrics(folder / "metrics.csv")["val score"]) == 4
         assert summarize(folder).is_finished
+
+    def test_running_again_after_a_failed_save_goes_on_from_the_epoch_that_was_trained(self, tmp_path, monkeypatch):
+        script = host_script(ExperimentFolderHandler(tmp_path), max_epochs=3)
+        last = Events.EPOCH_STARTED(once=3)
+        script.trainer.add_event_handler(last, lambda: monkeypatch.setattr(checkpoints, "_save", full))
+        script.trainer.run()
+        monkeypatch.undo()
+        folder = only_run(tmp_path)
+        assert load_state(folder).progress.epoch < 3
+        script.trainer.state.max_epochs = 5
+        script.trainer.run()
+        assert load_state(folder).progress.epoch == 5
+        assert summarize(folder).is_finished
+        _, whole = train(tmp_path / "whole", max_epochs=5)
+        found, expected = (load_metrics(each / "metrics.csv") for each in (folder, whole))
+        assert all(found[name] == expected[name] for name in ("combined loss", "val score"))
 
     def test_a_score_outside_of_its_range_is_said_with_its_sign(self, tmp_path, caplog):
         options = {"metric_cmp_fn": lambda new, best: new < best}

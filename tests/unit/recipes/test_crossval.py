@@ -263,20 +263,26 @@ def test_folds_of_another_plan_are_not_mixed_though_its_path_may_change(phantom,
     cross_validate(phantom, plan=tmp_path / "moved.json", **options)
 
 
-@pytest.mark.parametrize("option", ["transforms", "init_from"])
+@pytest.mark.parametrize("option", ["transforms", "trainer", "init_from"])
 def test_folds_of_a_file_with_other_content_are_not_mixed(phantom, tmp_path, pretended, option):
     failing, begun = pretended
     failing.add(1)
-    file = tmp_path / {"transforms": "own.json", "init_from": "weights.pt"}[option]
+    file = tmp_path / {"transforms": "own.json", "trainer": "own.py", "init_from": "weights.pt"}[option]
 
     def write(number):
         if option == "transforms":
             transform = {"_target_": "RandFlipd", "keys": ["image", "label"], "prob": 0.1 * number}
             file.write_text(json.dumps([transform]))
+        elif option == "trainer":
+            file.write_text(
+                "from candy_monai_bundles.unet import UNetTrainer\n\n\n"
+                f"class Own(UNetTrainer):\n    max_grad_norm = {float(number)}\n"
+            )
         else:
             torch.save({"weight": torch.full((2,), float(number))}, file)
 
-    options = {"out": tmp_path / "out", "num_epochs": 1, "on_progress": _quiet, option: file}
+    given = f"{file}:Own" if option == "trainer" else file
+    options = {"out": tmp_path / "out", "num_epochs": 1, "on_progress": _quiet, option: given}
     write(1)
     with pytest.raises(RunFailedError):
         cross_validate(phantom, **options)

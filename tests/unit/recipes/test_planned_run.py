@@ -1,5 +1,6 @@
 import itertools
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.planned_run import PlannedRun, case_loader, num_workers, patch_loader
 from candy_monai.recipes.prepare import evenly_spaced, prepare_dataset
 from candy_monai.recipes.trainers import chosen_trainer
+from candy_monai.training.signals import Interrupted
 from tests.plans import small_plan
 
 CPU = torch.device("cpu")
@@ -175,3 +177,31 @@ def test_a_plan_knows_whether_its_length_was_asked_for_or_is_the_budget_s(phanto
     assert (asked.plan.num_epochs, "num_epochs" in asked.plan.chosen) == (3, True)
     run, _ = fitted(1.0)
     assert {"num_epochs", "iterations_per_epoch"} <= set(run.fit.decided)
+
+
+@pytest.mark.parametrize(("error", "is_told"), [(KeyboardInterrupt(), True), (Interrupted("SIGINT"), False)])
+def test_ctrl_c_while_a_run_is_scored_says_how_to_go_on(fitted, monkeypatch, tmp_path, error, is_told):
+    class Trained:
+        messages = ()
+
+        def train(self, **_):
+            pass
+
+        def experiment_folder(self):
+            return tmp_path / "run"
+
+        def log(self, message):
+            self.messages += (message,)
+
+    def interrupted(*_):
+        raise error
+
+    run, _ = fitted(1.0)
+    trainer = Trained()
+    monkeypatch.setattr(PlannedRun, "_score", interrupted)
+    monkeypatch.setattr(PlannedRun, "_ready_trainer", lambda _: trainer)
+    monkeypatch.setattr(planned_run, "observed_beyond_the_run", lambda _: nullcontext())
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    how = f"To resume this run: candy-monai resume {tmp_path / 'run'} --trainer "
+    assert [message.startswith(how) for message in trainer.messages] == [True] * is_told

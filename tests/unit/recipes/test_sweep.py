@@ -134,13 +134,22 @@ def test_the_same_call_again_trains_nothing_and_one_for_more_trials_only_those(p
     assert len(set(rates)) == 4  # the sampler does not begin its random numbers anew
 
 
-def test_trials_of_transforms_with_other_content_are_not_mixed(phantom, space, tmp_path, pretended):
-    file = tmp_path / "own.json"
-    file.write_text('[{"_target_": "RandFlipd", "keys": ["image", "label"]}]')
-    swept(phantom, space, tmp_path / "out", num_trials=1, transforms=file)
-    file.write_text('[{"_target_": "RandFlipd", "keys": ["image", "label"], "prob": 0.5}]')
-    with pytest.raises(SettingsError, match=r"started with other settings:\n  - content of transforms: '"):
-        swept(phantom, space, tmp_path / "out", num_trials=2, transforms=file)
+@pytest.mark.parametrize("option", ["transforms", "trainer"])
+def test_trials_of_a_file_with_other_content_are_not_mixed(phantom, space, tmp_path, pretended, option):
+    file = tmp_path / "own"
+    given = {"transforms": file.with_suffix(".json"), "trainer": f"{file}.py:Own"}[option]
+    for number in (1, 2):
+        file.with_suffix(".json").write_text(
+            json.dumps([{"_target_": "RandFlipd", "keys": ["image", "label"], "prob": 0.1 * number}])
+        )
+        file.with_suffix(".py").write_text(
+            "from candy_monai_bundles.unet import UNetTrainer\n\n\n"
+            f"class Own(UNetTrainer):\n    max_grad_norm = {float(number)}\n"
+        )
+        if number == 1:
+            swept(phantom, space, tmp_path / "out", num_trials=1, **{option: given})
+    with pytest.raises(SettingsError, match=rf"started with other settings:\n  - content of {option}: '"):
+        swept(phantom, space, tmp_path / "out", num_trials=2, **{option: given})
     assert len(pretended.begun) == 1
 
 
@@ -164,7 +173,7 @@ def test_trials_of_another_plan_or_of_other_validation_cases_are_not_mixed(phant
 def test_a_study_of_a_version_that_did_not_note_the_validation_cases_goes_on(phantom, space, tmp_path, pretended):
     folder = swept(phantom, space, tmp_path / "out", num_trials=1)
     study = study_of(folder)
-    later = ("validation", "content of transforms", "content of init_from")
+    later = ("validation", "content of transforms", "content of trainer", "content of init_from")
     kept = {name: value for name, value in study.user_attrs[sweep_study.SETTINGS].items() if name not in later}
     study.set_user_attr(sweep_study.SETTINGS, kept)
     swept(phantom, space, tmp_path / "out", num_trials=2)

@@ -11,7 +11,7 @@ from monai.inferers import (
     SlidingWindowInfererAdapt,
     SlidingWindowSplitter,
 )
-from monai.losses import DiceLoss
+from monai.losses import DiceCELoss, DiceLoss
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -604,6 +604,21 @@ def test_a_network_that_ends_in_a_sigmoid_or_softmax_gets_a_warning(tmp_path, nu
     trainer.train(2, save_preview=False, save_report=False)
     log = (trainer.experiment_folder() / "logs.txt").read_text()
     assert log.count("Warning: the network of Activated.build_network returned only values between 0 and 1") == warns
+
+
+@pytest.mark.parametrize("warns", [True, False])
+def test_a_network_that_ends_in_a_softmax_gets_a_warning_if_the_own_loss_takes_logits(tmp_path, warns):
+    class Activated(SmallTrainer):
+        def build_network(self, example_shape):
+            return nn.Sequential(super().build_network(example_shape), nn.Softmax(1) if warns else nn.Identity())
+
+        def build_criterion(self):
+            return DiceCELoss(to_onehot_y=True, softmax=True)
+
+    trainer = small_trainer(tmp_path, Squares(2, num_classes=3), cls=Activated)
+    trainer.num_classes = 3
+    trainer.train(1, save_preview=False, save_report=False)
+    assert ("between 0 and 1" in (trainer.experiment_folder() / "logs.txt").read_text()) is warns
 
 
 def test_probabilities_are_no_mistake_where_a_subclass_s_loss_takes_them(tmp_path):

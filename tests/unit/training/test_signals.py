@@ -3,10 +3,12 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
+from candy_monai.training.reporting import words_at_start
 from candy_monai.training.signals import Interrupted, PromptStop, StopRequest, how_to_resume, is_ctrl_c, outlive_signals
 from tests.toys import SmallTrainer, small_trainer
 
@@ -63,6 +65,18 @@ def test_an_output_that_nobody_reads_any_more_does_not_end_the_run(tmp_path):
     assert len((folder / "metrics.csv").read_text().splitlines()) == 4
 
 
+def test_ctrl_c_between_set_up_and_the_first_step_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def pressed(*arguments, **keywords):
+        signal.raise_signal(signal.SIGINT)
+        return words_at_start(*arguments, **keywords)
+
+    monkeypatch.setattr("candy_monai.training.run.words_at_start", pressed)
+    trainer = small_trainer(tmp_path)
+    with pytest.raises(Interrupted, match="^SIGINT$"):
+        trainer.train(3, save_preview=False)
+    assert f"trainer.resume('{trainer.experiment_folder().name}')" in capsys.readouterr().err
+
+
 def test_what_resumes_a_run_is_said_in_python_or_as_a_command(tmp_path):
     folder = tmp_path / "my runs" / "20250101-01-abcd"
     said = how_to_resume(SmallTrainer, folder, is_planned=False, bundle=None)
@@ -70,6 +84,7 @@ def test_what_resumes_a_run_is_said_in_python_or_as_a_command(tmp_path):
     assert how_to_resume(SmallTrainer, folder, is_planned=True, bundle="unet").endswith(
         f"candy-monai resume '{folder}'"
     )
+    assert " resume ./-out --" in how_to_resume(SmallTrainer, Path("-out"), is_planned=True, bundle=None)
     said = how_to_resume(SmallTrainer, folder, is_planned=True, bundle=None)
     assert said.endswith("toys.py:SmallTrainer")
     assert "--trainer" in said

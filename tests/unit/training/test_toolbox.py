@@ -1,6 +1,8 @@
 import pytest
+from monai.losses import DiceLoss
 from torch import optim
 
+from candy_monai.errors import BadInputError
 from tests.toys import SmallTrainer, small_trainer
 
 
@@ -21,3 +23,17 @@ def test_frozen_parameters_are_not_said_to_be_missing_in_the_optimizer(tmp_path)
     trainer = small_trainer(tmp_path)
     trainer.train(1, freeze="0", save_preview=False, save_report=False)
     assert "Not in the optimizer" not in (trainer.experiment_folder() / "logs.txt").read_text()
+
+
+def test_a_loss_without_an_activation_is_refused_in_the_first_step_and_left_without_hooks(tmp_path):
+    criterion = DiceLoss()
+
+    class Bare(SmallTrainer):
+        def build_criterion(self):
+            return criterion
+
+    trainer = small_trainer(tmp_path, cls=Bare)
+    with pytest.raises(BadInputError, match="the loss DiceLoss was given no activation.* give it sigmoid=True"):
+        trainer.train(1, save_preview=False, save_report=False)
+    assert trainer._current().progress.step == 0
+    assert not criterion._forward_pre_hooks

@@ -200,6 +200,23 @@ def test_a_tiff_that_asks_for_a_turn_is_read_as_stored_and_says_so(tmp_path, ori
     assert read_geometry(tmp_path / "a.tif").spatial_shape == (2, 3)
 
 
+@pytest.mark.parametrize("is_same", [True, False])
+def test_pages_with_a_palette_are_ids_if_they_share_it_and_grey_with_a_warning(tmp_path, is_same):
+    pytest.importorskip("tifffile")
+    stored = np.arange(12, dtype=np.uint8).reshape(2, 2, 3) % 3
+    pages = [Image.fromarray(page, mode="P") for page in stored]
+    for number, page in enumerate(pages):
+        page.putpalette([0, 0, 0, 255, 0, 0, 0, 255 * (is_same or number), 255])
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    with pytest.warns(UserWarning, match="with a palette, which is ignored"):
+        assert np.array_equal(load_image(tmp_path / "a.tif")[0].numpy(), stored)
+    if is_same:
+        assert np.array_equal(load_image(tmp_path / "a.tif", is_label=True)[0].numpy(), stored)
+    else:
+        with pytest.raises(ImageReadError, match=r"a\.tif: its pages have 2 different palettes"):
+            load_image(tmp_path / "a.tif", is_label=True)
+
+
 def test_a_jpeg_is_no_label_map(tmp_path):
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.jpg")
     with pytest.raises(ImageReadError, match=r"a\.jpg: JPEG is lossy .* as PNG"):

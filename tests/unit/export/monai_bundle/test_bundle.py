@@ -1,6 +1,7 @@
 """Bundles of every kind of experiment: they label as the experiment does, and name MONAI's classes and their own."""
 
 import dataclasses
+import errno
 import json
 import sys
 import warnings
@@ -271,6 +272,17 @@ def test_a_folder_that_holds_something_is_not_written_to(tmp_path):
     (tmp_path / "bundle" / "mine.txt").write_text("mine")
     with pytest.raises(BadInputError, match="is not empty"):
         export_monai_bundle([tmp_path / "run"], tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("name", ["save_tensors", "write_readme"])
+def test_on_a_full_disk_the_bundle_is_named(experiment, tmp_path, monkeypatch, name):
+    def full(path, *_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(bundle_module, name, full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        export_monai_bundle([experiment], tmp_path / "bundle")
+    assert caught.value.filename == str(tmp_path / "bundle")
 
 
 def test_an_experiment_without_a_plan_is_refused(tmp_path):

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import inspect
+import pickle
+
+import pytest
+import torch
+from monai import losses
+from torch import nn
+
+from candy_monai.errors import BadInputError
+from candy_monai.nn.activations import refuse_logits, takes_logits
+from candy_monai.nn.deep_supervision import DeepSupervisionLoss
+from candy_monai.nn.losses import DiceCELossWithLogits
+
+LOGITS = torch.linspace(-2, 2, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
+LABELS = (torch.arange(2 * 8 * 8) % 3).reshape(2, 1, 8, 8).float()
+KINDS = {
+    kind
+    for name, kind in vars(losses).items()
+    if inspect.isclass(kind) and {"sigmoid", "softmax"} <= set(inspect.signature(kind).parameters)
+}
+
+
+class _Own(nn.Module):
+    """Applies the activation itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.dice = losses.DiceLoss(to_onehot_y=True)
+
+    def forward(self, logits, labels):
+        return self.dice(logits.softmax(1), labels)
+
+
+def test_every_loss_of_monai_with_an_activation_is_known():
+    assert {losses.DiceLoss, losses.DiceCELoss, losses.TverskyLoss, losses.GeneralizedDiceFocalLoss} <= KINDS
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS, key=lambda kind: kind.__name__))
+def test_logits_are_refused_where_there_is_no_activation(kind):
+    bare, activated = kind(to_onehot_y=True), kind(to_onehot_y=True, softmax=True)
+    for criterion in (bare, DeepSupervisionLoss(bare), losses.DeepSupervisionLoss(bare)):
+        close = refuse_logits(criterion)
+        with pytest.raises(BadInputError, match="no activation.* from -2 to 2, .* softmax=True, or sigmoid"):
+            criterion(LOGITS, LABELS)
+        close()
+        criterion(LOGITS, LABELS)
+    refuse_logits(activated)
+    activated(LOGITS, LABELS)
+
+
+def test_probabilities_and_losses_that_apply_an_activation_are_not_refused():
+    bare = losses.DiceLoss(to_onehot_y=True)
+    refuse_logits(bare)
+    bare(LOGITS.softmax(1), LABELS)
+    criteria = (
+        _Own(),
+        losses.DiceLoss(to_onehot_y=True, other_act=torch.sigmoid),
+        losses.FocalLoss(to_onehot_y=True),
+        DiceCELossWithLogits(3),
+    )
+    for criterion in criteria:
+        refuse_logits(criterion)
+        criterion(LOGITS, LABELS)
+
+
+@pytest.mark.filterwarnings("ignore:single channel prediction")
+def test_a_softmax_that_monai_ignores_for_one_channel_is_none():
+    criterion = losses.DiceLoss(softmax=True)
+    refuse_logits(criterion)
+    with pytest.raises(BadInputError, match="ignores softmax=True for a single channel.* give it sigmoid=True"):
+        criterion(input=LOGITS[:, :1], target=LABELS > 0)
+
+
+def test_logits_are_noticed_after_a_first_call_that_could_be_probabilities():
+    criterion = losses.DiceLoss(to_onehot_y=True)
+    refuse_logits(criterion)
+    criterion(LOGITS * 0, LABELS)
+    with pytest.raises(BadInputError, match="give it softmax=True"):
+        criterion(LOGITS, LABELS)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS, key=lambda kind: kind.__name__))
+def test_a_loss_takes_logits_if_it_or_a_part_of_it_applies_an_activation(kind):
+    assert takes_logits(DeepSupervisionLoss(kind(softmax=True)))
+    assert takes_logits(kind()) == any(
+        isinstance(part, nn.CrossEntropyLoss | losses.FocalLoss) for part in kind().modules()
+    )
+
+
+def test_a_criterion_that_is_checked_can_be_pickled():
+    criterion = losses.DiceLoss(to_onehot_y=True)
+    refuse_logits(criterion)
+    pickle.loads(pickle.dumps(criterion))
