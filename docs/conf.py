@@ -4,6 +4,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from docutils import nodes
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
@@ -21,6 +23,8 @@ myst_heading_anchors = 3
 
 html_theme = "furo"
 html_title = f"candy_monai {release}"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_copyright = False
 
@@ -49,6 +53,14 @@ def _returns_have_no_type(_app, _what, _name, _thing, _options, lines):
             lines[index + 1] = f"{text[:indent]}: {text[indent:]}"
 
 
+def _options_are_not_broken(_app, doctree, _name):
+    """Keep browsers from breaking the words of code, such as ``--num-folds``, at a hyphen, unless they are long."""
+    for code in doctree.findall(nodes.literal):
+        if max(map(len, code.astext().split()), default=0) <= 24:
+            code["classes"].append("unbroken")
+
+
 def setup(app):
-    """Connect the above before napoleon, which has the default priority of 500."""
+    """Connect the above; the first one before napoleon, which has the default priority of 500."""
     app.connect("autodoc-process-docstring", _returns_have_no_type, priority=400)
+    app.connect("doctree-resolved", _options_are_not_broken)

@@ -204,6 +204,7 @@ class Comparison:
         interval = "Student's t" if self.method == "t" else "the bootstrap (BCa)"
         lines.append(
             f"[ ]: {100 * self.confidence:g} % interval of the mean over {unit}, by {interval}\n"
+            f"rank: among the methods, in each {unit.removesuffix('s')} and class; 1 is best\n"
             "p: Wilcoxon signed-rank test, two-sided; p (Holm): corrected by Holm"
         )
         return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing_extensions import override
 from candy_monai.aliases import Shape
 from candy_monai.attachment import attachment_of, detach
 from candy_monai.data.datasets.nnunet import NNUNetDataset
+from candy_monai.data.planning.topology import rounded_up
 from candy_monai.data.values import plain_tensor
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.description import example_shape
@@ -60,7 +62,7 @@ class ExportedNetwork:
         weights: The file of its weights; None for an external model.
         slice_axis: The axis of a preprocessed volume across the slices that it sees; None for any other network.
         divisor: The number that each axis of an image must be a multiple of.
-        window: The size that it was trained on.
+        window: The size that it was trained on, including padding.
         cases: Real cases.
     """
 
@@ -161,8 +163,9 @@ def load_network(
     padding = None if attachment is None else attachment.surroundings.padding
     window = _window(predictor)
     divisor: Shape = getattr(padding, "min_factor", (1,) * len(window))
-    if predictor.plan is not None:
-        divisor = predictor.plan.divisor
+    if predictor.plan is not None:  # whose network may be a trainer's own, which pads to other sizes
+        divisor = tuple(map(math.lcm, divisor, predictor.plan.divisor))
+    window = rounded_up(window, divisor)
     detach(other.model)
     network = plain_network(other.model)
     axis: int | None = None

@@ -53,8 +53,12 @@ class Comparison:
 def compare(
     network: ExportedNetwork, exported: Callable[[Tensor], Tensor], samples: Iterable[Sample]
 ) -> list[Comparison]:
-    """Return comparisons of both networks on parts of real cases."""
-    return [_compared(sample, network.logits(sample.image), exported(sample.image), network) for sample in samples]
+    """Return comparisons of both networks on parts of real cases.
+
+    Raises:
+        RunFailedError: If the exported network cannot be run on one of them.
+    """
+    return [_compared(sample, network.logits(sample.image), _run(exported, sample), network) for sample in samples]
 
 
 def check(comparisons: Sequence[Comparison], *, name: str, on_progress: Callable[[str], None]) -> None:
@@ -82,6 +86,16 @@ def check(comparisons: Sequence[Comparison], *, name: str, on_progress: Callable
         f"{max(found.max_difference for found in comparisons):.1e}, "
         f"{min(found.equal_labels for found in comparisons):.3%} of the labels are equal"
     )
+
+
+def _run(exported: Callable[[Tensor], Tensor], sample: Sample) -> Tensor:
+    try:
+        return exported(sample.image)
+    except Exception as error:  # of any runtime
+        raise RunFailedError(
+            f"the exported network fails on {sample.case_id} of shape {tuple(sample.image.shape)} and was discarded "
+            f"({type(error).__name__}: {error}): choose another target"
+        ) from error
 
 
 def _compared(sample: Sample, expected: Tensor, found: Tensor, network: ExportedNetwork) -> Comparison:

@@ -154,8 +154,8 @@ def _window(network: ExportedNetwork) -> dict[str, Any]:
     described: dict[str, Any] = {"size": network.window, "sizes_are_multiples_of": network.divisor}
     if (inferer := network.predictor.describe_windows()) is not None:
         described |= _WINDOW_DEFAULTS | {name: value for name, value in inferer.items() if name in _WINDOW_DEFAULTS}
-        if inferer["divisor"] is not None:
-            described["whole_up_to_voxels"] = int(WHOLE_IMAGE_LIMIT * math.prod(network.window))
+        if inferer["divisor"] is not None and isinstance(roi := inferer["roi_size"], list | tuple):
+            described["whole_up_to_voxels"] = int(WHOLE_IMAGE_LIMIT * math.prod(roi))
             described["note"] = (
                 f"{'An image' if network.slice_axis is None else 'A slice'} of up to this many voxels, once padded "
                 "with zeros at its end to the multiples, is run at once by candy-monai predict; larger ones in windows."

@@ -113,15 +113,28 @@ def case_score_returned(trainer: object, value: object) -> tuple[Any, Metrics]:
 
 @contextmanager
 def failure_located(
-    trainer: object, method: str, images: Tensor, labels: Tensor, case_ids: Sequence[str]
+    trainer: object,
+    method: str,
+    images: Tensor,
+    labels: Tensor,
+    case_ids: Sequence[str],
+    padding: nn.Module | None = None,
 ) -> Iterator[None]:
-    """Add a note with the cases and their shapes to an exception that a method raises in a block."""
+    """Add a note with the cases and their shapes to an exception that a method raises in a block.
+
+    Without ``padding``, a further note names the hook to override if sizes within the network do not match.
+    """
     try:
         yield
     except Exception as error:
         cases = f" of {', '.join(case_ids)}" if any(case_ids) else ""
         shapes = f"images {tuple(images.shape)} and labels {tuple(labels.shape)}"
         error.add_note(f"Raised in {_name(trainer, method)}, which was given {shapes}{cases}")
+        if padding is None and isinstance(error, RuntimeError) and "must match" in str(error):  # PyTorch's own words
+            error.add_note(
+                "If the network only accepts multiples of a number as sizes, override build_padding_module, for "
+                "example with `return Pad2d(16)`, or Pad3d(16) for volumes"
+            )
         raise
 
 

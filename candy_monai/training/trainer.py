@@ -276,7 +276,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
         with (
             equipment.scaled_backward.active(),
             equipment.surroundings.padded_already(),
-            failure_located(self, "backward", images, labels, case_ids),
+            failure_located(self, "backward", images, labels, case_ids, equipment.padding),
         ):
             result = self.backward(images, labels, toolbox)
         loss, metrics = loss_returned(self, "backward", result)
@@ -319,7 +319,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
         with torch.no_grad(), called.watched():
             for image, label, case_id in itertools.islice(cases_of(loader, run.equipment, self._check_batch), share):
                 seen = image if padding is None else self._network_input(image)
-                with parts.of(seen), failure_located(self, "validate_case", image, label, (case_id,)):
+                with parts.of(seen), failure_located(self, "validate_case", image, label, (case_id,), padding):
                     result = self.validate_case(image, label, toolbox)
                 score, metrics, output = score_returned(self, "validate_case", result)
                 output = parts.cropped(output)

@@ -28,6 +28,7 @@ class JointTransform:
 
     Args:
         transform: Takes and returns ``{"image": ..., "label": ...}``: any MONAI dictionary transform, or any callable.
+            A transform that returns a list of samples, such as ``RandCropByPosNegLabeld``, must return a single one.
         image_transform: Applied to the image alone, afterwards.
         label_transform: Applied to the label alone, afterwards; may change ids on purpose.
     """
@@ -63,14 +64,13 @@ class JointTransform:
             label: ``(1, *spatial)`` ids.
 
         Raises:
-            BadInputError: If ``transform`` created new label ids.
+            BadInputError: If ``transform`` created new label ids, or did not return one image and its label.
         """
         if self._random_parts and self._seeded_in != _process():
             self._seed(int(torch.randint(1 << 32, ())))
         new_image, new_label = image.clone(), label.clone()
         if self._transform is not None:
-            changed = self._transform({"image": new_image, "label": new_label})
-            new_image, new_label = changed["image"], changed["label"]
+            new_image, new_label = _pair_in(self._transform({"image": new_image, "label": new_label}))
             _refuse_new_ids(label, new_label)
             new_label = new_label.to(label.dtype)
         if self._image_transform is not None:
@@ -78,6 +78,21 @@ class JointTransform:
         if self._label_transform is not None:
             new_label = self._label_transform(new_label)
         return new_image, new_label
+
+
+def _pair_in(changed: object) -> tuple[Tensor, Tensor]:
+    """Return the image and the label of the single sample that a transform returned."""
+    if isinstance(changed, list) and len(changed) == 1:  # MONAI's crops return a list even with num_samples=1
+        changed = changed[0]
+    if isinstance(changed, Mapping) and {"image", "label"} <= set(changed):
+        return changed["image"], changed["label"]
+    if isinstance(changed, list):
+        raise BadInputError(
+            f"the transform returned {len(changed)} samples, but one image and its label are expected: use "
+            "num_samples=1; to train on more crops in a step, increase the batch size"
+        )
+    found = f"the entries {sorted(map(str, changed))}" if isinstance(changed, Mapping) else type(changed).__name__
+    raise BadInputError(f'the transform must return {{"image": ..., "label": ...}}, but returned {found}')
 
 
 def _process() -> int | str:

@@ -126,6 +126,7 @@ def test_a_patient_s_cases_count_once():
     (difference,) = found.metrics[0].differences
     assert difference.p_value == pytest.approx(stats.wilcoxon(*means).pvalue)
     assert "4 groups" in found.table()
+    assert "rank: among the methods, in each group and class; 1 is best" in found.table()
     with pytest.raises(BadInputError, match="groups: no group for"):
         compare_evaluations({"a": result(first), "b": result(second)}, groups=r"patient(\d+)")
 

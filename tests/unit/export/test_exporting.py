@@ -23,6 +23,7 @@ from candy_monai.data.planning.normalization import ChannelNormalization
 from candy_monai.errors import BadInputError, ExperimentError, RunFailedError, SettingsError
 from candy_monai.export.exporting import export_experiments as export
 from candy_monai.inference.predictor import Predictor, experiment_predictor
+from candy_monai.nn.padding import Pad3d
 from candy_monai_bundles.unet import UNetTrainer
 from tests.plans import PLAN
 from tests.toys import SmallTrainer, Squares, small_trainer
@@ -158,6 +159,32 @@ def test_the_json_is_enough_to_predict_as_the_experiment_does(tmp_path):
     assert whole == [False, True]
 
 
+class Padding(SmallTrainer):
+    """Pads to other multiples than its plan."""
+
+    def build_padding_module(self):
+        return Pad3d((8, 3, 1))
+
+
+def test_the_padding_of_a_planned_trainer_decides_the_sizes_that_are_exported(tmp_path):
+    plan = dataclasses.replace(PLAN, patch_shape=(10, 8, 8))
+    trainer = small_trainer(tmp_path / "runs", Squares(2, size=(10, 8, 8), num_classes=3), cls=Padding)
+    trainer.use_plan(plan)
+    trainer.train(1, save_preview=False)
+    (tmp_path / "mine.py").write_text(
+        "from tests.unit.export.test_exporting import Padding as Base\n\nclass Padding(Base): ...\n"
+    )
+    values = np.random.default_rng(0).normal(size=(20, 20, 20)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "a_0000.nii.gz")
+    given = {"trainer": f"{tmp_path / 'mine.py'}:Padding", "images": tmp_path / "a_0000.nii.gz"}
+    export(trainer.experiment_folder(), tmp_path / "net.ts", to="torchscript", on_progress=lambda _: None, **given)
+    use = json.loads((tmp_path / "net.ts.json").read_text())
+    assert use["input"]["shape"] == ["batch", 1, "8*n", "6*n", "2*n"]
+    assert use["window"]["size"] == [16, 12, 8]
+    assert use["window"]["whole_up_to_voxels"] == 2 * 10 * 8 * 8
+    assert [compared["shape"][2:] for compared in use["parity"]["compared"]] == [[16, 12, 8], [24, 18, 6]]
+
+
 def test_a_file_can_be_named_and_nothing_but_the_network_and_its_json_is_left(experiment, options, tmp_path):
     export(experiment, tmp_path / "out" / "mine.ts", to="torchscript", **options)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["mine.ts", "mine.ts.json"]
@@ -188,6 +215,13 @@ def test_a_network_that_differs_is_not_kept(options, tmp_path):
         export(run, tmp_path / "out", to="torchscript", **options)
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".export-*"))
+
+
+def test_a_network_that_its_runtime_cannot_run_is_not_kept(experiment, options, tmp_path, monkeypatch):
+    monkeypatch.setattr("candy_monai.export.torchscript.torch.jit.load", lambda *_, **__: nn.Conv2d(3, 1, 1))
+    with pytest.raises(RunFailedError, match=r"fails on a of shape \(1, 1, .* and was discarded \(RuntimeError: "):
+        export(experiment, tmp_path / "out", to="torchscript", **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_several_experiments_are_no_single_network(experiment, options, tmp_path):

@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from candy_monai.errors import BadInputError
+from candy_monai.nn.padding import Pad2d
 from candy_monai.training.sliding import SlidingSegmentationTrainer
 from tests.toys import SmallTrainer, small_trainer
 
@@ -195,6 +196,18 @@ def test_what_a_method_raises_names_its_cases_in_the_traceback_and_in_the_log(tm
     assert note.startswith(f"Raised in Mine.{method}, which was given images (")
     (log,) = tmp_path.glob("*/*/logs.txt")
     assert note in log.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("method", ["backward", "validate_case"])
+@pytest.mark.parametrize("pads", [False, True])
+def test_sizes_that_a_network_does_not_accept_name_the_hook_that_pads(tmp_path, method, pads):
+    def skip(*_):
+        return torch.zeros(2) + torch.zeros(3)  # as a skip connection after an odd size
+
+    padding = (lambda *_: Pad2d(4)) if pads else (lambda *_: None)
+    with pytest.raises(RuntimeError, match="must match") as caught:
+        _trained(tmp_path, **{method: skip}, build_padding_module=padding)
+    assert any("build_padding_module" in note for note in caught.value.__notes__) is not pads
 
 
 @pytest.mark.parametrize(("value", "found"), [(None, "None"), (nn.Conv2d(1, 1, 1), "a Conv2d")])

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from monai.transforms import RandAffined, RandFlipd, RandGaussianNoised
+from monai.transforms import RandAffined, RandCropByPosNegLabeld, RandFlipd, RandGaussianNoised
 from torch.utils.data import DataLoader, Dataset
 
 from candy_monai.data.datasets.joint import JointTransform
@@ -52,6 +52,23 @@ def test_a_transform_that_blends_labels_is_found_out():
     )
     with pytest.raises(BadInputError, match="nearest neighbour"):
         blending(image, label)
+
+
+def test_a_crop_returns_one_sample():
+    image, label = blob((12, 12))
+    both = ["image", "label"]
+    crop = JointTransform(RandCropByPosNegLabeld(both, "label", (6, 6), num_samples=1))
+    assert [part.shape for part in crop(image, label)] == [(1, 6, 6), (1, 6, 6)]
+    with pytest.raises(BadInputError, match="returned 2 samples.*num_samples=1"):
+        JointTransform(RandCropByPosNegLabeld(both, "label", (6, 6), num_samples=2))(image, label)
+
+
+@pytest.mark.parametrize(
+    ("returned", "found"), [((1, 2), "tuple"), ({"image": 0, "mask": 0}, "the entries .'image', 'mask'.")]
+)
+def test_a_transform_that_returns_no_image_and_label_is_refused(returned, found):
+    with pytest.raises(BadInputError, match=f"but returned {found}"):
+        JointTransform(lambda pair: returned)(*blob((6, 6)))
 
 
 def test_the_label_keeps_its_type_through_monai():
