@@ -153,6 +153,21 @@ def test_a_cascade_that_other_options_rule_out_is_refused_before_its_first_stage
     assert pretended[1] == []
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"configuration": "3d_cascade"}, "3d_cascade needs a first stage: give --previous"),
+        ({"configuration": "3d_cascade", "previous": "nowhere"}, "nowhere: not a cross-validation"),
+        ({"configuration": "3d_lowres"}, "3d_lowres is for cases far larger than a patch"),
+        ({"overrides": {"patch_shape": "8,8"}}, "patch_shape has 2 entries for 3 spatial axes"),
+    ],
+)
+def test_what_every_fold_would_refuse_is_refused_before_the_first(phantom, tmp_path, pretended, options, said):
+    with pytest.raises(BadInputError, match=said):
+        cross_validate(phantom, out=tmp_path / "out", num_epochs=1, on_progress=_quiet, **options)
+    assert pretended[1] == []
+
+
 def test_all_configurations_are_those_that_suit_the_dataset(phantom, tmp_path, pretended):
     said = []
     cross_validate(phantom, configurations="all", out=tmp_path, num_epochs=1, on_progress=said.append)
