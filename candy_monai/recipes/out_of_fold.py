@@ -99,9 +99,7 @@ class CrossValidation:
         if not places:
             found = cross_validations_below(folder)
             below = (
-                f"; in it are {join_names([str(path) for path in found])}: give one"
-                if found
-                else what_is_below(folder)
+                f"; in it are {join_names([str(path) for path in found])}: give one" if found else what_is_below(folder)
             )
             raise ExperimentError(
                 f"{folder}: not a cross-validation, expected a folder that candy-monai crossval wrote{below}"
