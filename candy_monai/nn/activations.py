@@ -18,7 +18,8 @@ from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits
 _NUM_CALLS = 10
 """Calls that are checked: a network whose last layer starts at zero returns no negative logit in the first one."""
 _TOLERANCE = 1e-3
-_MONAI = "monai.losses."  # not a subclass elsewhere, which may apply the activation itself
+# Losses are known by their own class: a subclass elsewhere may apply the activation itself.
+_MONAI = "monai.losses."
 _OPTIONS = ("sigmoid", "softmax", "other_act")
 _OURS = (DiceBCELossWithLogits, DiceCELossWithLogits)
 _OF_LOGITS = (*_OURS, FocalLoss, nn.BCEWithLogitsLoss, nn.CrossEntropyLoss)
@@ -28,6 +29,7 @@ def refuse_logits(criterion: nn.Module) -> Callable[[], None]:
     """Check the first inputs of all losses of MONAI and ``NLLLoss`` in a criterion; return a function that ends this.
 
     A check waits for a GPU. What a wrapper passes on is checked, not what it gets, so it may apply the activation.
+    NaN is accepted. A compiled loss is not checked, since this would break its graph.
 
     Raises:
         BadInputError: In the call of such a loss, if it has no activation and its input exceeds 0 to 1, or that of
@@ -36,7 +38,7 @@ def refuse_logits(criterion: nn.Module) -> Callable[[], None]:
     handles = [
         loss.register_forward_pre_hook(_FirstInputs(), with_kwargs=True)
         for loss in _within(criterion)
-        if _has_options(loss) or isinstance(loss, nn.NLLLoss)
+        if _has_options(loss) or type(loss) is nn.NLLLoss
     ]
 
     def close() -> None:
@@ -77,7 +79,9 @@ class _FirstInputs:
 
     def __call__(self, loss: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
         given = arguments[0] if arguments else keywords.get("input")
-        if not self._left or not isinstance(given, Tensor) or not given.numel():
+        if torch.compiler.is_compiling() or not self._left:  # first, so that a compiled loss does not depend on _left
+            return
+        if not isinstance(given, Tensor) or not given.numel() or not _is_readable(given):
             return
         self._left -= 1
         if isinstance(loss, nn.NLLLoss):
@@ -92,7 +96,7 @@ class _FirstInputs:
         if sigmoid or other is not None or (softmax and not is_single):
             return
         low, high = _range(given)
-        if low >= -_TOLERANCE and high <= 1 + _TOLERANCE:
+        if not (low < -_TOLERANCE or high > 1 + _TOLERANCE):  # also of NaN, which is the matter of non_finite
             return
         why = "ignores softmax=True for a single channel" if softmax else "was given no activation"
         what = "sigmoid=True" if is_single else "softmax=True, or sigmoid=True for channels that may overlap"
@@ -100,6 +104,12 @@ class _FirstInputs:
             f"the loss {type(loss).__name__} {why}, and so takes probabilities, but got values from {low:.4g} to "
             f"{high:.4g}, the logits of the network: give it {what}"
         )
+
+
+def _is_readable(tensor: Tensor) -> bool:
+    """Return whether the values of a tensor can be read: not within torch.func or while a CUDA graph is recorded."""
+    is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return not is_wrapped and not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _range(tensor: Tensor) -> tuple[float, float]:

@@ -307,6 +307,8 @@ def as_loss(criterion: nn.Module) -> nn.Module:
     return _LossOnly(criterion)
 
 
+# Of these classes themselves: a subclass may change logits and labels before it calls its base.
+_OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss)
 _OF_DIFFERENCES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 
 
@@ -326,8 +328,8 @@ def apply_loss(criterion: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Te
             entropy over a single class, or differences of tensors of different shapes.
     """
     name = type(criterion).__name__
-    if isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss):
-        if logits.shape[1] == 1:
+    if isinstance(criterion, _OF_CLASSES):
+        if type(criterion) in _OF_CLASSES and logits.shape[1] == 1:
             raise ValueError(
                 f"{name} over a single channel is 0 whatever the network returns: use nn.BCEWithLogitsLoss, or 2 "
                 "classes, background and foreground"
@@ -335,7 +337,7 @@ def apply_loss(criterion: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Te
         # Floating-point labels with several channels are probabilities; with one they are ids from MONAI's LoadImage.
         if labels.ndim == logits.ndim and labels.shape[1] == 1:
             labels = labels[:, 0].long()
-    elif isinstance(criterion, _OF_DIFFERENCES) and labels.shape != logits.shape:
+    elif type(criterion) in _OF_DIFFERENCES and labels.shape != logits.shape:
         raise ValueError(
             f"{name} compares tensors of one shape, and the network's output has {tuple(logits.shape)}, the labels "
             f"{tuple(labels.shape)}: override `backward` and `score_case`, or use a loss that takes ids"

@@ -158,6 +158,7 @@ class GradientWatch:
         self._num_without = 0
         self._has_run = False
         self._has_stepped = False
+        self._applied: tuple[Tensor, int] | None = None
         self._is_done = False
 
     @contextmanager
@@ -184,20 +185,29 @@ class GradientWatch:
             steps.remove()
             if attachment is not None:
                 attachment.on_enter.remove(self._note_run)
-        has_gradients = any(weight.grad is not None for weight in self._weights)
-        if self._has_stepped and has_gradients and not steps_itself(self._trainer):
+        if self._is_applied_again() and not steps_itself(self._trainer):
             name = _name(self._trainer, self._method())
             raise BadInputError(
                 f"{name} calls toolbox.optimizer.step(), and the trainer steps after it with the same gradients, so "
                 f"that each would be applied twice: leave out zero_grad() and step() in {name}, or override `step`"
             )
+        has_gradients = self._first_gradient() is not None
         self._is_done = has_gradients or self._has_stepped or self._versions_now() != self._versions
         self._num_without += not self._is_done
         if self._num_without >= _MOST_WITHOUT_GRADIENTS:
             self.settle()
 
     def _note_step(self, *_arguments: object) -> None:
-        self._has_stepped = True
+        self._has_stepped, gradient = True, self._first_gradient()
+        self._applied = None if gradient is None else (gradient, gradient._version)
+
+    def _is_applied_again(self) -> bool:
+        """Return whether the gradients are still those of a step: a second backward() leaves others for the next."""
+        applied, self._applied = self._applied, None
+        return applied is not None and applied[0] is self._first_gradient() and applied[0]._version == applied[1]
+
+    def _first_gradient(self) -> Tensor | None:
+        return next((weight.grad for weight in self._weights if weight.grad is not None), None)
 
     def settle(self) -> None:
         """Check an epoch at its end.

@@ -172,6 +172,8 @@ class LossesOfScores:
         self._hook.remove()
 
     def _keep(self, _module: nn.Module, _arguments: object, result: object) -> None:
+        if torch.compiler.is_compiling():  # a compiled criterion would keep this hook, and fill the list, for ever
+            return
         loss = result[0] if isinstance(result, tuple | list) and result else result
         if isinstance(loss, Tensor) and loss.numel() == 1:
             self._losses.append(loss.detach().as_subclass(Tensor).reshape(()).double())

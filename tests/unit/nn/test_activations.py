@@ -22,6 +22,11 @@ KINDS = {
 }
 
 
+class _OwnNLL(nn.NLLLoss):
+    def forward(self, logits, ids):
+        return super().forward(logits.log_softmax(1), ids[:, 0].long())
+
+
 class _Own(nn.Module):
     """Applies the activation itself."""
 
@@ -62,8 +67,10 @@ def test_probabilities_and_losses_that_apply_an_activation_are_not_refused():
     bare = losses.DiceLoss(to_onehot_y=True)
     refuse_logits(bare)
     bare(LOGITS.softmax(1), LABELS)
+    assert bare(LOGITS.softmax(1).log().log(), LABELS).isnan()  # for train(non_finite=...) to handle
     criteria = (
         _Own(),
+        _OwnNLL(),
         losses.DiceLoss(to_onehot_y=True, other_act=torch.sigmoid),
         losses.FocalLoss(to_onehot_y=True),
         DiceCELossWithLogits(3),
@@ -101,3 +108,17 @@ def test_a_criterion_that_is_checked_can_be_pickled():
     criterion = losses.DiceLoss(to_onehot_y=True)
     refuse_logits(criterion)
     pickle.loads(pickle.dumps(criterion))
+
+
+def test_a_loss_that_is_compiled_into_one_graph_is_computed_without_the_check():
+    criterion, ids = nn.NLLLoss(), LABELS[:, 0].long()
+    refuse_logits(criterion)
+    compiled = torch.compile(criterion, backend="eager", fullgraph=True)  # raises an error where a value is read
+    torch.testing.assert_close(compiled(LOGITS.log_softmax(1), ids), criterion(LOGITS.log_softmax(1), ids))
+
+
+def test_a_loss_that_torch_func_maps_over_cases_is_computed_without_the_check():
+    criterion = losses.DiceLoss()
+    refuse_logits(criterion)
+    of_each = torch.func.vmap(lambda image, label: criterion(image[None], label[None]))
+    assert of_each(LOGITS[:, :1].sigmoid(), (LABELS > 0).float()).shape == (2,)

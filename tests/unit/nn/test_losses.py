@@ -400,6 +400,20 @@ def test_differences_of_logits_and_ids_of_another_shape_are_refused(criterion):
     assert apply_loss(criterion, ids, ids) == (0, {})
 
 
+def test_a_subclass_of_a_loss_of_pytorch_may_change_what_it_gets():
+    class Differences(nn.MSELoss):
+        def forward(self, logits, ids):
+            return super().forward(logits.softmax(1), torch.cat([1 - ids, ids], 1))
+
+    class Entropy(nn.CrossEntropyLoss):
+        def forward(self, logits, ids):
+            return super().forward(torch.cat([-logits, logits], 1), ids)
+
+    ids = torch.ones(2, 1, 4, 4)
+    assert apply_loss(Differences(), torch.zeros(2, 2, 4, 4), ids)[0] == 0.25
+    assert apply_loss(Entropy(), torch.zeros(2, 1, 4, 4), ids)[0] == pytest.approx(math.log(2))
+
+
 def test_a_loss_of_each_case_is_refused_with_what_to_do():
     with pytest.raises(ValueError, match=r"L1Loss returned a tensor of shape \(2, 1\), expected one number: reduce it"):
         apply_loss(nn.L1Loss(reduction="none"), torch.zeros(2, 1), torch.zeros(2, 1))

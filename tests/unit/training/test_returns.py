@@ -175,7 +175,13 @@ def test_a_backward_that_leaves_out_a_batch_or_steps_by_itself_is_none(tmp_path)
         toolbox.optimizer.zero_grad()
         return loss.detach(), {}
 
-    for backward in (every_second, by_itself):
+    def twice(self, images, labels, toolbox):
+        by_itself(self, images, labels, toolbox)
+        loss = toolbox.criterion(toolbox.model(images), labels)[0]
+        loss.backward()
+        return loss.detach(), {}
+
+    for backward in (every_second, by_itself, twice):
         assert math.isfinite(_trained(tmp_path, backward=backward).metrics()["val score"][0])
 
 
