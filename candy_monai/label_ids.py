@@ -96,8 +96,9 @@ def _refuse_fractions(labels: Tensor, what: str) -> NoReturn:
             f"{what} holds {' and '.join(found)} in {count} of {labels.numel()} voxels, {expected}: set these voxels "
             "to 0, the background, or to ignore_index to exclude them"
         )
-    scaled = labels.double() * _WHITE
-    if float((scaled - scaled.round()).abs().max()) < _ROUNDING:
+    if _is_nearly_whole(labels):
+        advice = "these are whole numbers but for rounding errors: round them, by labels.round()"
+    elif _is_nearly_whole(labels.double() * _WHITE):
         advice = "these are ids divided by 255, as by ToTensor: multiply by 255 and round, or convert with as_tensor"
     else:
         advice = (
@@ -109,10 +110,19 @@ def _refuse_fractions(labels: Tensor, what: str) -> NoReturn:
     )
 
 
+def _is_nearly_whole(values: Tensor) -> bool:
+    return float((values - values.round()).abs().max()) < _ROUNDING
+
+
 def _shown(values: Tensor) -> str:
     """Return some of the distinct values as text."""
     found = torch.unique(values).tolist()
     more = f" and {len(found) - _MOST_SHOWN} more" if len(found) > _MOST_SHOWN else ""
-    return (
-        ", ".join(f"{value:.0f}" if value == round(value) else f"{value:.4g}" for value in found[:_MOST_SHOWN]) + more
-    )
+    return ", ".join(_as_text(value) for value in found[:_MOST_SHOWN]) + more
+
+
+def _as_text(value: float) -> str:
+    if value == round(value):
+        return f"{value:.0f}"
+    short = f"{value:.4g}"
+    return f"{value:.8g}" if float(short) == round(value) else short

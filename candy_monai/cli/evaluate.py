@@ -34,10 +34,10 @@ def add_parser(subparsers: Subparsers) -> None:
         run,
         summary="compare label maps with references",
         text="Compare the label maps of a folder with the references of the same names, and print the mean of each "
-        "metric by class. Classes, regions and the ignore label are taken from the dataset.json next to LABELS, "
-        "if there is one; an id that it does not name is an error. Label maps with differently oriented axes are "
-        "brought to the axes of their references. Probabilities next to label maps are ignored. The exit code is "
-        "2 if names, grids or ids do not match.",
+        "metric by class. Classes, regions and the ignore label are taken from a dataset.json next to LABELS, in it, "
+        "or in PREDICTIONS, if there is one; an id that it does not name is an error. Label maps with differently "
+        "oriented axes are brought to the axes of their references. Probabilities next to label maps are ignored. The "
+        "exit code is 2 if names, grids or ids do not match.",
         example="candy-monai evaluate predictions Dataset004_Hippocampus/labelsTs\n"
         "candy-monai evaluate predictions labelsTs --metrics dice,hd95 --summary summary.json\n"
         "candy-monai evaluate predictions labelsTs --metrics all --csv cases.csv --intervals t\n"
@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
     check_results_writable(results, [*_files_of(args.predictions), *_files_of(args.labels)])
     metrics = [name.strip() for name in args.metrics.split(",")]
     _refuse_idle(args, metrics)
-    description = _description_beside(args.labels)
+    description = _description_of(args.labels, args.predictions)
     evaluator = dataset_evaluator(
         description,
         *metrics,
@@ -163,9 +163,9 @@ def _files_of(path: Path) -> list[Path]:
     from candy_monai.data.images.formats import READABLE
     from candy_monai.data.images.names import image_suffix
 
-    folder = path if path.is_dir() else path.parent
+    folder = _folder(path)
     inside = [file for file in folder.iterdir() if image_suffix(file) in READABLE] if path.is_dir() else [path]
-    return [folder.resolve().parent / "dataset.json", *inside]
+    return [folder.parent / "dataset.json", folder / "dataset.json", *inside]
 
 
 def _refuse_idle(args: argparse.Namespace, metrics: Sequence[str]) -> None:
@@ -228,11 +228,19 @@ def _tolerance(text: str) -> float | dict[int | str, float]:
         raise argparse.ArgumentTypeError(f"expected CLASS=MM pairs separated by commas, got {text!r}") from None
 
 
-def _description_beside(labels: Path) -> DatasetDescription | None:
+def _description_of(labels: Path, predictions: Path) -> DatasetDescription | None:
+    """Read the description next to the labels, or else with them, or else with nnU-Net's predictions."""
     from candy_monai.data.datasets.nnunet_description import read_dataset_description
 
-    folder = (labels if labels.is_dir() else labels.parent).resolve().parent
-    return read_dataset_description(folder) if (folder / "dataset.json").is_file() else None
+    of_labels, of_predictions = _folder(labels), _folder(predictions)
+    for folder in (of_labels.parent, of_labels, of_predictions):
+        if (folder / "dataset.json").is_file():
+            return read_dataset_description(folder)
+    return None
+
+
+def _folder(path: Path) -> Path:
+    return (path if path.is_dir() else path.parent).resolve()
 
 
 def _show(result: EvalResult, intervals: Method | None) -> None:

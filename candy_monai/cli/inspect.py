@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         if not args.json:
             print(f"Written to {args.folder}")
     if not args.json and not report.problems:
-        tell_next(as_train(args, but={"--explain": False, "--out": True}))
+        tell_next(_next_command(args, options))
     return BAD_INPUT if report.problems else DONE
 
 
@@ -124,17 +124,27 @@ def _inspect_bundle(args: argparse.Namespace) -> int:
     return DONE if inspection.problem is None else BAD_INPUT
 
 
+def _next_command(args: argparse.Namespace, options: TrainOptions) -> list[str]:
+    """Return the words of the command that trains what was planned; a cascade is trained with its first stage."""
+    from candy_monai.recipes.cascade import FIRST, SECOND
+
+    left_out = {"--explain": False, "--out": True}
+    if options.configuration != SECOND:
+        return as_train(args, but=left_out)
+    words = as_train(args, but={**left_out, "--configuration": True}, command="crossval")
+    return [*words, "--configurations", f"{FIRST},{SECOND}"]
+
+
 def _planned(fingerprint: Fingerprint, options: TrainOptions) -> tuple[Plan, Sequence[Choice]]:
     """Return the plan and its explanation."""
     from candy_monai.data.planning.explanation import explain
     from candy_monai.device import find_device
-    from candy_monai.recipes.prepare import adapted, memory_for, plan_for
+    from candy_monai.recipes.prepare import checked_plan
     from candy_monai.recipes.trainers import chosen_trainer
     from candy_monai.training.segmentation import own_criterion
 
     trainer = chosen_trainer(options)
-    bound = memory_for(trainer, find_device(options.device))
-    made = adapted(plan_for(fingerprint, options, memory_bytes=bound, trainer=trainer), trainer)
+    made = checked_plan(fingerprint, options, trainer, find_device(options.device))
     return made, explain(made, fingerprint, criterion_of=own_criterion(trainer))
 
 

@@ -82,15 +82,18 @@ def _as_shell(command: str) -> str:
     return " \\\n".join(lines).replace("\0", " ")
 
 
-def as_train(args: argparse.Namespace, *, but: Mapping[str, bool] = MappingProxyType({})) -> list[str]:
+def as_train(
+    args: argparse.Namespace, *, but: Mapping[str, bool] = MappingProxyType({}), command: str = "train"
+) -> list[str]:
     """Return the words of the training with the options of a command that prepares it.
 
     Args:
         args: The parsed command, whose options `train` has as well.
         but: Options that it has not, each with whether a value follows it.
+        command: The command that trains.
     """
     place = args.words.index(args.command)  # only options without a value stand before it
-    given = iter([*args.words[:place], "train", *args.words[place + 1 :]])
+    given = iter([*args.words[:place], command, *args.words[place + 1 :]])
     words = []
     for word in given:
         name, equals, _ = word.partition("=")

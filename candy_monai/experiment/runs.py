@@ -154,6 +154,12 @@ def configurations_below(folder: PathLike) -> dict[str, Path]:
         return {}
 
 
+def cross_validations_below(folder: PathLike) -> list[Path]:
+    """Return the cross-validations in a folder of experiments, the newest first."""
+    files = sorted(Path(folder).glob(f"*/{CROSS_VALIDATION}"), key=lambda file: file.stat().st_mtime, reverse=True)
+    return [file.parent for file in files]
+
+
 def what_is_below(folder: PathLike, *, call: str = "{run}", takes_folds: bool = False) -> str:
     """Return a text that lists the runs in a folder, for the end of a message; empty if there are none.
 

@@ -30,7 +30,7 @@ from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.images import dicom
 from candy_monai.data.images.alignment import HAS_NO_GRID
 from candy_monai.data.images.formats import READABLE, VOLUMES
-from candy_monai.data.images.geometry import Geometry, UnusableFileError
+from candy_monai.data.images.geometry import Geometry, UnusableFileError, in_ras
 from candy_monai.data.images.names import image_suffix, split_channel, stem_of
 from candy_monai.data.images.reading import Scan, geometry_of, joined, read_channels, read_geometry, scan_of_nibabel
 from candy_monai.data.values import plain_tensor
@@ -94,7 +94,7 @@ class InputCase:
         Raises:
             BadInputError: If it cannot be read, has no position, or has other channels or another number of axes.
         """
-        image = self.decoded().detach()
+        image = in_ras(self.decoded().detach())
         name = image.meta.get("filename_or_obj") or self.case_id
         geometry_of(image, name=name)
         image = image if num_dims is None else _with_axes(image, num_dims, name)

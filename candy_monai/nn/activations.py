@@ -1,4 +1,7 @@
-"""Whether losses take logits or probabilities: one of MONAI's takes probabilities if it was given no activation."""
+"""Whether losses take logits or probabilities: one of MONAI's takes probabilities if it was given no activation.
+
+PyTorch's ``NLLLoss`` takes logarithms of probabilities.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +25,18 @@ _OF_LOGITS = (*_OURS, FocalLoss, nn.BCEWithLogitsLoss, nn.CrossEntropyLoss)
 
 
 def refuse_logits(criterion: nn.Module) -> Callable[[], None]:
-    """Check the first inputs of all losses of MONAI in a criterion, and return a function that ends this.
+    """Check the first inputs of all losses of MONAI and ``NLLLoss`` in a criterion; return a function that ends this.
 
     A check waits for a GPU. What a wrapper passes on is checked, not what it gets, so it may apply the activation.
 
     Raises:
-        BadInputError: In the call of such a loss, if it has no activation and its input exceeds 0 to 1.
+        BadInputError: In the call of such a loss, if it has no activation and its input exceeds 0 to 1, or that of
+            ``NLLLoss`` exceeds 0.
     """
     handles = [
         loss.register_forward_pre_hook(_FirstInputs(), with_kwargs=True)
         for loss in _within(criterion)
-        if _has_options(loss)
+        if _has_options(loss) or isinstance(loss, nn.NLLLoss)
     ]
 
     def close() -> None:
@@ -76,11 +80,18 @@ class _FirstInputs:
         if not self._left or not isinstance(given, Tensor) or not given.numel():
             return
         self._left -= 1
+        if isinstance(loss, nn.NLLLoss):
+            if (high := _range(given)[1]) > _TOLERANCE:
+                raise BadInputError(
+                    f"the loss {type(loss).__name__} takes logarithms of probabilities, but got values up to "
+                    f"{high:.4g}, the logits of the network: use nn.CrossEntropyLoss"
+                )
+            return
         is_single = given.ndim > 1 and given.shape[1] == 1
         sigmoid, softmax, other = _given(loss)
         if sigmoid or other is not None or (softmax and not is_single):
             return
-        low, high = torch.stack(torch.aminmax(given.detach().as_subclass(Tensor).float())).tolist()
+        low, high = _range(given)
         if low >= -_TOLERANCE and high <= 1 + _TOLERANCE:
             return
         why = "ignores softmax=True for a single channel" if softmax else "was given no activation"
@@ -89,3 +100,8 @@ class _FirstInputs:
             f"the loss {type(loss).__name__} {why}, and so takes probabilities, but got values from {low:.4g} to "
             f"{high:.4g}, the logits of the network: give it {what}"
         )
+
+
+def _range(tensor: Tensor) -> tuple[float, float]:
+    low, high = torch.stack(torch.aminmax(tensor.detach().as_subclass(Tensor).float())).tolist()
+    return low, high

@@ -307,6 +307,9 @@ def as_loss(criterion: nn.Module) -> nn.Module:
     return _LossOnly(criterion)
 
 
+_OF_DIFFERENCES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+
+
 def apply_loss(criterion: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Tensor, Mapping[str, Scalar]]:
     """Compute a loss, including PyTorch's own: these take ids without a channel, or targets of the logits' type.
 
@@ -319,19 +322,30 @@ def apply_loss(criterion: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Te
         The loss as a scalar, and its parts by name.
 
     Raises:
-        ValueError: If the loss is not a scalar.
+        ValueError: If the loss is not a scalar, or PyTorch would compute a meaningless one without an error: a cross
+            entropy over a single class, or differences of tensors of different shapes.
     """
+    name = type(criterion).__name__
     if isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss):
+        if logits.shape[1] == 1:
+            raise ValueError(
+                f"{name} over a single channel is 0 whatever the network returns: use nn.BCEWithLogitsLoss, or 2 "
+                "classes, background and foreground"
+            )
         # Floating-point labels with several channels are probabilities; with one they are ids from MONAI's LoadImage.
-        is_soft = labels.is_floating_point() and logits.shape[1] == 1
-        if labels.ndim == logits.ndim and labels.shape[1] == 1 and not is_soft:
+        if labels.ndim == logits.ndim and labels.shape[1] == 1:
             labels = labels[:, 0].long()
+    elif isinstance(criterion, _OF_DIFFERENCES) and labels.shape != logits.shape:
+        raise ValueError(
+            f"{name} compares tensors of one shape, and the network's output has {tuple(logits.shape)}, the labels "
+            f"{tuple(labels.shape)}: override `backward` and `score_case`, or use a loss that takes ids"
+        )
     elif isinstance(criterion, nn.BCEWithLogitsLoss) and not labels.is_floating_point():
         labels = labels.to(logits.dtype)
     loss, parts = split_loss(criterion(logits, labels))
     if loss.numel() != 1:
         raise ValueError(
-            f"{type(criterion).__name__} returned a tensor of shape {tuple(loss.shape)}, expected one number: "
+            f"{name} returned a tensor of shape {tuple(loss.shape)}, expected one number: "
             "reduce it, for example by loss.mean()"
         )
     return loss, parts

@@ -8,7 +8,7 @@ of the first stage that left out the same cases, so that its own scores are thos
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
@@ -137,6 +137,41 @@ class FirstStage:
     @property
     def _name(self) -> str:
         return self.crossval.configurations[0]
+
+
+def first_stage_of(
+    options: TrainOptions,
+    dataset: NNUNetDataset,
+    plan: Plan,
+    own: OwnTransforms | None,
+    left_out: Iterable[Sequence[str]],
+) -> FirstStage | None:
+    """Return the first stage of runs with this plan, before it has predicted anything; None for other plans.
+
+    Args:
+        options: The options of the runs.
+        dataset: Their dataset.
+        plan: Their plan.
+        own: The user's own transforms.
+        left_out: The validation cases of each run, which a fold of the first stage must have left out, too.
+
+    Raises:
+        BadInputError: If it is missing or does not fit, or other options do not fit a cascade.
+    """
+    if plan.num_previous == 0:
+        if options.previous is not None:
+            raise SettingsError(f"--previous is for the second stage of a cascade: give --configuration {SECOND}, too")
+        return None
+    check_second_stage(options, own)
+    if options.previous is None:
+        raise SettingsError(
+            f"the configuration {SECOND} needs a first stage: give --previous with the folder of a cross-validation of "
+            f"{FIRST}, or train both with candy-monai crossval {dataset.folder} --configurations {FIRST},{SECOND}"
+        )
+    stage = FirstStage.open(options.previous, dataset, plan)
+    for validation in left_out:
+        stage.files_for(validation)
+    return stage
 
 
 def check_second_stage(options: TrainOptions, own: OwnTransforms | None, first: type[object] | None = None) -> None:

@@ -27,10 +27,10 @@ from candy_monai.device import find_device
 from candy_monai.errors import BadInputError, RunFailedError, SettingsError
 from candy_monai.experiment.description import differences, read_description
 from candy_monai.experiment.folder import held
-from candy_monai.experiment.runs import CROSS_VALIDATION
+from candy_monai.experiment.runs import CROSS_VALIDATION, configurations_below
 from candy_monai.files import atomic_write_json
 from candy_monai.network import check_precision
-from candy_monai.recipes.cascade import FIRST, SECOND, check_second_stage
+from candy_monai.recipes.cascade import FIRST, SECOND, check_second_stage, first_stage_of
 from candy_monai.recipes.fold_scores import score_the_rest, summary_of_folds, write_summary
 from candy_monai.recipes.launching import (
     Launcher,
@@ -42,13 +42,11 @@ from candy_monai.recipes.launching import (
 )
 from candy_monai.recipes.options import OF_A_MACHINE, TrainOptions
 from candy_monai.recipes.prepare import (
-    adapted,
     check_fold_options,
     checked_dataset,
+    checked_plan,
     chosen_folds,
     given_files,
-    memory_for,
-    plan_for,
     store_of,
 )
 from candy_monai.recipes.train import Parts
@@ -131,11 +129,15 @@ def cross_validate(
     if options.jobs is None and num_parallel > 1 and not launcher.is_elsewhere:
         options = dataclasses.replace(options, jobs=share_of_cores(num_parallel))
     if asked is None:
+        plan = checked_plan(fingerprint, options, parts.trainer, device)
+        first_stage_of(options, checked, plan, parts.own, [fold.validation for fold in folds])
         of_each = {"": dataclasses.replace(options, out=folder)}
     else:
         check = partial(_check_configuration, fingerprint=fingerprint, options=options, parts=parts, device=device)
         configured = _suitable(fingerprint, check, on_progress) if asked == "all" else asked
         of_each = _options_of_each(configured, options, folder, check)
+        if unnamed := [name for name in configurations_below(folder) if name not in of_each]:
+            on_progress(f"Warning: the summary will leave out {join_names(unnamed)} of {folder}: name them, too")
     runs: dict[str, list[SeparateRun]] = {name: [] for name in of_each}
     for name, number in itertools.product(of_each, range(len(folds))):
         own = Path(of_each[name].out) / f"fold_{number}"
@@ -304,8 +306,7 @@ def _check_configuration(
     """Refuse a configuration that does not fit the dataset, the trainer or other options."""
     if name == SECOND:
         check_second_stage(options, parts.own, parts.trainer)
-    chosen, bound = dataclasses.replace(options, configuration=name), memory_for(parts.trainer, device)
-    adapted(plan_for(fingerprint, chosen, memory_bytes=bound, trainer=parts.trainer), parts.trainer)
+    checked_plan(fingerprint, dataclasses.replace(options, configuration=name), parts.trainer, device)
 
 
 def _options_of_each(

@@ -31,7 +31,13 @@ from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.evaluation.measuring import ComparedCase
 from candy_monai.experiment.checkpoints import BEST
 from candy_monai.experiment.description import DESCRIPTION, ExperimentDescription, read_description
-from candy_monai.experiment.runs import configurations_below, folds_below, summarize, what_is_below
+from candy_monai.experiment.runs import (
+    configurations_below,
+    cross_validations_below,
+    folds_below,
+    summarize,
+    what_is_below,
+)
 from candy_monai.experiment.state import weight_file
 from candy_monai.files import atomic_path, digest_of_file
 from candy_monai.inference.ensemble import EnsemblePredictor
@@ -91,7 +97,10 @@ class CrossValidation:
         folder = Path(folder)
         places = configurations_below(folder) or ({"": folder} if folds_below(folder) else {})
         if not places:
-            below = what_is_below(folder)
+            found = cross_validations_below(folder)
+            below = (
+                f"; in it are {join_names([str(path) for path in found])}: give one" if found else what_is_below(folder)
+            )
             raise ExperimentError(
                 f"{folder}: not a cross-validation, expected a folder that candy-monai crossval wrote{below}"
             )

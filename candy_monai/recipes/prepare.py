@@ -27,7 +27,7 @@ from candy_monai.data.samples.store import CaseStore, store_bytes, unstored_case
 from candy_monai.errors import BadInputError, DatasetError, SettingsError
 from candy_monai.files import as_word, check_writable, digest_of_file
 from candy_monai.incoming.weights import weights_file_of
-from candy_monai.recipes.cascade import FIRST, SECOND, FirstStage, check_second_stage
+from candy_monai.recipes.cascade import SECOND, FirstStage, first_stage_of
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.starting import StartingExperiment
 from candy_monai.registry import choice_of_network
@@ -126,9 +126,10 @@ def prepare_dataset(
     if made.slice_axis is not None:
         instead = "" if "slice_axis" in made.chosen else " (--configuration 3d for a 3-D one)"
         on_progress(f"Configuration 2d: a 2-D network on slices across axis {made.slice_axis}{instead}")
-    left_out = None if options.fold == "all" else validation
-    rank = 0 if processes is None else processes.rank
-    first_stage = _first_stage(raw, made, options, own, left_out, device=device, rank=rank, on_progress=on_progress)
+    first_stage = first_stage_of(options, raw, made, own, [] if options.fold == "all" else [validation])
+    if first_stage is not None:
+        rank = 0 if processes is None else processes.rank
+        first_stage.predict(device=str(device), rank=rank, on_progress=on_progress)
     contents = digests if first_stage is None else first_stage.digests(digests)
     left = unstored_cases(contents, made, store_folder, precision=options.store_precision, own=own)
     needed = store_bytes(fingerprint, made, precision=options.store_precision, case_ids=left)
@@ -176,41 +177,6 @@ def prepare_dataset(
         first_stage=first_stage,
         other=None if start else _other_configuration(made, fingerprint, options, bound, trainer),
     )
-
-
-def _first_stage(
-    dataset: NNUNetDataset,
-    made: Plan,
-    options: TrainOptions,
-    own: OwnTransforms | None,
-    left_out: Sequence[str] | None,
-    *,
-    device: torch.device,
-    rank: int,
-    on_progress: Callable[[str], None],
-) -> FirstStage | None:
-    """Return the first stage of a cascade, with its predictions of all cases; None for other plans.
-
-    ``left_out`` are the validation cases, which a fold of the first stage must have left out, too; None without any.
-
-    Raises:
-        BadInputError: If it is missing or does not fit, or other options do not fit a cascade.
-    """
-    if made.num_previous == 0:
-        if options.previous is not None:
-            raise SettingsError("--previous is for the second stage of a cascade: give --configuration 3d_cascade, too")
-        return None
-    if options.previous is None:
-        raise SettingsError(
-            f"the configuration {SECOND} needs a first stage: give --previous with the folder of a cross-validation of "
-            f"{FIRST}, or train both with candy-monai crossval {dataset.folder} --configurations {FIRST},{SECOND}"
-        )
-    check_second_stage(options, own)
-    stage = FirstStage.open(options.previous, dataset, made)
-    if left_out is not None:
-        stage.files_for(left_out)
-    stage.predict(device=str(device), rank=rank, on_progress=on_progress)
-    return stage
 
 
 def _wishes(options: TrainOptions, bound: int | None, start: StartingExperiment | None) -> tuple[object, ...]:
@@ -284,6 +250,26 @@ def _planned(
             f"{options.configuration}: leave out --configuration or --plan"
         )
     return adopted, []
+
+
+def checked_plan(
+    fingerprint: Fingerprint, options: TrainOptions, trainer: type[SegmentationTrainer], device: torch.device
+) -> Plan:
+    """Return the plan that a run would follow, so that what it would refuse is refused before anything is started.
+
+    Args:
+        fingerprint: What was found in the dataset.
+        options: The options of the run.
+        trainer: Its trainer.
+        device: Its device, whose memory limits the patch.
+
+    Raises:
+        BadInputError: If an option does not fit, or the trainer's network cannot be built for the plan.
+    """
+    given = None if options.plan is None else read_plan(options.plan)
+    bound, start = memory_for(trainer, device), StartingExperiment.of(options, trainer)
+    planned, _ = _planned(fingerprint, options, given, bound, trainer, start, ())
+    return adapted(planned, trainer)
 
 
 def plan_for(

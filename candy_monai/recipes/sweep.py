@@ -35,6 +35,7 @@ from candy_monai.experiment.time_limit import epochs_in_time
 from candy_monai.network import check_precision
 from candy_monai.optional import require
 from candy_monai.optuna.forecast_pruner import HORIZON, ForecastPruner
+from candy_monai.recipes.cascade import first_stage_of
 from candy_monai.recipes.launching import (
     Launcher,
     LauncherHere,
@@ -44,14 +45,7 @@ from candy_monai.recipes.launching import (
     share_of_cores,
 )
 from candy_monai.recipes.options import TrainOptions
-from candy_monai.recipes.prepare import (
-    adapted,
-    checked_dataset,
-    chosen_folds,
-    memory_for,
-    plan_for,
-    store_of,
-)
+from candy_monai.recipes.prepare import checked_dataset, checked_plan, chosen_folds, store_of
 from candy_monai.recipes.sweep_space import SearchSpace
 from candy_monai.recipes.sweep_study import (
     CONTINUES,
@@ -131,7 +125,7 @@ def sweep_dataset(
     launcher = launcher or LauncherHere(num_parallel, options.device)
     device = find_device("auto" if launcher.is_elsewhere else options.device)
     check_precision("auto" if launcher.is_elsewhere else options.amp, device)
-    Parts.of(options)  # what is wrong with them is better said once than by every trial
+    parts = Parts.of(options)  # what is wrong with them is better said once than by every trial
     options.to_json()  # refuses what only this process has
     store = store_of(options)
     on_progress(f"Checking {dataset}")
@@ -140,13 +134,11 @@ def sweep_dataset(
     assert fingerprint is not None  # a dataset without problems has one
     fold = pick_fold(chosen_folds(checked.dataset, options), options.fold)
 
-    def plan_with(chosen: TrainOptions) -> None:
-        trainer = chosen_trainer(chosen)
-        memory = memory_for(trainer, device)
-        adapted(plan_for(fingerprint, chosen, memory_bytes=memory, trainer=trainer), trainer)
+    def check(chosen: TrainOptions) -> None:
+        plan = checked_plan(fingerprint, chosen, chosen_trainer(chosen), device)
+        first_stage_of(chosen, checked.dataset, plan, parts.own, [fold.validation])
 
-    if options.plan is None and options.init_from is None:  # else what a plan is depends on more
-        searched.check_with(options, plan_with)
+    searched.check_with(options, check)
     name = name or f"sweep-{checked.dataset.folder.resolve().name}"
     if not re.fullmatch(r"[\w.-]+", name):
         raise SettingsError(

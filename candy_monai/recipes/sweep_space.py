@@ -116,6 +116,7 @@ class SearchSpace:
 
         Raises:
             SettingsError: With all invalid entries.
+            BadInputError: If the options are invalid without any of these settings, too.
         """
         problems = []
         for entry in self.entries:
@@ -125,6 +126,8 @@ class SearchSpace:
                 except BadInputError as error:
                     problems.append(f"{entry.name}: {error}")
                     break
+        if problems:
+            check(options)  # what is wrong with the options is not said of each setting
         self._refuse(problems)
 
     def applied(self, options: TrainOptions, values: Mapping[str, Any]) -> TrainOptions:

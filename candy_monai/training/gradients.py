@@ -97,7 +97,8 @@ class ScaledBackward:
 
     Within `active`, ``loss.backward()`` backpropagates the scaled loss. What ``torch.autograd.grad`` returns, for a
     term of the loss such as a gradient penalty, is not scaled. A gradient that autograd accumulates without the scale,
-    or that is assigned, would still be divided by the scale, and is refused.
+    or that is assigned, would still be divided by the scale, and is refused; so is a step with gradients that are still
+    multiplied by it.
 
     Args:
         scaler: Holds the scale. If it is not enabled, nothing is done.
@@ -107,18 +108,30 @@ class ScaledBackward:
         self.scaler = scaler
         self._is_active = False
         self._is_scaled = False
+        self._is_unscaled = False
         self._parameters: Sequence[nn.Parameter] = ()
         self._reached: set[int] = set()
         self._handles: list[RemovableHandle] = []
 
-    def watch(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Refuse gradients of these parameters without the scale, until `close`."""
+    def watch(self, parameters: Sequence[nn.Parameter], optimizer: optim.Optimizer) -> None:
+        """Refuse gradients of these parameters without the scale, and steps with it, until `close`."""
         if self.scaler.is_enabled():
             self._parameters = parameters
             self._handles = [
                 parameter.register_post_accumulate_grad_hook(self._check)  # type: ignore[no-untyped-call]
                 for parameter in parameters
             ]
+            self._handles.append(optimizer.register_step_pre_hook(self._check_step))
+
+    @contextmanager
+    def unscaled(self, optimizer: optim.Optimizer) -> Iterator[None]:
+        """Divide the gradients by the scale, for a step of the optimizer within a block."""
+        self.scaler.unscale_(optimizer)
+        self._is_unscaled = True
+        try:
+            yield
+        finally:
+            self._is_unscaled = False
 
     def close(self) -> None:
         """Stop checking gradients."""
@@ -163,6 +176,14 @@ class ScaledBackward:
         if self._is_active and not self._is_scaled:
             raise SettingsError(_UNSCALED)
         self._reached.add(id(parameter))
+
+    def _check_step(self, *_: object) -> None:
+        if not self._is_unscaled:
+            raise SettingsError(
+                'amp="fp16" multiplies the gradients by the loss scale, and toolbox.optimizer.step() was called with '
+                "them: let super().step(toolbox, num_batches=num_batches) step, which divides them by it, or train "
+                'with amp="bf16", which needs no loss scaling'
+            )
 
 
 _UNSCALED = (

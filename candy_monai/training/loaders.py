@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Generator, Iterator, Sized
+from collections.abc import Callable, Generator, Iterator, Sized
+from functools import partial
 from typing import Any, NamedTuple
 
 from monai.data import SmartCacheDataset
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
-from candy_monai.data.samples.batches import Batch, unpack
+from candy_monai.data.samples.batches import Batch, different_grids, unpack
 from candy_monai.data.sampling import PositionedSampler, follows_position, shared_loader
-from candy_monai.errors import BadInputError
+from candy_monai.errors import WARNING, BadInputError
 from candy_monai.own_generators import OwnGenerators
 from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates
@@ -95,7 +96,9 @@ def batches(loader: DataLoader[Any], started: Iterator[object] | None = None) ->
         ) from error
 
 
-def first_sample(loader: DataLoader[Any]) -> tuple[Tensor, Tensor, Iterator[object] | None]:
+def first_sample(
+    loader: DataLoader[Any], look: Callable[[object], None] = lambda _: None
+) -> tuple[Tensor, Tensor, Iterator[object] | None]:
     """Return one training example as the loader would yield it: image ``(C, *spatial)``, label ``(1, *spatial)``.
 
     If the dataset can be indexed, the example is read from it by an index of the sampler, since a loader would start
@@ -103,6 +106,7 @@ def first_sample(loader: DataLoader[Any]) -> tuple[Tensor, Tensor, Iterator[obje
 
     Args:
         loader: The training loader.
+        look: Called with the batch that the example is in, as collated, with its metadata.
 
     Returns:
         Image and label; and, for a stream or a sampler that may not be restartable, its batches from the first one on,
@@ -112,32 +116,33 @@ def first_sample(loader: DataLoader[Any]) -> tuple[Tensor, Tensor, Iterator[obje
         BadInputError: If the loader yields nothing.
     """
     if isinstance(loader.dataset, IterableDataset):
-        return _opened(loader)
+        return _opened(loader, look)
     own = OwnGenerators.of(loader=loader)
     before = GeneratorStates.capture(own)
     try:
-        batch = unpack(_indexed(loader))
+        batch = _unpacked(_indexed(loader), look)
     except _CannotBeCopiedError:
-        return _opened(loader)
+        return _opened(loader, look)
     finally:
         before.restore(own)
     return batch.images[0], batch.labels[0], None
 
 
-def first_case(loader: DataLoader[Any]) -> Batch | None:
+def first_case(loader: DataLoader[Any], look: Callable[[object], None] = lambda _: None) -> Batch | None:
     """Return one validation case, or None if it cannot be read without advancing the loader.
 
     It is read as `first_sample` reads a training example.
 
     Args:
         loader: The validation loader.
+        look: Called with the batch that the case is in, as for `first_sample`.
     """
     if isinstance(loader.dataset, IterableDataset) or length(loader) == 0:  # a process may have no share of the cases
         return None
     own = OwnGenerators.of(loader=loader)
     before = GeneratorStates.capture(own)
     try:
-        return unpack(_indexed(loader))
+        return _unpacked(_indexed(loader), look)
     except _CannotBeCopiedError:
         return None
     finally:
@@ -148,11 +153,17 @@ class _CannotBeCopiedError(Exception):
     """A sampler contains something that can be read only once."""
 
 
-def _opened(loader: DataLoader[Any]) -> tuple[Tensor, Tensor, Iterator[object]]:
+def _unpacked(batch: object, look: Callable[[object], None]) -> Batch:
+    unpacked = unpack(batch)
+    look(batch)
+    return unpacked
+
+
+def _opened(loader: DataLoader[Any], look: Callable[[object], None]) -> tuple[Tensor, Tensor, Iterator[object]]:
     _set_epoch(loader, 0)
     following = batches(loader)
     for first in following:
-        batch = unpack(first)
+        batch = _unpacked(first, look)
         return batch.images[0], batch.labels[0], itertools.chain([first], following)
     raise BadInputError("the training loader yields no batch: its stream is empty")
 
@@ -235,6 +246,7 @@ class RunBatches:
     Attributes:
         own: The user's own generators.
         epoch_start: The generators' states at the start of the epoch; None between two epochs.
+        caveats: Log messages about the first training sample and the first validation case.
     """
 
     def __init__(self, loaders: Loaders) -> None:
@@ -242,6 +254,7 @@ class RunBatches:
         self._stream: Iterator[object] | None = None
         self.own = OwnGenerators()
         self.epoch_start: GeneratorStates | None = None
+        self.caveats: list[str] = []
 
     def first_sample(self) -> tuple[Tensor, Tensor]:
         """Return image and label of one training example, which remains part of the first epoch.
@@ -249,12 +262,21 @@ class RunBatches:
         Raises:
             BadInputError: If the loader yields nothing.
         """
-        image, label, self._stream = first_sample(self._loader)
+        image, label, self._stream = first_sample(self._loader, partial(self._look, "training sample"))
         return image, label
 
     def first_case(self) -> Batch | None:
         """Return one validation case; None without validation, or if it cannot be read separately."""
-        return None if self._validation is None else first_case(self._validation)
+        return (
+            None if self._validation is None else first_case(self._validation, partial(self._look, "validation case"))
+        )
+
+    def _look(self, what: str, batch: object) -> None:
+        if difference := different_grids(batch):
+            self.caveats.append(
+                f"{WARNING}the label of the first {what} is not on the grid of its image: {difference}, or give each "
+                "transform that moves voxels the keys of both"
+            )
 
     def of_epoch(self, epoch: int, *, first: int) -> Iterator[object]:
         """Return the batches of an epoch, counted from 0, without the ``first`` ones, which were trained on already."""

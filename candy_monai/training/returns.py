@@ -46,12 +46,16 @@ def returned(trainer: object, method: str, value: object, kind: type[T]) -> T:
 def optimizer_returned(trainer: object, value: object) -> optim.Optimizer:
     """Return the value of ``build_optimizer`` if the trainer's ``step`` can use it: if it needs no closure."""
     optimizer = returned(trainer, "build_optimizer", value, optim.Optimizer)
-    steps_itself = not type(trainer).step.__module__.startswith("candy_monai.")  # type: ignore[attr-defined]
-    if needs_closure(optimizer) and not steps_itself:
+    if needs_closure(optimizer) and not steps_itself(trainer):
         hint = "its step needs a closure that recomputes the loss; override `step` to pass one"
         wanted = "an optimizer whose step needs only the gradients, such as torch.optim.AdamW"
         raise _refused(trainer, "build_optimizer", f"a {type(optimizer).__name__}", wanted, hint)
     return optimizer
+
+
+def steps_itself(trainer: object) -> bool:
+    """Return whether a trainer has a ``step`` of its own."""
+    return not type(trainer).step.__module__.startswith("candy_monai.")  # type: ignore[attr-defined]
 
 
 def needs_closure(optimizer: optim.Optimizer) -> bool:
@@ -135,11 +139,13 @@ def failure_located(
                 "If the network only accepts multiples of a number as sizes, override build_padding_module, for "
                 "example with `return Pad2d(16)`, or Pad3d(16) for volumes"
             )
+        if "more than 1 value per channel" in str(error) and len(images) == 1:  # of PyTorch's batch normalisation
+            error.add_note("A batch of one sample is too small for this network: leave it out by drop_last=True")
         raise
 
 
 class GradientWatch:
-    """Detects a ``backward`` that runs the network but leaves no gradient. Does not wait for a GPU.
+    """Detects a ``backward`` that leaves no gradient, or whose gradients are applied twice. Does not wait for a GPU.
 
     It stops checking once it has seen gradients, or weights that the method changed itself.
     """
@@ -151,6 +157,7 @@ class GradientWatch:
         self._versions = self._versions_now()
         self._num_without = 0
         self._has_run = False
+        self._has_stepped = False
         self._is_done = False
 
     @contextmanager
@@ -158,7 +165,8 @@ class GradientWatch:
         """Watch one batch, before its step.
 
         Raises:
-            BadInputError: If many batches left no gradient.
+            BadInputError: If many batches left no gradient, or the optimizer stepped and would step with the same
+                gradients again.
         """
         if self._is_done:
             yield
@@ -176,15 +184,20 @@ class GradientWatch:
             steps.remove()
             if attachment is not None:
                 attachment.on_enter.remove(self._note_run)
-        self._is_done |= self._versions_now() != self._versions or any(
-            weight.grad is not None for weight in self._weights
-        )
+        has_gradients = any(weight.grad is not None for weight in self._weights)
+        if self._has_stepped and has_gradients and not steps_itself(self._trainer):
+            name = _name(self._trainer, self._method())
+            raise BadInputError(
+                f"{name} calls toolbox.optimizer.step(), and the trainer steps after it with the same gradients, so "
+                f"that each would be applied twice: leave out zero_grad() and step() in {name}, or override `step`"
+            )
+        self._is_done = has_gradients or self._has_stepped or self._versions_now() != self._versions
         self._num_without += not self._is_done
         if self._num_without >= _MOST_WITHOUT_GRADIENTS:
             self.settle()
 
     def _note_step(self, *_arguments: object) -> None:
-        self._is_done = True
+        self._has_stepped = True
 
     def settle(self) -> None:
         """Check an epoch at its end.
@@ -194,12 +207,14 @@ class GradientWatch:
         """
         if self._is_done or not self._has_run:
             return
-        method = "backward_windowed" if hasattr(self._trainer, "backward_windowed") else "backward"
         raise BadInputError(
-            f"{_name(self._trainer, method)} left no gradient in any parameter of the optimizer in {self._num_without} "
-            "batches, so nothing was learned: it must call loss.backward(), on a loss that was computed from "
-            "toolbox.model's outputs without detach() or no_grad()"
+            f"{_name(self._trainer, self._method())} left no gradient in any parameter of the optimizer in "
+            f"{self._num_without} batches, so nothing was learned: it must call loss.backward(), on a loss that was "
+            "computed from toolbox.model's outputs without detach() or no_grad()"
         )
+
+    def _method(self) -> str:
+        return "backward_windowed" if hasattr(self._trainer, "backward_windowed") else "backward"
 
     def _note_run(self) -> None:
         self._has_run = True

@@ -183,7 +183,7 @@ class TrainingRun:
             words_at_start(experiment, self.callbacks.name, self.device, self.processes, is_resumed=saved is not None)
         )
         self.reporter.log_waiting()
-        self.reporter.log_all(caveats(self.settings, self.loaders, self.toolbox.scheduler))
+        self.reporter.log_all([*caveats(self.settings, self.loaders, self.toolbox.scheduler), *self.data.caveats])
         if knows is not None:
             self.reporter.log(knows, on_screen=False)
         if self.processes.world_size > 1:

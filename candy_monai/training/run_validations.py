@@ -25,10 +25,12 @@ from candy_monai.training.reporting import Reporter
 from candy_monai.training.toolbox import TrainerToolbox
 from candy_monai.training.validation import (
     CalledNetworks,
+    LossesOfScores,
     PaddedParts,
     ValidationCases,
     certainty,
     mean_score,
+    untrained_average,
     what_is_scored,
 )
 
@@ -53,6 +55,8 @@ class RunValidations:
         self.preview: Preview | None = None
         self.kept: KeptCases | None = None
         self.padded_parts: PaddedParts | None = None
+        self._toolbox: TrainerToolbox | None = None
+        self._losses: LossesOfScores | None = None
 
     def share_of(self, loader: DataLoader[Any], limit: int | None) -> tuple[int | None, int | None]:
         """Return the number of cases that this process validates, None if unknown, and its share of a limit."""
@@ -76,6 +80,9 @@ class RunValidations:
             keeps_cases: Whether to keep the scores of all cases and images of a few for the run's page.
         """
         self.kept = KeptCases() if keeps_cases else None
+        if self._toolbox is None:  # the first validation of the run
+            self._losses = LossesOfScores(toolbox.criterion)
+        self._toolbox = toolbox
         self.padded_parts = PaddedParts(toolbox, padding)
         return self.padded_parts
 
@@ -106,6 +113,7 @@ class RunValidations:
                 "are meaningless, or left out of the mean; check their images for NaN and infinite values"
             )
         experiment.score_rests_on(*certainty(parts))
+        self._say_if_losses_are_scores(cases.scores)
         score = mean_score(parts)
         if math.isnan(score):
             self._reporter.log_once(f"{WARNING}the validation score is NaN: no validation case has a score")
@@ -123,7 +131,17 @@ class RunValidations:
 
     def close(self) -> None:
         """Release the tensors of the last validation."""
-        self.preview = self.kept = self.padded_parts = None
+        self.preview = self.kept = self.padded_parts = self._toolbox = None
+        if self._losses is not None:
+            self._losses.close()
+
+    def _say_if_losses_are_scores(self, scores: Sequence[float]) -> None:
+        losses, self._losses = self._losses, None
+        if losses is not None and losses.are_scores(scores):
+            self._reporter.log_once(
+                f"{WARNING}the score of each validation case is the value of the criterion, but a higher score is a "
+                "better one, so that the worst weights are saved as the best: return its negative as the score"
+            )
 
     def _note_scored(self, called: Sequence[bool], *, averages: bool) -> None:
         raw, averaged = self._processes.all_reduce_any(called)
@@ -132,3 +150,5 @@ class RunValidations:
         self.scored = "raw" if raw and not averaged else "ema"
         if warning := what_is_scored(raw=raw, averaged=averaged):
             self._reporter.log_once(warning)
+        if self.scored == "ema" and self._toolbox is not None and (fault := untrained_average(self._toolbox)):
+            self._reporter.log_once(f"{WARNING}{fault}")

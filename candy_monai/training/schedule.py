@@ -7,11 +7,19 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, OneCycleLR, PolynomialLR, SequentialLR
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    CosineAnnealingLR,
+    OneCycleLR,
+    PolynomialLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
 from torch.utils.data import DataLoader
 
 from candy_monai.columns import LOSS
@@ -45,11 +53,11 @@ def warmed_up(scheduler: Any, num_steps: int | None) -> Any:
 
 
 def needs_a_metric(scheduler: Any) -> bool:
-    """Return whether a schedule cannot step without an argument, as ``ReduceLROnPlateau`` cannot.
+    """Return whether a schedule is stepped with a metric or the epoch, as ``ReduceLROnPlateau`` is.
 
     Such a schedule steps after each validated epoch rather than after each batch.
     """
-    return _required_argument(plain_schedule(scheduler).__class__) is not None
+    return bool(_arguments(plain_schedule(scheduler).__class__))
 
 
 def plain_schedule(scheduler: Any) -> Any:
@@ -110,7 +118,7 @@ def step_after_epoch(
 
     With ``mode="max"`` it gets the validation score. With ``mode="min"``, PyTorch's default, it gets the validation
     loss if ``validate_case`` recorded ``combined loss``, or else the negative score. A schedule without a mode gets the
-    score, or the number of epochs if its argument is named so. Without a validation loader the mean training loss
+    score. An argument named ``epoch`` gets the number of epochs. Without a validation loader the mean training loss
     replaces the validation loss, and its negative the score.
 
     Args:
@@ -124,22 +132,34 @@ def step_after_epoch(
         own = scheduler.scheduler
         scheduler.step_by(lambda: step_after_epoch(own, metrics, epoch=epoch, score=score, validates=validates))
         return
-    name = _required_argument(scheduler.__class__)
-    if name is None:
+    arguments = _arguments(scheduler.__class__)
+    if not arguments:
         return
-    if "epoch" in name:
-        scheduler.step(epoch)
-        return
+    metric = _metric_for(scheduler, metrics, score=score, validates=validates)
+    values: list[float] = []
+    for argument in arguments:
+        value = epoch if "epoch" in argument.name else metric
+        if value is None and argument.default is not inspect.Parameter.empty:
+            break
+        if value is None:
+            return
+        values.append(value)
+    scheduler.step(*values)
+
+
+def _metric_for(
+    scheduler: Any, metrics: Mapping[str, Sequence[float]], *, score: float | None, validates: bool
+) -> float | None:
+    """Return the metric of the last epoch in the direction that a schedule expects; None if there is none."""
     loss = _last(metrics, f"val {LOSS}" if validates else LOSS)
     if score is None:
         if validates or loss is None:
-            return
+            return None
         score = -loss
     value = score
     if getattr(scheduler, "mode", "max") == "min":
         value = -score if loss is None else loss
-    if not math.isnan(value):
-        scheduler.step(value)
+    return None if math.isnan(value) else value
 
 
 def end_in_time(scheduler: Any, experiment: Experiment, loader: DataLoader[Any], processes: Processes) -> None:
@@ -168,17 +188,25 @@ def end_in_time(scheduler: Any, experiment: Experiment, loader: DataLoader[Any],
 
 
 @functools.lru_cache(maxsize=64)
-def _required_argument(kind: Any) -> str | None:
-    """Return the name of the argument that a class's ``step`` cannot be called without; None if there is none."""
+def _arguments(kind: Any) -> tuple[inspect.Parameter, ...]:
+    """Return the arguments for a class's ``step``: those it cannot be called without, and metrics that it accepts.
+
+    There are none for a schedule that steps without arguments, whether or not it accepts an epoch.
+    """
     try:
         _, *parameters = inspect.signature(kind.step).parameters.values()
     except (AttributeError, TypeError, ValueError):
-        return None
+        return ()
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    first = next(iter(parameters), None)
-    if first is None or first.kind not in positional or first.default is not inspect.Parameter.empty:
-        return None
-    return first.name
+    taken = tuple(
+        itertools.takewhile(
+            lambda one: one.kind in positional and (one.default is inspect.Parameter.empty or "metric" in one.name),
+            parameters,
+        )
+    )
+    if not taken and isinstance(kind, type) and issubclass(kind, ReduceLROnPlateau):  # passes on what it is given
+        return (inspect.Parameter("metrics", inspect.Parameter.POSITIONAL_ONLY),)
+    return taken
 
 
 def _last(metrics: Mapping[str, Sequence[float]], name: str) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -187,8 +188,6 @@ def build_toolbox(
     try:
         trained = (parameter for parameter in network.parameters() if id(parameter) not in frozen.parameters)
         optimizer = optimizer_returned(trainer, trainer.build_optimizer(trained))
-        if log is not None and (left_out := _not_optimized(network, optimizer)):
-            log(f"Not in the optimizer, and so not trained by it: {join_names(left_out, limit=4)}")
         scheduler = scheduler_returned(trainer, trainer.build_scheduler(optimizer, settings.num_epochs), optimizer)
         toolbox = TrainerToolbox(
             model=network,
@@ -197,12 +196,14 @@ def build_toolbox(
             criterion=returned(trainer, "build_criterion", trainer.build_criterion(), nn.Module).to(device),
             ema=_average_of(network, trainer, surroundings) if settings.ema else None,
         )
+        if log is not None and (left_out := _not_optimized(toolbox)):
+            log(f"Not in the optimizer, and so not trained by it: {join_names(left_out, limit=4)}")
     except BaseException:
         detach(network)
         frozen.close()
         raise
     scaled_backward = ScaledBackward(GradScaler(device.type, enabled=amp == "fp16"))
-    scaled_backward.watch(trained_parameters(toolbox))
+    scaled_backward.watch(trained_parameters(toolbox), optimizer)
     averaged = [] if toolbox.ema is None else [toolbox.ema.module]
     return Equipment(
         toolbox=toolbox,
@@ -228,10 +229,15 @@ def _average_of(network: nn.Module, trainer: Hooks, surroundings: Surroundings) 
     return ema.eval()
 
 
-def _not_optimized(network: nn.Module, optimizer: optim.Optimizer) -> list[str]:
-    """Return the names of a network's parameters that require gradients, but that an optimizer does not have."""
-    known = {id(parameter) for parameter in optimized_parameters(optimizer)}
-    named = plain_network(network).named_parameters()
+def _not_optimized(toolbox: TrainerToolbox) -> list[str]:
+    """Return the names of parameters of network and loss that require gradients, but that the optimizer does not have.
+
+    ``build_optimizer`` receives those of the network only; a loss can have some, such as weights of its terms.
+    """
+    known = {id(parameter) for parameter in optimized_parameters(toolbox.optimizer)}
+    of_network = plain_network(toolbox.model).named_parameters()
+    of_loss = ((f"criterion.{name}", parameter) for name, parameter in toolbox.criterion.named_parameters())
+    named = itertools.chain(of_network, of_loss)
     return [name for name, parameter in named if parameter.requires_grad and id(parameter) not in known]
 
 

@@ -296,10 +296,10 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
             num_batches: Number of batches from which the gradients were computed.
         """
         equipment = self._current_run().equipment
-        equipment.scaler.unscale_(toolbox.optimizer)
-        if self.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(optimized_parameters(toolbox.optimizer), self.max_grad_norm)
-        equipment.scaler.step(toolbox.optimizer)
+        with equipment.scaled_backward.unscaled(toolbox.optimizer):
+            if self.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(optimized_parameters(toolbox.optimizer), self.max_grad_norm)
+            equipment.scaler.step(toolbox.optimizer)
         equipment.scaler.update()
         step_after_batches(toolbox.scheduler, num_batches)
         if toolbox.ema is not None:

@@ -135,6 +135,48 @@ def what_is_scored(*, raw: bool, averaged: bool) -> str | None:
     return "validate_case scores toolbox.model: checkpoint_best.pth holds its weights, not the average" if raw else None
 
 
+def untrained_average(toolbox: TrainerToolbox) -> str | None:
+    """Return the log message for an average that was never updated although the model was trained; None for others."""
+    ema = toolbox.ema
+    if ema is None or int(ema.n_averaged):
+        return None
+    pairs = zip(plain_network(toolbox.model).parameters(), plain_network(ema).parameters(), strict=False)
+    if all(torch.equal(weight.detach().to(average), average) for weight, average in pairs):
+        return None
+    return (
+        "toolbox.ema was not updated, so that the initial weights are scored and saved as the best: after each step, "
+        "call toolbox.ema.update_parameters(toolbox.model) in your own `step` or `train_epoch`, or train with ema=False"
+    )
+
+
+class LossesOfScores:
+    """Detects scores that are the values of the criterion, of which a higher one is worse.
+
+    Args:
+        criterion: The trainer's loss; its results are kept until `are_scores` is called.
+    """
+
+    def __init__(self, criterion: nn.Module) -> None:
+        self._losses: list[Tensor] = []
+        self._hook = criterion.register_forward_hook(self._keep)
+
+    def are_scores(self, scores: Sequence[float]) -> bool:
+        """Return whether all scores are values of the criterion; stop keeping these."""
+        self.close()
+        losses, self._losses = self._losses, []
+        known = set(torch.stack(losses).tolist()) if losses else set()
+        return any(scores) and known.issuperset(scores)
+
+    def close(self) -> None:
+        """Stop keeping values."""
+        self._hook.remove()
+
+    def _keep(self, _module: nn.Module, _arguments: object, result: object) -> None:
+        loss = result[0] if isinstance(result, tuple | list) and result else result
+        if isinstance(loss, Tensor) and loss.numel() == 1:
+            self._losses.append(loss.detach().as_subclass(Tensor).reshape(()).double())
+
+
 class CalledNetworks:
     """Records whether model and average are called, as a whole or by their submodules."""
 

@@ -44,6 +44,7 @@ def test_masks_and_empty_tensors_are_label_maps_too():
             r"case_3 holds fractions such as 0\.003922, 0\.007843.*multiply by 255 and round",
         ),
         (torch.tensor([0, 0.5, 1]), r"case_3 holds fractions such as 0\.5,.*nearest-neighbour"),
+        (torch.tensor([0, 1.0000001, 0.9999999]), r"such as 0\.99999988, 1\.0000001, .*rounding errors.*round\(\)"),
         (torch.tensor([0, math.nan, 1]), r"case_3 holds NaN in 1 of 3 voxels.*to 0, the background"),
         (torch.tensor([-math.inf, math.inf]), r"case_3 holds infinity in 2 of 2 voxels"),
         (torch.tensor([0, -1, -3]), r"case_3 holds -3, -1, expected.*ignore_index"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from monai.data import MetaTensor
     from numpy.typing import NDArray
 
     from candy_monai.aliases import Shape
@@ -96,3 +97,22 @@ def affine_problem(affine: NDArray[np.floating], num_dims: int) -> str | None:
     if not np.isfinite(lengths).all() or np.linalg.svd(axes / lengths, compute_uv=False)[-1] < _FLATTEST:
         return "is singular (all axes lie in one plane or line, so that voxels have no volume)"
     return None
+
+
+def in_ras(image: MetaTensor) -> MetaTensor:
+    """Return a tensor with its affine to RAS+ if its metadata state LPS+; any other unchanged.
+
+    MONAI's readers for ITK and DICOM state it with ``affine_lps_to_ras=False``.
+    """
+    if image.meta.get("space") != "LPS":
+        return image
+    import torch
+    from monai.data import MetaTensor
+
+    turn = np.diag([-1.0, -1.0, 1.0, 1.0])
+    meta = {**image.meta, "space": "RAS"}
+    for key in ("affine", "original_affine"):
+        if key in meta:
+            rank = len(affine := torch.as_tensor(meta[key]).double())
+            meta[key] = torch.from_numpy(turn[:rank, :rank]).to(affine) @ affine
+    return MetaTensor(image.as_tensor(), meta=meta)

@@ -20,7 +20,7 @@ from candy_monai.aliases import Device, PathLike
 from candy_monai.data.images import nifti
 from candy_monai.data.images.alignment import aligned, mismatch
 from candy_monai.data.images.formats import KNOWN, Codec, codec_of
-from candy_monai.data.images.geometry import Geometry, UnusableFileError, affine_problem
+from candy_monai.data.images.geometry import Geometry, UnusableFileError, affine_problem, in_ras
 from candy_monai.data.images.names import image_suffix
 from candy_monai.errors import BadInputError, CandyError, ImageReadError
 
@@ -212,7 +212,7 @@ def geometry_of(image: MetaTensor, *, name: str | None = None) -> Geometry:
     from monai.data.utils import to_affine_nd
 
     shape = tuple(image.shape[1:])
-    affine = to_affine_nd(3, image.affine.detach().cpu().numpy(), dtype=np.float64)
+    affine = to_affine_nd(3, in_ras(image).affine.detach().cpu().numpy(), dtype=np.float64)
     if problem := affine_problem(affine, min(len(shape), 3)):
         name = name or image.meta.get("filename_or_obj") or f"a tensor of shape {tuple(image.shape)}"
         raise BadInputError(f"{name}: the affine {problem}: {affine.tolist()}; give it a valid one")

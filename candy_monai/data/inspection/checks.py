@@ -357,7 +357,9 @@ def _check_ids(path: Path, ids: Sequence[int], description: DatasetDescription, 
     unknown = sorted(set(ids) - set(expected))
     if unknown:
         remap = ""
-        if len(ids) == len(expected):
+        if ids[0] < 0:
+            remap = "; set negative ids to 0, the background, or to the id of an ignore label"
+        elif len(ids) == len(expected):
             pairs = zip(ids, expected, strict=True)
             remap = "; remap a copy: " + ", ".join(f"{old} -> {new}" for old, new in pairs if old != new)
         problems.append(

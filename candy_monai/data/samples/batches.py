@@ -6,12 +6,14 @@ Since a batch contains several cases, it has no affine.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
+from candy_monai.data.images.alignment import misalignment
+from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.values import plain_tensor
 from candy_monai.errors import BadInputError
 
@@ -65,6 +67,32 @@ def unpack(batch: object) -> Batch:
             raise BadInputError(f"the batch's {name} are a {type(value).__name__}, expected a tensor")
     known = _ids_in(case_ids) or _ids_in_metadata(images)
     return Batch(_as_intensities(plain_tensor(images)), _as_labels(plain_tensor(labels)), known)
+
+
+def different_grids(batch: object) -> str | None:
+    """Return how the grids of the first image and label of a batch differ, after their metadata; None if they do not.
+
+    A transform that moves only one of the two, such as ``Orientationd(keys="image")``, makes them differ. The grid of a
+    tensor whose affine is the identity, as of one made without metadata, is not known.
+
+    Args:
+        batch: The output of a loader, as for `unpack`.
+    """
+    keys: tuple[Any, Any] = ("image", "label") if isinstance(batch, Mapping) else (0, 1)
+    image, label = (_grid(batch[key]) for key in keys)  # type: ignore[index]  # unpack has checked
+    if image is None or label is None or image.spatial_shape != label.spatial_shape:
+        return None
+    return misalignment(label, image, against="its image has")
+
+
+def _grid(batch: object) -> Geometry | None:
+    """Return the grid of the first case of a batch of MetaTensors, if it is known."""
+    if not isinstance(batch, MetaTensor) or batch.ndim not in (4, 5):
+        return None
+    affine = batch.affine if batch.affine.ndim == 2 else batch.affine[0]  # PyTorch's collation keeps the first one
+    if affine.shape != (4, 4) or torch.equal(affine, torch.eye(4).to(affine)):
+        return None
+    return Geometry.in_space(batch.shape[2:], affine.cpu().double().numpy(), num_channels=batch.shape[1])
 
 
 def collate_cases(samples: Sequence[object]) -> dict[str, Tensor | list[str]]:

@@ -94,7 +94,8 @@ def test_a_folder_that_is_missing_exits_with_2(dataset, tmp_path, capsys):
     assert "nowhere" in capsys.readouterr().err
 
 
-def test_regions_of_dataset_json_are_scored_by_name(tmp_path, capsys):
+@pytest.mark.parametrize("place", [".", "labelsTs", "predictions"])  # nnU-Net puts it among its predictions
+def test_regions_of_dataset_json_are_scored_by_name(tmp_path, capsys, place):
     labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4}
     content = {"channel_names": {"0": "MRI"}, "labels": labels, "regions_class_order": [1, 2, 3]}
     content |= {"numTraining": 1, "file_ending": ".nii.gz"}
@@ -102,7 +103,7 @@ def test_regions_of_dataset_json_are_scored_by_name(tmp_path, capsys):
     prediction = torch.tensor([[[2, 2, 1, 1, 3, 3, 0, 1]]])  # 1 and 2 swapped; the last voxel counts for nothing
     for name, label in (("labelsTs", reference), ("predictions", prediction)):
         save_image(label, tmp_path / name / "a.nii.gz")
-    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    (tmp_path / place / "dataset.json").write_text(json.dumps(content))
     assert evaluate(tmp_path / "predictions", tmp_path / "labelsTs", "--metrics", "dice") == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     core = 2 * 2 / (4 + 4)  # the core is 2 and 3: predicted in voxels 0, 1, 4, 5, true in 2 to 5
@@ -172,12 +173,15 @@ def test_a_row_a_case_and_class_is_written_and_intervals_are_shown(dataset, pred
 
 
 @pytest.mark.parametrize("option", ["--summary", "--csv", "--page"])
-@pytest.mark.parametrize("place", ["labels/a.nii.gz", "predictions/a.nii.gz", "dataset.json"])
+@pytest.mark.parametrize(
+    "place", ["labels/a.nii.gz", "predictions/a.nii.gz", "dataset.json", "predictions/dataset.json"]
+)
 def test_no_result_takes_the_place_of_what_is_read(tmp_path, capsys, option, place):
-    (tmp_path / "dataset.json").write_text("{}")
     for name in ("labels", "predictions"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.nii.gz").write_bytes(b"as it was")
+    for folder in (tmp_path, tmp_path / "predictions"):
+        (folder / "dataset.json").write_text("{}")
     before = (tmp_path / place).read_bytes()
     assert (
         main(["evaluate", str(tmp_path / "predictions"), str(tmp_path / "labels"), option, str(tmp_path / place)]) == 2

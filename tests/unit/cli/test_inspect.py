@@ -147,6 +147,13 @@ def test_out_inside_the_dataset_is_refused(dataset, capsys):
     assert "never written to" in capsys.readouterr().err
 
 
+def test_the_next_command_for_a_cascade_trains_its_first_stage_too(dataset, capsys):
+    assert inspect(dataset, "--configuration", "3d_cascade", "--num-folds", "2") == 0
+    said = capsys.readouterr().out
+    words = "--num-folds 2 --device cpu --configurations 3d_lowres,3d_cascade"
+    assert said.endswith(f"Next: candy-monai crossval {dataset} {words}\n")
+
+
 def test_the_next_command_trains_with_the_options_that_training_has_as_well():
     words = ["--debug", "inspect", "inspect", "--explain", "--set", "a=1", "--out", "o", "--out=p", "--bundle", "unet"]
     args = argparse.Namespace(words=words, command="inspect")

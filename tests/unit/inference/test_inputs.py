@@ -117,6 +117,17 @@ def test_an_image_that_lies_nowhere_is_refused_by_name(affine, kind):
         _loaded(source, channels)
 
 
+def test_a_tensor_whose_metadata_state_lps_is_at_the_place_of_the_same_one_in_ras():
+    affine = torch.tensor([[2.0, 0, 0, 5], [0, 1, 0, -3], [0, 0, 1, 7], [0, 0, 0, 1]], dtype=torch.float64)
+    turned = torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0])).double() @ affine
+    values = torch.rand(1, 4, 5, 6)
+    loaded = _loaded(MetaTensor(values, affine=turned, meta={"space": "LPS", "original_affine": turned.numpy()}), ONE)
+    assert torch.equal(loaded.affine, affine)
+    assert torch.equal(loaded.meta["original_affine"], affine)
+    assert loaded.meta["space"] == "RAS"
+    assert torch.equal(loaded.as_tensor(), values)
+
+
 def test_a_list_of_whole_cases_in_place_of_channels_is_refused():
     with pytest.raises(BadInputError, match=r"expected one channel .*stream"):
         _loaded([torch.zeros(2, 5, 6, 7), torch.zeros(2, 5, 6, 7)], TWO)

@@ -50,6 +50,14 @@ def test_logits_are_refused_where_there_is_no_activation(kind):
     activated(LOGITS, LABELS)
 
 
+def test_logits_are_refused_where_logarithms_of_probabilities_are_taken():
+    criterion, ids = nn.NLLLoss(), LABELS[:, 0].long()
+    refuse_logits(criterion)
+    criterion(LOGITS.log_softmax(1), ids)
+    with pytest.raises(BadInputError, match=r"NLLLoss takes logarithms.* up to 2, .*CrossEntropyLoss"):
+        criterion(LOGITS, ids)
+
+
 def test_probabilities_and_losses_that_apply_an_activation_are_not_refused():
     bare = losses.DiceLoss(to_onehot_y=True)
     refuse_logits(bare)

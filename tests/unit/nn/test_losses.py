@@ -386,6 +386,20 @@ def test_the_losses_of_pytorch_are_given_ids_as_they_take_them():
     assert apply_loss(binary, logits[:, :1], mask.long()) == (binary(logits[:, :1], mask.float()), {})
 
 
+@pytest.mark.parametrize("labels", [torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4, dtype=torch.int64)])
+def test_a_cross_entropy_over_a_single_channel_which_is_always_0_is_refused(labels):
+    with pytest.raises(ValueError, match=r"CrossEntropyLoss over a single channel is 0.*BCEWithLogitsLoss"):
+        apply_loss(nn.CrossEntropyLoss(), torch.randn(2, 1, 4, 4), labels)
+
+
+@pytest.mark.parametrize("criterion", [nn.MSELoss(), nn.L1Loss(), nn.SmoothL1Loss(), nn.HuberLoss()])
+def test_differences_of_logits_and_ids_of_another_shape_are_refused(criterion):
+    ids = torch.ones(2, 1, 4, 4)
+    with pytest.raises(ValueError, match=r"output has \(2, 3, 4, 4\), the labels \(2, 1, 4, 4\)"):
+        apply_loss(criterion, torch.randn(2, 3, 4, 4), ids)
+    assert apply_loss(criterion, ids, ids) == (0, {})
+
+
 def test_a_loss_of_each_case_is_refused_with_what_to_do():
     with pytest.raises(ValueError, match=r"L1Loss returned a tensor of shape \(2, 1\), expected one number: reduce it"):
         apply_loss(nn.L1Loss(reduction="none"), torch.zeros(2, 1), torch.zeros(2, 1))

@@ -108,8 +108,12 @@ def test_each_configuration_is_trained_on_every_fold_and_summed_up(phantom, tmp_
     assert summary["3d"] == json.loads((path.parent / "3d" / "crossval.json").read_text())
     assert configurations_below(path.parent) == {name: path.parent / name for name in ("2d", "3d")}
     assert as_text({"configurations": summary}).splitlines()[2].split()[:4] == ["3d", "4/4", "4", "0.1500"]
-    cross_validate(phantom, configurations=["2d", "3d", "2d"], out=tmp_path, num_epochs=1, on_progress=_quiet)
+    said = []
+    cross_validate(phantom, configurations=["2d", "3d", "2d"], out=tmp_path, num_epochs=1, on_progress=said.append)
     assert len(begun) == 8  # all are finished
+    assert not any("leave out" in line for line in said)
+    cross_validate(phantom, configurations="3d", out=tmp_path, num_epochs=1, on_progress=said.append)
+    assert f"Warning: the summary will leave out 2d of {path.parent}: name them, too" in said
 
 
 def test_a_cascade_is_trained_after_its_first_stage_which_it_is_told(phantom, tmp_path, pretended):
@@ -150,6 +154,21 @@ def test_a_cascade_that_other_options_rule_out_is_refused_before_its_first_stage
     asked = ["3d_lowres", "3d_cascade"]
     with pytest.raises(SettingsError, match="3d_cascade cannot be trained, since it takes no preprocessing or augm"):
         cross_validate(phantom, configurations=asked, out=tmp_path / "out", on_progress=_quiet, **options)
+    assert pretended[1] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"configuration": "3d_cascade"}, "3d_cascade needs a first stage: give --previous"),
+        ({"configuration": "3d_cascade", "previous": "nowhere"}, "nowhere: not a cross-validation"),
+        ({"configuration": "3d_lowres"}, "3d_lowres is for cases far larger than a patch"),
+        ({"overrides": {"patch_shape": "8,8"}}, "patch_shape has 2 entries for 3 spatial axes"),
+    ],
+)
+def test_what_every_fold_would_refuse_is_refused_before_the_first(phantom, tmp_path, pretended, options, said):
+    with pytest.raises(BadInputError, match=said):
+        cross_validate(phantom, out=tmp_path / "out", num_epochs=1, on_progress=_quiet, **options)
     assert pretended[1] == []
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from candy_monai.errors import BadInputError
+from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.recipes import out_of_fold
-from candy_monai.recipes.out_of_fold import PLACE, OutOfFold
+from candy_monai.recipes.out_of_fold import PLACE, CrossValidation, OutOfFold
 
 LEVELS = np.array([[[0, 3, 5, 7]], [[0, 0, 6, 1]]], dtype=np.uint8)
 
@@ -71,3 +71,11 @@ def test_processes_that_predict_at_the_same_time_predict_each_case_once(tmp_path
         list(pool.map(predict, range(3)))
     assert sorted(predicted) == list("abcd")
     assert not list((tmp_path / PLACE).glob(".*"))
+
+
+def test_for_a_folder_of_cross_validations_these_are_named(tmp_path):
+    for name in ("crossval-A", "crossval-B"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "crossval.json").write_text("{}")
+    with pytest.raises(ExperimentError, match=r"not a cross-validation.*in it are .*crossval-.*, .*: give one$"):
+        CrossValidation.read(tmp_path)

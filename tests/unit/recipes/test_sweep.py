@@ -318,7 +318,8 @@ def test_a_sweep_that_is_running_is_not_begun_again(phantom, space, tmp_path, pr
         ({"fold": "all"}, "has no validation cases"),
         ({"name": "a/b"}, "expected letters"),
         ({"storage": "nosuch://x"}, "cannot be opened"),
-        ({"overrides": {"patch_shape": "8,8"}}, "patch_shape"),
+        ({"overrides": {"patch_shape": "8,8"}}, "^patch_shape has 2 entries"),
+        ({"configuration": "3d_cascade"}, "^the configuration 3d_cascade needs a first stage"),
     ],
 )
 def test_what_cannot_work_is_refused_before_a_trial_begins(phantom, space, tmp_path, pretended, more, said):

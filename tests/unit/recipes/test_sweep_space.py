@@ -3,7 +3,7 @@ import json
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from candy_monai.errors import SettingsError
+from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.sweep_space import SearchSpace
 
@@ -141,3 +141,9 @@ def test_what_only_the_plan_of_the_dataset_refuses_is_told_by_entry(tmp_path):
 
     with pytest.raises(SettingsError, match=r"1 setting cannot be searched:\n  - batch_size: too large"):
         space.check_with(OPTIONS, check)
+
+    def check_none(_options: TrainOptions) -> None:
+        raise BadInputError("no first stage")
+
+    with pytest.raises(BadInputError, match="^no first stage$"):  # it is not said of each setting
+        space.check_with(OPTIONS, check_none)

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torch import nn
+from torch import nn, optim
 from torch.amp.grad_scaler import GradScaler
 from torch.utils.checkpoint import checkpoint
 
@@ -41,7 +41,7 @@ def test_gradients_of_parameters_that_are_not_optimized_do_not_pile_up():
 
 def _scaled(weight):
     scaled = ScaledBackward(GradScaler("cpu", init_scale=SCALE))
-    scaled.watch([weight])
+    scaled.watch([weight], optim.SGD([weight], lr=0.1))
     return scaled
 
 
@@ -104,3 +104,19 @@ def test_gradients_that_the_scale_does_not_reach_are_refused():
     scaled.close()
     with scaled.active():
         torch.autograd.backward(weight * 2)
+
+
+def test_a_step_with_gradients_that_are_still_scaled_is_refused():
+    weight = nn.Parameter(torch.tensor(3.0))
+    optimizer = optim.SGD([weight], lr=1.0)
+    scaled = ScaledBackward(GradScaler("cpu", init_scale=SCALE))
+    scaled.watch([weight], optimizer)
+    with scaled.active():
+        weight.mul(2).backward()
+    with pytest.raises(SettingsError, match=r'"fp16".*super\(\)\.step.*"bf16"'):
+        optimizer.step()
+    with scaled.unscaled(optimizer):
+        scaled.scaler.step(optimizer)
+    assert weight == 1
+    scaled.close()
+    optimizer.step()

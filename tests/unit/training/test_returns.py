@@ -9,7 +9,7 @@ from torch.optim import lr_scheduler
 from candy_monai.errors import BadInputError
 from candy_monai.nn.padding import Pad2d
 from candy_monai.training.sliding import SlidingSegmentationTrainer
-from tests.toys import SmallTrainer, small_trainer
+from tests.toys import SmallTrainer, Squares, small_trainer
 
 QUIET = {"save_preview": False, "val_score_prediction": False}
 IMAGE = torch.zeros(1, 16, 16)
@@ -179,6 +179,23 @@ def test_a_backward_that_leaves_out_a_batch_or_steps_by_itself_is_none(tmp_path)
         assert math.isfinite(_trained(tmp_path, backward=backward).metrics()["val score"][0])
 
 
+def test_a_backward_that_leaves_its_gradients_to_a_second_step_is_refused_unless_the_trainer_steps_itself(tmp_path):
+    def backward(self, images, labels, toolbox):
+        toolbox.optimizer.zero_grad()
+        loss = toolbox.criterion(toolbox.model(images), labels)[0]
+        loss.backward()
+        toolbox.optimizer.step()
+        return loss.detach(), {}
+
+    with pytest.raises(BadInputError, match=r"Mine\.backward calls toolbox\.optimizer\.step\(\).*applied twice"):
+        _trained(tmp_path, backward=backward)
+
+    def step(self, toolbox, *, num_batches=1):
+        toolbox.ema.update_parameters(toolbox.model)
+
+    assert math.isfinite(_trained(tmp_path, backward=backward, step=step).metrics()["val score"][0])
+
+
 @pytest.mark.parametrize("result", [(IMAGE, {}), (0.5, {"dice": IMAGE})])
 def test_what_score_case_returned_is_not_blamed_on_validate_case(tmp_path, result):
     with pytest.raises(BadInputError, match=r"^Mine\.score_case returned a tensor of shape \(1, 16, 16\) as the"):
@@ -208,6 +225,16 @@ def test_sizes_that_a_network_does_not_accept_name_the_hook_that_pads(tmp_path, 
     with pytest.raises(RuntimeError, match="must match") as caught:
         _trained(tmp_path, **{method: skip}, build_padding_module=padding)
     assert any("build_padding_module" in note for note in caught.value.__notes__) is not pads
+
+
+def test_a_batch_too_small_for_batch_normalisation_is_told_how_to_leave_it_out(tmp_path):
+    def build_network(self, example_shape):
+        return nn.Sequential(nn.Conv2d(1, 1, 16), nn.BatchNorm2d(1), nn.ConvTranspose2d(1, 1, 16))
+
+    trainer = small_trainer(tmp_path, Squares(3), cls=type("Mine", (SmallTrainer,), {"build_network": build_network}))
+    with pytest.raises(ValueError, match="more than 1 value per channel") as caught:
+        trainer.train(1, save_preview=False)
+    assert "drop_last=True" in caught.value.__notes__[1]
 
 
 @pytest.mark.parametrize(("value", "found"), [(None, "None"), (nn.Conv2d(1, 1, 1), "a Conv2d")])

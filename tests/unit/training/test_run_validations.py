@@ -35,21 +35,24 @@ def validations(said):
 
 
 def _toolbox():
-    network, average = (nn.Sequential(nn.Conv2d(1, 1, 1)) for _ in range(2))
+    network = nn.Sequential(nn.Conv2d(1, 1, 1))
+    average = optim.swa_utils.AveragedModel(network)
     optimizer = optim.SGD(network.parameters(), lr=0.1)
     schedule = optim.lr_scheduler.ConstantLR(optimizer, 1.0)
     return TrainerToolbox(model=network, optimizer=optimizer, scheduler=schedule, criterion=nn.MSELoss(), ema=average)
 
 
-def _validated(validations, scores, *, calls="ema", keeps_cases=True):
-    """Validate cases with these scores, and return the mean and what it rests on."""
-    toolbox, cases, rests = _toolbox(), ValidationCases(), _Resting()
+def _validated(validations, scores, *, calls="ema", keeps_cases=True, toolbox=None):
+    """Validate cases with these scores, or losses for None, and return the mean and what it rests on."""
+    toolbox, cases, rests = toolbox or _toolbox(), ValidationCases(), _Resting()
     called = CalledNetworks(toolbox)
     validations.begin(toolbox, None, keeps_cases=keeps_cases)
     image = torch.zeros(1, 4, 4)
     with called.watched():
         for number, score in enumerate(scores):
-            getattr(toolbox, calls)(image[None])
+            output = getattr(toolbox, calls)(image[None])
+            loss = toolbox.criterion(output.detach(), image[None])
+            score = float(loss) if score is None else score
             cases.add(score, image, image.long(), image, case_id=str(number))
             if validations.kept is not None:
                 validations.kept.add(str(number), score, {}, lambda: None)
@@ -127,3 +130,33 @@ def test_cases_that_the_validation_loader_leaves_out_are_counted_and_warned_of(
     loader = DataLoader(data, batch_size, drop_last=drop_last)
     assert validations.share_of(loader, None)[0] == 5 - left_out
     assert (f"leaves out {left_out} of 5 cases" in "".join(said)) == bool(left_out)
+
+
+def test_scores_that_are_losses_are_said_in_the_first_validation(validations, said):
+    toolbox = _toolbox()
+    _validated(validations, [None, None], toolbox=toolbox)
+    assert "value of the criterion" in said[0]
+    _validated(validations, [None], toolbox=toolbox)
+    assert len(said) == 1
+    assert not toolbox.criterion._forward_hooks
+
+
+@pytest.mark.parametrize("scores", [[None, 0.5], [0.0]])
+def test_scores_that_are_not_all_losses_are_none(validations, said, scores):
+    _validated(validations, scores)
+    assert said == []
+
+
+def test_an_average_that_a_trained_model_never_updated_is_said_if_it_is_scored(validations, said):
+    toolbox = _toolbox()
+    _validated(validations, [0.5], toolbox=toolbox)
+    assert said == []  # the model was not trained, either
+    with torch.no_grad():
+        toolbox.model[0].bias += 1
+    _validated(validations, [0.5], calls="model", toolbox=toolbox)
+    assert "not the average" in said.pop()
+    _validated(validations, [0.5], toolbox=toolbox)
+    assert "update_parameters" in said.pop()
+    toolbox.ema.update_parameters(toolbox.model)
+    _validated(validations, [0.5], toolbox=toolbox)
+    assert said == []

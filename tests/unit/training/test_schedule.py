@@ -64,6 +64,38 @@ def test_a_schedule_that_needs_the_epoch_gets_the_number_of_those_done():
     assert scheduler.told == [4]
 
 
+class _Passing(optim.lr_scheduler.ReduceLROnPlateau):
+    def step(self, *arguments, **keywords):
+        super().step(*arguments, **keywords)
+
+
+class _Tolerant(optim.lr_scheduler.ReduceLROnPlateau):
+    def step(self, metrics=None):
+        if metrics is not None:
+            super().step(metrics)
+
+
+@pytest.mark.parametrize("kind", [_Passing, _Tolerant])
+def test_a_plateau_schedule_of_the_user_s_own_gets_the_metric_whatever_its_step_looks_like(kind):
+    optimizer = _optimizer()
+    scheduler = kind(optimizer, "max", factor=0.5, patience=0)
+    step_after_batches(scheduler, 3)
+    for score in (0.5, 0.4):
+        step_after_epoch(scheduler, {}, epoch=1, score=score, validates=True)
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_a_schedule_that_takes_the_epoch_and_a_metric_gets_both_if_there_are_both():
+    class Both(_Told):
+        def step(self, epoch, metric=None):
+            super().step((epoch, metric))
+
+    scheduler = Both()
+    for epoch, score in enumerate((0.5, None, 0.7), start=1):
+        step_after_epoch(scheduler, {}, epoch=epoch, score=score, validates=True)
+    assert scheduler.told == [(1, 0.5), (2, None), (3, 0.7)]
+
+
 def test_pytorch_s_other_schedules_step_by_batches():
     optimizer = _optimizer()
     for scheduler in (

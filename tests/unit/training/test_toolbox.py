@@ -1,8 +1,10 @@
 import pytest
+import torch
 from monai.losses import DiceLoss
-from torch import optim
+from torch import nn, optim
 
 from candy_monai.errors import BadInputError
+from candy_monai.nn.losses import DiceBCELossWithLogits
 from tests.toys import SmallTrainer, small_trainer
 
 
@@ -17,6 +19,22 @@ def test_parameters_that_the_optimizer_lacks_are_said_in_the_log(tmp_path, count
     log = (trainer.experiment_folder() / "logs.txt").read_text()
     assert ("Not in the optimizer, and so not trained by it" in log) is bool(names)
     assert f"not trained by it: {', '.join(names)}\n" in log or not names
+
+
+def test_parameters_of_the_loss_that_the_optimizer_lacks_are_said_too(tmp_path):
+    class Weighted(DiceBCELossWithLogits):
+        def __init__(self):
+            super().__init__(1)
+            self.weight = nn.Parameter(torch.zeros(()))
+
+        def forward(self, logits, labels):
+            loss, parts = super().forward(logits, labels)
+            return loss * self.weight.exp(), parts
+
+    trainer = small_trainer(tmp_path, cls=type("Mine", (SmallTrainer,), {"build_criterion": lambda _self: Weighted()}))
+    trainer.train(1, save_preview=False, save_report=False)
+    log = (trainer.experiment_folder() / "logs.txt").read_text()
+    assert "not trained by it: criterion.weight\n" in log
 
 
 def test_frozen_parameters_are_not_said_to_be_missing_in_the_optimizer(tmp_path):

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from monai.data import MetaTensor, list_data_collate
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -10,7 +11,7 @@ from candy_monai.experiment.history import load_metrics
 from candy_monai.experiment.state import load_state
 from candy_monai.nn.padding import Pad2d
 from candy_monai.training.trainer import Trainer
-from tests.toys import SmallTrainer, Squares, scripted_trainer, small_trainer
+from tests.toys import SmallTrainer, Squares, log_of, scripted_trainer, small_trainer
 
 
 def test_every_case_is_validated_exactly_once_an_epoch_and_not_padded(tmp_path):
@@ -28,6 +29,19 @@ def test_every_case_is_validated_exactly_once_an_epoch_and_not_padded(tmp_path):
     trainer = Counting(tmp_path, DataLoader(data, batch_size=3), DataLoader(data, batch_size=2), console=False)
     trainer.train(2)
     assert seen == [((1, 13, 18), (1, 13, 18), (1, 1, 13, 18))] * 6
+
+
+@pytest.mark.parametrize("moved", ["training sample", "validation case"])
+def test_a_label_that_is_not_on_the_grid_of_its_image_is_said_in_the_log(tmp_path, moved):
+    affine = torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0]))
+    samples = [tuple(MetaTensor(tensor, affine=affine) for tensor in sample) for sample in Squares()]
+    flipped = torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0]))
+    turned = [(image, MetaTensor(label.as_tensor(), affine=flipped)) for image, label in samples]
+    data = (turned, samples) if moved == "training sample" else (samples, turned)
+    trainer = SmallTrainer(tmp_path, *(DataLoader(each, collate_fn=list_data_collate) for each in data), console=False)
+    trainer.train(1, save_preview=False, save_report=False)
+    (line,) = (line for line in log_of(trainer).splitlines() if "not on the grid" in line)
+    assert f"Warning: the label of the first {moved}" in line
 
 
 def test_backward_gets_images_and_labels_padded_in_step_and_the_new_label_voxels_are_filled(tmp_path):

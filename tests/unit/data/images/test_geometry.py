@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from monai.data import MetaTensor
 
-from candy_monai.data.images.geometry import Geometry, affine_problem
+from candy_monai.data.images.geometry import Geometry, affine_problem, in_ras
+from candy_monai.data.images.reading import geometry_of
 
 TURN = np.array([[0.0, -1.0, 0.0], [0.6, 0.0, 0.8], [0.8, 0.0, -0.6]])  # a rotation
 TILT = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])  # a gantry's tilt of 27 degrees
@@ -50,3 +53,14 @@ def test_a_voxel_has_a_volume_in_space_alone():
     assert Geometry.in_space((4, 5, 6), turned, num_channels=1).voxel_ml == pytest.approx(0.003)
     assert Geometry.in_space((4, 5), turned, num_channels=1).voxel_ml is None
     assert Geometry.unknown((4, 5, 6), num_channels=1, is_picture=True).voxel_ml is None
+
+
+@pytest.mark.parametrize("rank", [3, 4])
+def test_an_affine_whose_metadata_state_lps_is_turned_to_ras_and_no_other(rank):
+    given = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0][4 - rank :]))
+    image = MetaTensor(torch.zeros([1] * rank), affine=given, meta={"space": "LPS"})
+    turned = in_ras(image)
+    assert turned.affine.diagonal()[:2].tolist() == [-given[0, 0], -given[1, 1]]
+    assert turned.affine[-1, -1] == 1
+    assert in_ras(turned) is turned
+    assert np.array_equal(geometry_of(image).affine, geometry_of(turned).affine)

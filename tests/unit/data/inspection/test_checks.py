@@ -245,6 +245,17 @@ def test_a_colour_picture_in_one_file_lacks_no_channel(tmp_path):
     assert problems_of(tmp_path) == ""
 
 
+def test_negative_ids_are_never_remapped_to_the_classes_in_order(tmp_path):
+    make(tmp_path)
+    label = label_of((1,)).astype(np.int16)
+    label[0, 0, 0] = -1
+    write(tmp_path / "labelsTr" / "a.nii.gz", label)
+    text = problems_of(tmp_path)
+    assert "unknown label ids -1; found -1, 0, 1" in text
+    assert "to 0, the background" in text
+    assert "remap" not in text
+
+
 def test_a_mask_picture_of_0_and_255_is_a_problem_that_names_the_values_and_a_remap(tmp_path):
     mask = np.eye(5, 6, dtype=np.uint8) * 255
     make_pictures(tmp_path, np.arange(30, dtype=np.uint8).reshape(5, 6), mask)

@@ -4,10 +4,11 @@ import monai.data
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Flipd, Identityd, Spacingd, ToTensord
 from torch.utils.data import DataLoader
 
 from candy_monai.data.datasets.files import DatasetFromMemory
-from candy_monai.data.samples.batches import Batch, collate_cases, unpack
+from candy_monai.data.samples.batches import Batch, collate_cases, different_grids, unpack
 from candy_monai.errors import BadInputError
 
 IMAGES, LABELS = torch.rand(2, 1, 4, 5), torch.ones(2, 1, 4, 5, dtype=torch.int64)
@@ -147,3 +148,28 @@ def test_integer_labels_come_as_int64_while_masks_and_what_may_be_a_regression_s
         collate_cases([(image, label.to(dtype)) for image, label in zip(IMAGES, LABELS, strict=True)])["label"].dtype
         == expected
     )
+
+
+@pytest.mark.parametrize("loader", [DataLoader, monai.data.DataLoader])
+@pytest.mark.parametrize(
+    ("transform", "difference"),
+    [
+        (Identityd("image"), None),
+        (Spacingd(["image", "label"], (2, 1, 1), mode=("bilinear", "nearest")), None),
+        (Flipd("image", 1), "directions"),
+        (ToTensord("label", track_meta=False), None),
+    ],
+)
+def test_an_image_and_a_label_that_a_transform_moved_apart_are_told_by_their_metadata(loader, transform, difference):
+    affine = torch.diag(torch.tensor([-1.0, 1.0, 3.0, 1.0]))
+    sample = {key: MetaTensor(torch.rand(1, 6, 6, 6), affine=affine) for key in ("image", "label")}
+    (batch,) = loader(monai.data.Dataset([sample, sample], transform), batch_size=2)
+    found = different_grids(batch)
+    assert (found is None) if difference is None else (found is not None and found.startswith(difference))
+    assert different_grids((batch["image"], batch["label"])) == found
+
+
+def test_metadata_of_different_sizes_or_of_none_are_no_grids_that_differ():
+    moved = MetaTensor(IMAGES, affine=torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0])))
+    for label in (LABELS, MetaTensor(LABELS), moved[..., :3]):
+        assert different_grids((moved, label)) is None
