@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import PROGRAM, done
 from candy_monai.cli.options import new_command
-from candy_monai.cli.starting_files import check_class_name, render, snake_case, write_new
+from candy_monai.cli.starting_files import check_class_name, check_trainer_file, render, snake_case, write_new
 from candy_monai.files import as_word
 
 if TYPE_CHECKING:
@@ -39,5 +39,6 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     check_class_name(args.name)
     path = args.out or Path(f"{snake_case(args.name)}.py")
+    check_trainer_file(path)
     write_new(path, render("trainer.py", name=args.name, file=path.name))
     return done("Trainer", path, then=[PROGRAM, "train", "DATASET", "--trainer", f"{as_word(path)}:{args.name}"])

@@ -20,7 +20,7 @@ from scipy.spatial.transform import Rotation
 from candy_monai.aliases import PathLike, Shape
 from candy_monai.data.images.writing import save_image
 from candy_monai.errors import BadInputError
-from candy_monai.files import atomic_write_text
+from candy_monai.files import atomic_write_text, check_writable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,7 +67,7 @@ def write_phantom_dataset(
         The folder.
 
     Raises:
-        BadInputError: If an argument is out of range.
+        BadInputError: If an argument is out of range, or the folder cannot be written to.
     """
     if num_dims not in (2, 3):
         raise BadInputError(f"num_dims must be 2 or 3, got {num_dims}")
@@ -88,6 +88,7 @@ def write_phantom_dataset(
         raise BadInputError(f"spacing_mm must have {num_dims} positive lengths, got {spacing}")
     ending = file_ending or (".png" if num_dims == 2 else ".nii.gz")
     folder = Path(folder)
+    check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(num_cases + num_test_cases):
         split, case_id = "Tr" if index < num_cases else "Ts", f"phantom_{index:03d}"

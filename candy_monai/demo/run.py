@@ -9,8 +9,9 @@ from candy_monai.aliases import PathLike
 from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.images.reading import load_image
 from candy_monai.demo.phantom import write_phantom_dataset
-from candy_monai.device import auto_device
+from candy_monai.device import auto_device, find_device
 from candy_monai.evaluation.evaluator import Evaluator
+from candy_monai.files import check_writable
 from candy_monai.incoming.opening import load_predictor
 from candy_monai.recipes.train import train_dataset
 
@@ -37,8 +38,13 @@ def run_demo(
 
     Returns:
         The image of the unseen cases: image, reference and prediction side by side.
+
+    Raises:
+        BadInputError: If there is no such device, or the folder cannot be written to; nothing is written then.
     """
+    find_device(device)
     out = Path(out)
+    check_writable(out)
     on_progress(f"Writing a phantom dataset of {NUM_CASES} cases to {out}")
     dataset = write_phantom_dataset(
         out / "Dataset001_Phantom", num_cases=NUM_CASES, num_test_cases=NUM_TEST_CASES, seed=seed

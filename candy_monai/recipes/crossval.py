@@ -27,7 +27,7 @@ from candy_monai.device import find_device
 from candy_monai.errors import BadInputError, RunFailedError, SettingsError
 from candy_monai.experiment.description import differences, read_description
 from candy_monai.experiment.folder import held
-from candy_monai.experiment.runs import CROSS_VALIDATION
+from candy_monai.experiment.runs import CROSS_VALIDATION, configurations_below
 from candy_monai.files import atomic_write_json
 from candy_monai.network import check_precision
 from candy_monai.recipes.cascade import FIRST, SECOND, check_second_stage, first_stage_of
@@ -136,6 +136,8 @@ def cross_validate(
         check = partial(_check_configuration, fingerprint=fingerprint, options=options, parts=parts, device=device)
         configured = _suitable(fingerprint, check, on_progress) if asked == "all" else asked
         of_each = _options_of_each(configured, options, folder, check)
+        if unnamed := [name for name in configurations_below(folder) if name not in of_each]:
+            on_progress(f"Warning: the summary will leave out {join_names(unnamed)} of {folder}: name them, too")
     runs: dict[str, list[SeparateRun]] = {name: [] for name in of_each}
     for name, number in itertools.product(of_each, range(len(folds))):
         own = Path(of_each[name].out) / f"fold_{number}"

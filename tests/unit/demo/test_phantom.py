@@ -134,3 +134,9 @@ def test_arguments_out_of_range_are_refused_before_anything_is_written(tmp_path,
     with pytest.raises(BadInputError, match=message):
         write_phantom_dataset(tmp_path / "new", **options)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(BadInputError, match="is a file, expected a folder"):
+        write_phantom_dataset(tmp_path / "file", num_cases=1)

@@ -108,8 +108,12 @@ def test_each_configuration_is_trained_on_every_fold_and_summed_up(phantom, tmp_
     assert summary["3d"] == json.loads((path.parent / "3d" / "crossval.json").read_text())
     assert configurations_below(path.parent) == {name: path.parent / name for name in ("2d", "3d")}
     assert as_text({"configurations": summary}).splitlines()[2].split()[:4] == ["3d", "4/4", "4", "0.1500"]
-    cross_validate(phantom, configurations=["2d", "3d", "2d"], out=tmp_path, num_epochs=1, on_progress=_quiet)
+    said = []
+    cross_validate(phantom, configurations=["2d", "3d", "2d"], out=tmp_path, num_epochs=1, on_progress=said.append)
     assert len(begun) == 8  # all are finished
+    assert not any("leave out" in line for line in said)
+    cross_validate(phantom, configurations="3d", out=tmp_path, num_epochs=1, on_progress=said.append)
+    assert f"Warning: the summary will leave out 2d of {path.parent}: name them, too" in said
 
 
 def test_a_cascade_is_trained_after_its_first_stage_which_it_is_told(phantom, tmp_path, pretended):
