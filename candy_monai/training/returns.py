@@ -140,7 +140,10 @@ def failure_located(
                 "example with `return Pad2d(16)`, or Pad3d(16) for volumes"
             )
         if "more than 1 value per channel" in str(error) and len(images) == 1:  # of PyTorch's batch normalisation
-            error.add_note("A batch of one sample is too small for this network: leave it out by drop_last=True")
+            error.add_note(
+                "A batch of one sample is too small for batch normalisation: train with a larger batch_size, and leave "
+                "out a last batch of one sample by drop_last=True"
+            )
         raise
 
 

@@ -240,7 +240,7 @@ def test_a_batch_too_small_for_batch_normalisation_is_told_how_to_leave_it_out(t
     trainer = small_trainer(tmp_path, Squares(3), cls=type("Mine", (SmallTrainer,), {"build_network": build_network}))
     with pytest.raises(ValueError, match="more than 1 value per channel") as caught:
         trainer.train(1, save_preview=False)
-    assert "drop_last=True" in caught.value.__notes__[1]
+    assert "larger batch_size, and leave out a last batch of one sample by drop_last=True" in caught.value.__notes__[1]
 
 
 @pytest.mark.parametrize(("value", "found"), [(None, "None"), (nn.Conv2d(1, 1, 1), "a Conv2d")])
