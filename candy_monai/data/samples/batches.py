@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from candy_monai.data.images.alignment import misalignment
-from candy_monai.data.images.geometry import Geometry
+from candy_monai.data.images.geometry import Geometry, in_ras
 from candy_monai.data.values import plain_tensor
 from candy_monai.errors import BadInputError
 
@@ -92,6 +92,9 @@ def _grid(batch: object) -> Geometry | None:
     affine = batch.affine if batch.affine.ndim == 2 else batch.affine[0]  # PyTorch's collation keeps the first one
     if affine.shape != (4, 4) or torch.equal(affine, torch.eye(4).to(affine)):
         return None
+    space = batch.meta.get("space")
+    space = space[0] if isinstance(space, list | tuple) and space else space
+    affine = in_ras(MetaTensor(torch.empty(0), meta={"affine": affine, "space": space})).affine
     return Geometry.in_space(batch.shape[2:], affine.cpu().double().numpy(), num_channels=batch.shape[1])
 
 

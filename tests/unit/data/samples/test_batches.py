@@ -173,3 +173,13 @@ def test_metadata_of_different_sizes_or_of_none_are_no_grids_that_differ():
     moved = MetaTensor(IMAGES, affine=torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0])))
     for label in (LABELS, MetaTensor(LABELS), moved[..., :3]):
         assert different_grids((moved, label)) is None
+
+
+@pytest.mark.parametrize("loader", [DataLoader, monai.data.DataLoader])
+def test_one_grid_that_is_stated_once_to_ras_and_once_to_lps_is_no_difference(loader):
+    ras, lps = torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0])), torch.diag(torch.tensor([-2.0, -2.0, 2.0, 1.0]))
+    volume = torch.zeros(1, 4, 4, 4)
+    image = MetaTensor(volume, meta={"affine": lps, "space": "LPS"})
+    label = MetaTensor(volume, meta={"affine": ras, "space": "RAS"})
+    (batch,) = loader([{"image": image, "label": label}] * 2, batch_size=2)
+    assert different_grids(batch) is None
