@@ -51,7 +51,7 @@ def write_phantom_dataset(
     them; two classes make one whole body. Volumes are anisotropic and tilted. The same arguments give the same bytes.
 
     Args:
-        folder: The dataset's folder; created if missing, and files in it are replaced.
+        folder: The dataset's folder; created if missing; the phantoms of an earlier call are removed from it.
         num_cases: The number of training cases, at least 1.
         num_test_cases: The number of test cases, which also have labels.
         num_dims: 2 or 3.
@@ -90,6 +90,9 @@ def write_phantom_dataset(
     folder = Path(folder)
     check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+        for earlier in (folder / name).glob("phantom_*"):  # perhaps of more cases, or with another ending
+            earlier.unlink()
     for index in range(num_cases + num_test_cases):
         split, case_id = "Tr" if index < num_cases else "Ts", f"phantom_{index:03d}"
         random = np.random.default_rng([seed, index])

@@ -57,6 +57,8 @@ def test_more_cases_do_not_change_the_first_ones(tmp_path):
     many = write_phantom_dataset(tmp_path / "many", num_cases=2, num_test_cases=0)
     image = "imagesTr/phantom_000_0000.nii.gz"
     assert content(few)[image] == content(many)[image]
+    write_phantom_dataset(many, num_cases=1, num_test_cases=0)
+    assert content(many).keys() == content(few).keys()  # those of the call before are gone
 
 
 @pytest.mark.parametrize("num_dims", [2, 3])
