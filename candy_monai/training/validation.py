@@ -136,7 +136,7 @@ def what_is_scored(*, raw: bool, averaged: bool) -> str | None:
 
 
 def untrained_average(toolbox: TrainerToolbox) -> str | None:
-    """Return the log message for an average that was never updated although the model was trained; None for others."""
+    """Return the log message for an average of which no update is known though the model was trained, or None."""
     ema = toolbox.ema
     if ema is None or int(ema.n_averaged):
         return None
@@ -144,8 +144,9 @@ def untrained_average(toolbox: TrainerToolbox) -> str | None:
     if all(torch.equal(weight.detach().to(average), average) for weight, average in pairs):
         return None
     return (
-        "toolbox.ema was not updated, so that the initial weights are scored and saved as the best: after each step, "
-        "call toolbox.ema.update_parameters(toolbox.model) in your own `step` or `train_epoch`, or train with ema=False"
+        "toolbox.ema.update_parameters was not called: unless you update the average in another way, the initial "
+        "weights are scored and saved as the best. Call toolbox.ema.update_parameters(toolbox.model) after each step, "
+        "in your own `step` or `train_epoch`, or train with ema=False"
     )
 
 
