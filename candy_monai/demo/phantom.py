@@ -30,6 +30,7 @@ _MEANS = (1.3, 0.1, 1.6, -1.1)  # in units of the background's texture; used by 
 _GRAINS = (0.7, 1.3, 0.5, 0.9)  # the texture's scale in voxels
 _TILT_DEGREES = (8.0, -5.0, 12.0)
 _NUM_DISTRACTORS = 4
+_DESCRIPTION = "Synthetic bodies in a textured background"
 
 
 def write_phantom_dataset(
@@ -51,7 +52,7 @@ def write_phantom_dataset(
     them; two classes make one whole body. Volumes are anisotropic and tilted. The same arguments give the same bytes.
 
     Args:
-        folder: The dataset's folder; created if missing; the phantoms of an earlier call are removed from it.
+        folder: The dataset's folder; created if missing; the cases of an earlier call are removed from it.
         num_cases: The number of training cases, at least 1.
         num_test_cases: The number of test cases, which also have labels.
         num_dims: 2 or 3.
@@ -67,7 +68,7 @@ def write_phantom_dataset(
         The folder.
 
     Raises:
-        BadInputError: If an argument is out of range, or the folder cannot be written to.
+        BadInputError: If an argument is out of range, or the folder cannot be written to or holds another dataset.
     """
     if num_dims not in (2, 3):
         raise BadInputError(f"num_dims must be 2 or 3, got {num_dims}")
@@ -90,9 +91,7 @@ def write_phantom_dataset(
     folder = Path(folder)
     check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
-        for earlier in (folder / name).glob("phantom_*"):  # perhaps of more cases, or with another ending
-            earlier.unlink()
+    _remove_earlier(folder)
     for index in range(num_cases + num_test_cases):
         split, case_id = "Tr" if index < num_cases else "Ts", f"phantom_{index:03d}"
         random = np.random.default_rng([seed, index])
@@ -107,11 +106,26 @@ def write_phantom_dataset(
         "numTraining": num_cases,
         "file_ending": ending,
         "name": folder.name,
-        "description": "Synthetic bodies in a textured background",
+        "description": _DESCRIPTION,
         "licence": "CC0",
     }
     atomic_write_text(folder / "dataset.json", json.dumps(description, indent=2) + "\n", durable=False)
     return folder
+
+
+def _remove_earlier(folder: Path) -> None:
+    """Remove the cases of an earlier call, which may be more or have another ending.
+
+    Raises:
+        BadInputError: If the folder holds another dataset.
+    """
+    if not (folder / "dataset.json").exists():
+        return
+    if _DESCRIPTION not in (folder / "dataset.json").read_text(encoding="utf-8", errors="replace"):
+        raise BadInputError(f"{folder}: holds another dataset, expected a phantom dataset or none: give another folder")
+    for name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+        for file in (folder / name).glob("phantom_*"):
+            file.unlink()
 
 
 def _class_names(num_classes: int) -> list[str]:

@@ -331,8 +331,8 @@ def apply_loss(criterion: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Te
     if isinstance(criterion, _OF_CLASSES):
         if type(criterion) in _OF_CLASSES and logits.shape[1] == 1:
             raise ValueError(
-                f"{name} over a single channel is 0 whatever the network returns: use nn.BCEWithLogitsLoss, or 2 "
-                "classes, background and foreground"
+                f"{name} needs a channel for each class, also for the background, and the network returns a single "
+                "one: use nn.BCEWithLogitsLoss, or 2 classes"
             )
         # Floating-point labels with several channels are probabilities; with one they are ids from MONAI's LoadImage.
         if labels.ndim == logits.ndim and labels.shape[1] == 1:

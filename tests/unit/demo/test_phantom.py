@@ -59,6 +59,10 @@ def test_more_cases_do_not_change_the_first_ones(tmp_path):
     assert content(few)[image] == content(many)[image]
     write_phantom_dataset(many, num_cases=1, num_test_cases=0)
     assert content(many).keys() == content(few).keys()  # those of the call before are gone
+    (few / "dataset.json").write_text('{"description": "Mine"}')
+    with pytest.raises(BadInputError, match="few: holds another dataset"):
+        write_phantom_dataset(few)
+    assert content(few)[image] == content(many)[image]
 
 
 @pytest.mark.parametrize("num_dims", [2, 3])
