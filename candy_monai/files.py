@@ -236,12 +236,6 @@ def check_file_writable(path: PathLike) -> None:
     check_writable(path.parent)
 
 
-def as_word(path: PathLike) -> str:
-    """Return a path as a word of a command: one that begins with a dash, like an option, gets ``./`` before it."""
-    word = os.fspath(path)
-    return os.path.join(os.curdir, word) if word.startswith("-") else word
-
-
 def check_results_writable(results: Mapping[str, PathLike | None], read: Iterable[PathLike]) -> None:
     """Check that results can be written, and overwrite neither each other nor the input files.
 

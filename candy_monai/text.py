@@ -1,9 +1,10 @@
-"""Read text files from other programs: with or without a byte order mark, in UTF-8 or UTF-16."""
+"""Text from and for other programs: files with or without a byte order mark, in UTF-8 or UTF-16; words of commands."""
 
 from __future__ import annotations
 
 import codecs
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,3 +69,9 @@ def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
         raise ValueError(f"{twice!r} occurs more than once; keep only one")
     return found
+
+
+def as_word(path: PathLike) -> str:
+    """Return a path as a word of a command: one that begins with a dash, like an option, gets ``./`` before it."""
+    word = os.fspath(path)
+    return os.path.join(os.curdir, word) if word.startswith("-") else word

@@ -21,7 +21,7 @@ from candy_monai.cli.options import (
 from candy_monai.cli.predict import command_for
 from candy_monai.cli.train import add_training
 from candy_monai.experiment.settings import whole_number
-from candy_monai.files import as_word
+from candy_monai.text import as_word
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers

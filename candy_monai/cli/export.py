@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from candy_monai.cli.errors import done
 from candy_monai.cli.options import add_checkpoint, add_options, new_command
 from candy_monai.export.targets import TARGETS
-from candy_monai.files import as_word
+from candy_monai.text import as_word
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers

@@ -13,7 +13,7 @@ from candy_monai.cli.errors import DONE, PROGRAM, tell_next
 from candy_monai.cli.feedback import Feedback, add_feedback
 from candy_monai.cli.options import add_checkpoint, add_options, as_argument, new_command
 from candy_monai.errors import SettingsError
-from candy_monai.files import as_word
+from candy_monai.text import as_word
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers

@@ -153,7 +153,13 @@ def cross_validate(
             _begun_alike(of_each[name], of_one)
         if asked is not None:  # so that the folder is known for what it is while the folds are trained
             write_summary(folder, {"configurations": dict.fromkeys(of_each)})
-        failed = _run_stages(runs, num_parallel, launcher, on_progress)
+        failed = _run_stages(
+            runs,
+            num_parallel,
+            launcher,
+            on_progress,
+            predict_first=partial(_predict_first_stage, checked, fingerprint, folds, parts, device, on_progress),
+        )
         scoring = dataclasses.replace(options, device=str(device))
         summaries = {
             name: _summed_up(folder / name, of_one, checked, scoring, on_progress) for name, of_one in runs.items()
@@ -329,6 +335,8 @@ def _run_stages(
     num_parallel: int,
     launcher: Launcher,
     on_progress: Callable[[str], None],
+    *,
+    predict_first: Callable[[TrainOptions], None],
 ) -> list[SeparateRun]:
     """Run what is not finished, the second stage of a cascade last, and return what failed."""
     before = [run for name, of_one in runs.items() if name != SECOND for run in of_one]
@@ -337,7 +345,25 @@ def _run_stages(
     if second and any(run in failed for run in runs[FIRST]):
         on_progress(f"{SECOND} is not trained, since its first stage failed")
         return failed
+    if any(run.scores is None for run in second) and not launcher.is_elsewhere:
+        predict_first(second[0].options)  # otherwise the first of these runs does, within its budget
     return [*failed, *_run_all(second, num_parallel, launcher, on_progress)]
+
+
+def _predict_first_stage(
+    dataset: NNUNetDataset,
+    fingerprint: Fingerprint,
+    folds: Sequence[Fold],
+    parts: Parts,
+    device: torch.device,
+    on_progress: Callable[[str], None],
+    options: TrainOptions,
+) -> None:
+    """Predict what the first stage of a cascade has not yet predicted; ``options`` are those of the second one."""
+    plan = checked_plan(fingerprint, options, parts.trainer, device)
+    stage = first_stage_of(options, dataset, plan, parts.own, [fold.validation for fold in folds])
+    assert stage is not None
+    stage.predict(device=str(device), on_progress=on_progress)
 
 
 def _run_all(

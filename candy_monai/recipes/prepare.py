@@ -25,7 +25,7 @@ from candy_monai.data.planning.rules import Configuration, plan
 from candy_monai.data.planning.sizing import LIGHT_BELOW_BYTES
 from candy_monai.data.samples.store import CaseStore, store_bytes, unstored_cases
 from candy_monai.errors import BadInputError, DatasetError, SettingsError
-from candy_monai.files import as_word, check_writable, digest_of_file
+from candy_monai.files import check_writable, digest_of_file
 from candy_monai.incoming.weights import weights_file_of
 from candy_monai.recipes.cascade import SECOND, FirstStage, first_stage_of
 from candy_monai.recipes.options import TrainOptions
@@ -34,7 +34,8 @@ from candy_monai.registry import choice_of_network
 
 if TYPE_CHECKING:
     from candy_monai.processes import Processes
-    from candy_monai.training.segmentation import SegmentationTrainer
+    from candy_monai.text import as_word
+from candy_monai.training.segmentation import SegmentationTrainer
 
 USABLE_SHARE = 0.7
 

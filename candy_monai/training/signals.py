@@ -13,7 +13,7 @@ from types import FrameType, FunctionType
 
 from typing_extensions import override
 
-from candy_monai.files import as_word
+from candy_monai.text import as_word
 
 
 class Interrupted(KeyboardInterrupt, SystemExit):

@@ -3,14 +3,12 @@ import errno
 import os
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 
 from candy_monai import files
 from candy_monai.errors import BadInputError
 from candy_monai.files import (
-    as_word,
     atomic_path,
     atomic_write_text,
     check_writable,
@@ -161,11 +159,6 @@ def test_a_folder_below_a_file_is_refused_and_one_that_can_be_made_is_not_made(t
             check_writable(folder)
     check_writable(tmp_path / "new" / "out")
     assert os.listdir(tmp_path) == ["file"]
-
-
-def test_a_path_that_begins_with_a_dash_is_no_option_in_a_command():
-    words = [as_word(path) for path in (Path("./-out/run"), Path("out/-run"), "/-out")]
-    assert words == [os.path.join(".", "-out", "run"), os.path.join("out", "-run"), "/-out"]
 
 
 @pytest.mark.parametrize("files", [(), ("apart/model.pt",), ("read.png", None, "apart/copy.png")])

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
-from candy_monai.text import UnreadableTextError, decode_text, read_json, read_text
+from candy_monai.text import UnreadableTextError, as_word, decode_text, read_json, read_text
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -32,3 +35,8 @@ def test_json_that_is_nested_without_end_is_an_error_that_says_so(tmp_path):
     (tmp_path / "a.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match="nested too deep"):
         read_json(tmp_path / "a.json")
+
+
+def test_a_path_that_begins_with_a_dash_is_no_option_in_a_command():
+    words = [as_word(path) for path in (Path("./-out/run"), Path("out/-run"), "/-out")]
+    assert words == [os.path.join(".", "-out", "run"), os.path.join("out", "-run"), "/-out"]

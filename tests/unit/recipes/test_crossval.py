@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from candy_monai.errors import BadInputError, RunFailedError, SettingsError
 from candy_monai.experiment.description import FORMAT
 from candy_monai.experiment.folder import held
 from candy_monai.experiment.runs import configurations_below
-from candy_monai.recipes import launching
+from candy_monai.recipes import crossval, launching
 from candy_monai.recipes.crossval import CONFIGURATIONS, _suitable, cross_validate
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.training.signals import Interrupted
@@ -116,8 +117,10 @@ def test_each_configuration_is_trained_on_every_fold_and_summed_up(phantom, tmp_
     assert f"Warning: the summary will leave out 2d of {path.parent}: name them, too" in said
 
 
-def test_a_cascade_is_trained_after_its_first_stage_which_it_is_told(phantom, tmp_path, pretended):
+def test_a_cascade_is_trained_after_its_first_stage_has_predicted_all_cases(phantom, tmp_path, pretended, monkeypatch):
     _, begun = pretended
+    predicted, stage = [], SimpleNamespace(predict=lambda **_: predicted.append(len(begun)))
+    monkeypatch.setattr(crossval, "first_stage_of", lambda *_: stage)
     small = {"overrides": {"patch_shape": "8,8,8", "filters": "4,8,8"}, "num_epochs": 1, "num_folds": 2}
     asked = ["3d_cascade", "3d_lowres"]
     path = cross_validate(phantom, configurations=asked, out=tmp_path, on_progress=_quiet, **small)
@@ -125,6 +128,7 @@ def test_a_cascade_is_trained_after_its_first_stage_which_it_is_told(phantom, tm
         *[("3d_lowres", None)] * 2,
         *[("3d_cascade", str(path.parent / "3d_lowres"))] * 2,
     ]
+    assert predicted == [2]  # once, after the first stage
     assert list(json.loads(path.read_text())["configurations"]) == asked
     moved = tmp_path / "moved" / path.parent.name
     moved.parent.mkdir()
