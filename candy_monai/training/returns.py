@@ -134,7 +134,9 @@ def failure_located(
         cases = f" of {', '.join(case_ids)}" if any(case_ids) else ""
         shapes = f"images {tuple(images.shape)} and labels {tuple(labels.shape)}"
         error.add_note(f"Raised in {_name(trainer, method)}, which was given {shapes}{cases}")
-        if padding is None and isinstance(error, RuntimeError) and "must match" in str(error):  # PyTorch's own words
+        # PyTorch's own words; only the message of a different number of channels ends so.
+        is_of_sizes = "must match" in str(error) and not str(error).endswith("non-singleton dimension 1")
+        if padding is None and isinstance(error, RuntimeError) and is_of_sizes:
             error.add_note(
                 "If the network only accepts multiples of a number as sizes, override build_padding_module, for "
                 "example with `return Pad2d(16)`, or Pad3d(16) for volumes"

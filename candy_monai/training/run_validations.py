@@ -25,8 +25,8 @@ from candy_monai.training.reporting import Reporter
 from candy_monai.training.toolbox import TrainerToolbox
 from candy_monai.training.validation import (
     CalledNetworks,
-    LossesOfScores,
     PaddedParts,
+    ScoresThatAreLosses,
     ValidationCases,
     certainty,
     mean_score,
@@ -56,7 +56,7 @@ class RunValidations:
         self.kept: KeptCases | None = None
         self.padded_parts: PaddedParts | None = None
         self._toolbox: TrainerToolbox | None = None
-        self._losses: LossesOfScores | None = None
+        self._losses: ScoresThatAreLosses | None = None
 
     def share_of(self, loader: DataLoader[Any], limit: int | None) -> tuple[int | None, int | None]:
         """Return the number of cases that this process validates, None if unknown, and its share of a limit."""
@@ -81,7 +81,7 @@ class RunValidations:
         """
         self.kept = KeptCases() if keeps_cases else None
         if self._toolbox is None:  # the first validation of the run
-            self._losses = LossesOfScores(toolbox.criterion)
+            self._losses = ScoresThatAreLosses(toolbox.criterion)
         self._toolbox = toolbox
         self.padded_parts = PaddedParts(toolbox, padding)
         return self.padded_parts

@@ -150,7 +150,7 @@ def untrained_average(toolbox: TrainerToolbox) -> str | None:
     )
 
 
-class LossesOfScores:
+class ScoresThatAreLosses:
     """Detects scores that are the values of the criterion, of which a higher one is worse.
 
     Args:

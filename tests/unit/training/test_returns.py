@@ -222,15 +222,19 @@ def test_what_a_method_raises_names_its_cases_in_the_traceback_and_in_the_log(tm
 
 
 @pytest.mark.parametrize("method", ["backward", "validate_case"])
-@pytest.mark.parametrize("pads", [False, True])
-def test_sizes_that_a_network_does_not_accept_name_the_hook_that_pads(tmp_path, method, pads):
+@pytest.mark.parametrize(
+    ("pads", "other", "is_told"),
+    [(False, (1, 3, 5), True), (True, (1, 3, 5), False), (False, (1, 2, 4), False)],
+    ids=["another size", "padded", "another number of channels"],
+)
+def test_sizes_that_a_network_does_not_accept_name_the_hook_that_pads(tmp_path, method, pads, other, is_told):
     def skip(*_):
-        return torch.zeros(2) + torch.zeros(3)  # as a skip connection after an odd size
+        return torch.zeros(1, 3, 4) + torch.zeros(other)  # as a skip connection after an odd size
 
     padding = (lambda *_: Pad2d(4)) if pads else (lambda *_: None)
     with pytest.raises(RuntimeError, match="must match") as caught:
         _trained(tmp_path, **{method: skip}, build_padding_module=padding)
-    assert any("build_padding_module" in note for note in caught.value.__notes__) is not pads
+    assert any("build_padding_module" in note for note in caught.value.__notes__) is is_told
 
 
 def test_a_batch_too_small_for_batch_normalisation_is_told_how_to_leave_it_out(tmp_path):
