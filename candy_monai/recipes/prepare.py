@@ -31,11 +31,11 @@ from candy_monai.recipes.cascade import SECOND, FirstStage, first_stage_of
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.starting import StartingExperiment
 from candy_monai.registry import choice_of_network
+from candy_monai.text import as_word
 
 if TYPE_CHECKING:
     from candy_monai.processes import Processes
-    from candy_monai.text import as_word
-from candy_monai.training.segmentation import SegmentationTrainer
+    from candy_monai.training.segmentation import SegmentationTrainer
 
 USABLE_SHARE = 0.7
 
