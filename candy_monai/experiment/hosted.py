@@ -50,7 +50,7 @@ class HostedExperiment(Experiment):
         self._on_disk = state.progress, dict(state.checkpoints)
 
     def go_on_from(self, before: HostedExperiment) -> None:
-        """Take over the progress of an earlier part of this run, whose last epochs may not have reached the disk."""
+        """Read the progress of an earlier part of this run, whose last epochs may not have reached the disk."""
         self.progress = dataclasses.replace(before.progress)
         self.history.load_state_dict(before.history.state_dict())
         self.early_stopping.load_state_dict(before.early_stopping.state_dict())
