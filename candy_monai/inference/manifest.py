@@ -142,9 +142,6 @@ class Manifest:
     def save(self, *, removes_lock: bool = False) -> None:
         """Merge new cases into the files, and drop cases whose label maps have been removed.
 
-        Args:
-            removes_lock: Whether to remove the file that locks the manifest.
-
         Raises:
             BadInputError: If the manifest was replaced by another file.
             OSError: If it cannot be written.

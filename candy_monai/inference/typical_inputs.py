@@ -141,9 +141,7 @@ class TypicalInputs:
     def usual_size(self, labels: Tensor, geometry: Geometry | None) -> tuple[float, list[str]]:
         """Return how usual the sizes of the classes in a label map are, and a sentence for each unusual one.
 
-        Args:
-            labels: Ids ``(1, *spatial)``.
-            geometry: Their grid; None if they have no position in space.
+        The map is ``(1, *spatial)``; its grid is None if it has no position in space.
 
         Returns:
             The mean over the classes in it of the ratio of the smaller to the larger of the size and the training set's

@@ -70,15 +70,10 @@ def without_axis(value: Sequence[Any], axis: int) -> tuple[Any, ...]:
 
 
 def topology_of(patch_shape: Shape, spacing_mm: Sequence[float], *, max_levels: int) -> Topology:
-    """Return the deepest topology for a patch, up to a number of levels, but at least three.
+    """Return the deepest topology for a patch, of at most ``max_levels``, and if these allow it of at least three.
 
     An axis of one voxel always has kernel 1 and stride 1. Any other axis has kernel 1 until its spacing is less than
-    twice the finest one's, which grows as the fine axes are halved.
-
-    Args:
-        patch_shape: Voxels along each axis; any numbers.
-        spacing_mm: Voxel spacing along each axis; all ones without physical space.
-        max_levels: At least 1; if below three, it takes precedence.
+    twice the finest one's, which grows as the fine axes are halved. Spacings are 1 without physical space.
     """
     return _descend(patch_shape, spacing_mm, max_levels, _SHORTEST)
 
