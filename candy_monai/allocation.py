@@ -43,7 +43,8 @@ def give_back_freed_memory() -> None:
     """
     with _Process.lock:
         _Process.is_settled = True
-        _set({_MMAP_THRESHOLD: _LARGE_BYTES, _TRIM_THRESHOLD: _LARGE_BYTES})
+        _call("mallopt", _MMAP_THRESHOLD, _LARGE_BYTES)
+        _call("mallopt", _TRIM_THRESHOLD, _LARGE_BYTES)
         _call("malloc_trim", 0)
 
 
@@ -58,20 +59,16 @@ def freed_memory_kept() -> Iterator[None]:
     with _Process.lock:
         _Process.num_keeping += 1
         if _Process.num_keeping == 1 and not _Process.is_settled:
-            _set({_MMAP_THRESHOLD: _LARGEST_KEPT, _TRIM_THRESHOLD: _MOST_UNUSED})
+            _call("mallopt", _MMAP_THRESHOLD, _LARGEST_KEPT)
+            _call("mallopt", _TRIM_THRESHOLD, _MOST_UNUSED)
     try:
         yield
     finally:
         with _Process.lock:
             _Process.num_keeping -= 1
             if not _Process.num_keeping and not _Process.is_settled:
-                _set({_TRIM_THRESHOLD: 2 * _LARGEST_KEPT})
+                _call("mallopt", _TRIM_THRESHOLD, 2 * _LARGEST_KEPT)
                 _call("malloc_trim", 0)
-
-
-def _set(options: dict[int, int]) -> None:
-    for option, value in options.items():
-        _call("mallopt", option, value)
 
 
 def _call(name: str, *arguments: int) -> None:

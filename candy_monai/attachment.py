@@ -234,19 +234,13 @@ class _SurroundedCall:
 
 
 def attach(network: nn.Module, surroundings: Surroundings) -> Attachment:
-    """Attach hooks to a network until `detach`, in place of any previous ones.
+    """Attach hooks to a network until `detach`, in place of any previous ones, and return their state.
 
     In evaluation mode images are padded, and every output of the padded size is cropped; outputs of other resolutions,
     as for deep supervision, are then removed from lists and dictionaries. In training mode images must be padded
     already, together with their labels. Only the first tensor argument that is a batch of images, and tensors of the
-    same size, are padded. Outputs in half precision become float32.
-
-    Args:
-        network: Any network. If it was compiled in place by `nn.Module.compile`, only its own part is compiled.
-        surroundings: The settings of the hooks.
-
-    Returns:
-        The state of the hooks.
+    same size, are padded. Outputs in half precision become float32. Of a network that was compiled in place by
+    `nn.Module.compile`, only its own part is compiled.
     """
     _remove_hooks(network)
     attachment = Attachment(surroundings)

@@ -11,11 +11,9 @@ if TYPE_CHECKING:
 
 
 def bounding_box(mask: NDArray[np.bool_], *, margin: int = 0) -> tuple[slice, ...] | None:
-    """Return the bounding box of the true voxels of a spatial mask; ``None`` if there are none.
+    """Return the bounding box of the true voxels of a mask ``(*spatial)``; ``None`` if there are none.
 
-    Args:
-        mask: ``(*spatial)``.
-        margin: Voxels to add on each side, within the mask's extent.
+    ``margin`` is the number of voxels to add on each side, within the mask's extent.
     """
     box = []
     for axis in range(mask.ndim):

@@ -36,9 +36,7 @@ def better_of(name: str) -> Literal["higher", "lower"] | None:
 def by_class(columns: Iterable[str], class_names: Collection[str] = ()) -> dict[str, dict[str, str]]:
     """Return the columns of one metric for several classes, such as ``val dice kidney`` and ``val dice tumor``.
 
-    Args:
-        columns: Names of columns.
-        class_names: Names of the classes. Numbers at the end of ``val`` columns count as names of classes, too.
+    Numbers at the end of ``val`` columns count as names of classes, too.
 
     Returns:
         For each metric with columns of at least two classes, such as ``val dice``, its columns with their classes, in
@@ -61,13 +59,9 @@ def class_at_end(column: str, class_names: Iterable[str]) -> str:
 
 
 def worth_listing(metrics: Mapping[str, Sequence[float]], class_names: Collection[str] = ()) -> tuple[list[str], str]:
-    """Return the columns to list for some metrics, and a text about those that are omitted.
+    """Return the columns to list for some metrics, given over the epochs, and a text about those that are omitted.
 
     For a metric of more than 12 classes, these are the five with the lowest last values.
-
-    Args:
-        metrics: The values of each column over the epochs.
-        class_names: Names of the classes.
     """
     hidden: set[str] = set()
     said = []

@@ -63,13 +63,10 @@ def atomic_path(path: PathLike, *, durable: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def folder_apart(target: PathLike, *, beside: PathLike, prefix: str) -> Iterator[Path]:
-    """Yield a temporary folder for what becomes ``target``, which an error of the system then names.
+    """Yield a temporary folder within ``beside``, for what becomes ``target``, the file or folder that a user knows.
 
-    Args:
-        target: The file or folder that a user knows. It is named in an ``OSError`` about a file in the temporary folder
-            or about no file, as when the disk is full.
-        beside: The existing folder in which to make the temporary one.
-        prefix: The beginning of its name.
+    An ``OSError`` about a file in the temporary folder or about no file, as when the disk is full, then names the
+    target.
     """
     with tempfile.TemporaryDirectory(dir=beside, prefix=prefix) as name:
         try:

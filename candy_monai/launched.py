@@ -61,11 +61,7 @@ def is_first() -> bool:
 
 
 def refuse_several(command: str) -> None:
-    """Raise a `SettingsError` if this process is one of several, each of which would do all the work of a command.
-
-    Args:
-        command: The command that cannot be distributed, for the message.
-    """
+    """Raise a `SettingsError` if this process is one of several, each of which would do all the work of a command."""
     if (count := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise SettingsError(
             f"{command} runs in a single process, but {count} were started: start it without torchrun, or with srun "
@@ -74,11 +70,7 @@ def refuse_several(command: str) -> None:
 
 
 def first_host(node_list: str) -> str:
-    """Return the first host of a SLURM node list such as ``gpu[03-05,9],login``.
-
-    Args:
-        node_list: Names of hosts, separated by commas; numbers in brackets, single or as ranges.
-    """
+    """Return the first host of a SLURM node list: names, numbers in brackets, such as ``gpu[03-05,9],login``."""
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", node_list.strip())
     assert first is not None  # it also matches the empty string
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0])

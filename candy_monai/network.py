@@ -20,10 +20,8 @@ from candy_monai.errors import BadInputError, SettingsError, reason_in_short
 def choose_precision(amp: str | None, device: torch.device) -> Precision:
     """Return the precision to run a network in on a device.
 
-    Args:
-        amp: ``"bf16"``, ``"fp16"``, None for that of the weights, or ``"auto"``: on a CUDA device bfloat16 if it is
-            fast, else float16; elsewhere None.
-        device: The device of the network.
+    It is the one given (None is that of the weights), or for ``"auto"`` on a CUDA device bfloat16 if it is fast, else
+    float16, and elsewhere None.
     """
     if amp == "auto":
         if device.type != "cuda":
@@ -33,11 +31,7 @@ def choose_precision(amp: str | None, device: torch.device) -> Precision:
 
 
 def check_precision(amp: str | None, device: torch.device) -> None:
-    """Check that PyTorch supports a half precision on a device.
-
-    Args:
-        amp: As for `choose_precision`; values other than half precisions, such as ``"auto"``, are always supported.
-        device: The device of the network.
+    """Check that PyTorch supports a half precision on a device; other values, such as ``"auto"``, are always supported.
 
     Raises:
         SettingsError: If it does not.

@@ -12,12 +12,9 @@ if TYPE_CHECKING:
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:
-    """Import ``module``.
+    """Import an optional module, which an extra of candy-monai installs.
 
-    Args:
-        module: The module's dotted name.
-        extra: The extra of candy-monai that installs it.
-        purpose: The use of the module, as the end of a sentence: ``"read .mha files"``.
+    ``purpose`` is the use of the module, as the end of a sentence: ``"read .mha files"``.
 
     Raises:
         MissingExtraError: If it is not installed; the message explains how to install it.

@@ -32,10 +32,8 @@ class OwnGenerators:
     def of(cls, **parts: object) -> Self:
         """Find the generators in attributes, lists and dictionaries of some objects, recursively.
 
-        Generators that only a function accesses, such as a global variable or one in a lambda's closure, are not found.
-
-        Args:
-            **parts: The objects, by the prefixes of their generators' places.
+        The names of the objects begin their generators' places. Generators that only a function accesses, such as a
+        global variable or one in a lambda's closure, are not found.
         """
         found: dict[str, Generator] = {}
         for place, generator in _walk(parts):

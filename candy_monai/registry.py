@@ -118,13 +118,9 @@ def carried_network(name: object) -> type[nn.Module] | None:
 
 
 def class_from_file(where: str, *, option: str) -> object:
-    """Execute a Python file of the user and return the object of a given name.
+    """Execute a Python file of the user and return the object of a given name, ``FILE:Class``.
 
-    As for a script, modules in the file's folder can be imported.
-
-    Args:
-        where: ``FILE:Class``.
-        option: The option with this value, for messages.
+    As for a script, modules in the file's folder can be imported. ``option`` has this value, for messages.
 
     Raises:
         BadInputError: If there is no such file, or it defines no such name.

@@ -119,15 +119,10 @@ class GeneratorStates:
         """Read the states of every global generator, and of the user's own."""
         version, internal, gauss = random.getstate()
         name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+        stored = torch.from_numpy(np.asarray(keys).astype(np.int64))
         return cls(
             python=[version, torch.tensor(internal, device="cpu"), gauss],
-            numpy=[
-                name,
-                torch.from_numpy(np.asarray(keys).astype(np.int64)),
-                int(position),
-                int(has_gauss),
-                float(cached),
-            ],
+            numpy=[name, stored, int(position), int(has_gauss), float(cached)],
             torch=torch.get_rng_state(),
             cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             own={} if own is None else own.states(),

@@ -113,13 +113,9 @@ class SeededSampler(PositionedSampler):
 def shared_loader(loader: DataLoader[Any], processes: Processes, *, evenly: bool) -> DataLoader[Any]:
     """Return a loader of this process's share of the samples; the loader itself for one process.
 
-    Shares are disjoint: each process takes every n-th sample in the order of the first process's sampler.
-
-    Args:
-        loader: The loader of all samples; its batch size is that of one process.
-        processes: The processes.
-        evenly: Omit the last few samples so that all processes get the same number, for training; if False, as for
-            validation, each sample is in some share.
+    Shares are disjoint: each process takes every n-th sample in the order of the first process's sampler. Batches have
+    the size of the loader's. With ``evenly``, for training, the last few samples are left out so that all shares have
+    the same number; else, as for validation, each sample is in some share.
 
     Raises:
         BadInputError: If the loader cannot be shared, or there are fewer samples than processes.

@@ -42,12 +42,8 @@ def in_order(tasks: Iterable[Callable[[], T]], jobs: int, *, ahead: int = 0) -> 
 
     Decoding, resampling, distances and counting release Python's lock, and threads have no start-up cost; they share
     PyTorch's threads. A task is taken from ``tasks`` when a thread is free and at most ``jobs`` results are waiting, to
-    limit the number of cases in memory. After an exception no further tasks are started.
-
-    Args:
-        tasks: Functions without arguments.
-        jobs: Number of threads; 1 for the current thread.
-        ahead: Number of further tasks to start before the first result is taken, for small results.
+    limit the number of cases in memory; with small results, ``ahead`` more may wait. A single job runs in the current
+    thread. After an exception no further tasks are started.
     """
     if jobs == 1:
         for task in tasks:
@@ -71,15 +67,11 @@ def in_order(tasks: Iterable[Callable[[], T]], jobs: int, *, ahead: int = 0) -> 
 def shares(items: Sequence[T], processes: Processes | None, folder: Path) -> Iterator[Sequence[T]]:
     """Yield the items for a process: its own share, then those of the others, each once its process has ended.
 
-    A share is locked during its processing, and the system releases the locks of a killed process. So each item is
-    processed by one process, and the unfinished items of a process by another, if the caller skips finished items. On a
-    file system without locks there is no waiting, and some items are processed twice. A single process has all items in
-    its share, and locks nothing.
-
-    Args:
-        items: The same in all processes.
-        processes: The processes that share the items; None for this one alone.
-        folder: The folder of the locks, on a file system that all processes share; created if missing.
+    A share is locked during its processing by a file in ``folder``, which is on a file system that all processes share
+    and is created if missing; the system releases the locks of a killed process. So each item is processed by one
+    process, and the unfinished items of a process by another, if the caller skips finished items. On a file system
+    without locks there is no waiting, and some items are processed twice. A single process has all items in its share,
+    and locks nothing.
     """
     if processes is None or processes.world_size == 1:
         yield items

@@ -351,13 +351,11 @@ def in_units(num_bytes: float) -> str:
 
 
 def _held_by_onednn(operation: object, arguments: Sequence[Any], results: Sequence[Tensor]) -> int:
-    return _convolution_bytes(arguments[0], results[0]) if operation is torch.ops.aten.convolution.default else 0
-
-
-def _convolution_bytes(image: Tensor, result: Tensor) -> int:
-    """Return oneDNN's extra memory: blocked copies of both tensors, the input's until the result is complete."""
+    """Return a convolution's extra memory: blocked copies of both tensors, the input's until the result is complete."""
+    if operation is not torch.ops.aten.convolution.default:
+        return 0
     before, after = (
         tensor[:, 0].numel() * -(-tensor.shape[1] // _CHANNEL_BLOCK) * _CHANNEL_BLOCK * _FLOAT
-        for tensor in (image, result)
+        for tensor in (arguments[0], results[0])
     )
-    return max(before + after - result.nbytes, after)
+    return max(before + after - results[0].nbytes, after)

@@ -281,25 +281,21 @@ class CasePredictor(ABC):
         """Predict all cases, writing each while the next one is predicted; record errors in the failures."""
         began = time.perf_counter()
         with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
-            before: tuple[InputCase, Future[None]] | None = None
+            before: list[tuple[InputCase, Future[None]]] = []  # at most one unwritten prediction is held
             for case, outcome in self._outcomes(cases, probabilities, told.listener):
                 seconds, began = time.perf_counter() - began, time.perf_counter()
-                if before is not None:  # at most one unwritten prediction is held
-                    told.end(*before)
-                    before = None
+                told.end_all(before)
                 if isinstance(outcome, Exception):
                     told.failures[case.case_id] = outcome
                     told.end(case)
                     continue
                 if outcome.quality is not None:
                     told.listener.on_quality(case.case_id, outcome.quality)
-                before = case, writer.submit(write, outcome, case, paths[case.case_id], seconds=seconds)
+                before.append((case, writer.submit(write, outcome, case, paths[case.case_id], seconds=seconds)))
                 del outcome
                 if self.memory is not None:
-                    told.end(*before)
-                    before = None
-            if before is not None:
-                told.end(*before)
+                    told.end_all(before)
+            told.end_all(before)
 
     def _segments(self, cases: Sequence[InputCase], codes: PathLike | Mapping[str, Any] | None) -> tuple[Segment, ...]:
         """Return the segments of a DICOM SEG for each case, after checking that all can be written."""
@@ -406,10 +402,15 @@ class _Told:
         if count and by_earlier_command:
             self.listener.on_kept(count, self._total)
 
-    def end(self, case: InputCase, writing: Future[None] | None = None) -> None:
-        """Wait until a case is written, if it is being written, and report it."""
-        if writing is not None:
+    def end_all(self, cases: list[tuple[InputCase, Future[None]]]) -> None:
+        """Wait until these cases are written, report them, and clear the list."""
+        while cases:
+            case, writing = cases.pop(0)
             writing.result()  # raises errors other than failures of the case, such as interrupts
+            self.end(case)
+
+    def end(self, case: InputCase) -> None:
+        """Report a case that is written or has failed."""
         self._done += 1
         self.listener.on_case(self._done, self._total, case.case_id, self.failures.get(case.case_id))
 

@@ -147,11 +147,17 @@ class EnsemblePredictor(CasePredictor):
         on_disk = self._goes_to_disk(case, probabilities=probabilities)
         told = [listener, *[None] * (len(self.members) - 1)]
         if not self._side_by_side:
-            parts = (
-                member.run(own, on_disk=on_disk, probabilities=True, listener=listener).probabilities
-                for (member, own), listener in zip(self._own_cases(case), told, strict=True)
-            )
-            return self._averaged(case, parts, overlap, probabilities=probabilities)
+            total: torch.Tensor | None = None
+            for (member, own), listener in zip(self._own_cases(case), told, strict=True):
+                part = member.run(own, on_disk=on_disk, probabilities=True, listener=listener).probabilities
+                assert isinstance(part, MetaTensor)
+                total = part.as_tensor() if total is None else total.add_(part.as_tensor())
+                del part  # otherwise it stays in memory while the next one is computed
+            assert total is not None
+            whole = total.div_(len(self.members))
+            if overlap is not None:
+                overlap.add(whole, are_probabilities=True)
+            return self._painted(case, whole, probabilities=probabilities)
         first = self.members[0]
         # Logits are resampled, and are the input of custom postprocessing.
         as_logits = case.cases[0].is_resampled or not first.preprocessor.paints_in_parts
@@ -226,26 +232,6 @@ class EnsemblePredictor(CasePredictor):
         """Yield each member with the case as preprocessed for that member."""
         for index, member in enumerate(self.members):
             yield member, replace(case, cases=(case.cases[0 if self._side_by_side else index],))
-
-    def _averaged(
-        self,
-        case: PreparedCase,
-        parts: Iterable[torch.Tensor | None],
-        overlap: ExpectedOverlap | None,
-        *,
-        probabilities: bool,
-    ) -> Prediction:
-        """Return the prediction from the mean of the members' probabilities on the file's grid."""
-        total: torch.Tensor | None = None
-        for part in parts:
-            assert isinstance(part, MetaTensor)
-            total = part.as_tensor() if total is None else total.add_(part.as_tensor())
-            del part  # otherwise it stays in memory while the next one is computed
-        assert total is not None
-        mean = total.div_(len(self.members))
-        if overlap is not None:
-            overlap.add(mean, are_probabilities=True)
-        return self._painted(case, mean, probabilities=probabilities)
 
     def _painted(self, case: PreparedCase, mean: torch.Tensor, *, probabilities: bool) -> Prediction:
         """Return the prediction from probabilities on the file's grid."""

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from candy_monai.aliases import Shape
+from candy_monai.data.planning.topology import rounded_up
 from candy_monai.data.values import plain_tensor
 from candy_monai.errors import SettingsError
 from candy_monai.inference.buffers import BufferFactory, ScoreFunction, Tile, blended_tiles, buffer_in_memory
@@ -306,7 +307,7 @@ class WholeOrWindowsInferer(WindowInferer):
 
     def runs_whole(self, size: Sequence[int]) -> bool:
         """Return whether an image of this spatial size is run at once."""
-        padded = self._padded(size)
+        padded = rounded_up(tuple(size), self.divisor)
         # An image of one divisor has a single voxel at the bottom, for which instance normalisation is impossible.
         return padded != self.divisor and math.prod(padded) <= WHOLE_IMAGE_LIMIT * math.prod(self.roi_size)
 
@@ -316,18 +317,17 @@ class WholeOrWindowsInferer(WindowInferer):
 
     @override
     def input_shape(self, size: Sequence[int], device: torch.device) -> Shape:
-        return (1, *self._padded(size)) if self.runs_whole(size) else super().input_shape(size, device)
+        if not self.runs_whole(size):
+            return super().input_shape(size, device)
+        return (1, *rounded_up(tuple(size), self.divisor))
 
     def _whole(self, images: Tensor, network: Callable[[Tensor], NetworkOutput]) -> Tensor:
         """Return the float32 scores of images ``(B, C, *spatial)`` that are run at once."""
         size = images.shape[2:]
-        sides = zip(size, self._padded(size), strict=True)
+        sides = zip(size, rounded_up(tuple(size), self.divisor), strict=True)
         at_the_end = [width for extent, padded in reversed(list(sides)) for width in (0, padded - extent)]
         scores = main_output(network(F.pad(images, at_the_end)), num_dims=len(size)).float()
         return scores[(slice(None), slice(None), *map(slice, size))]
-
-    def _padded(self, size: Sequence[int]) -> Shape:
-        return tuple(-(-extent // by) * by for extent, by in zip(size, self.divisor, strict=True))
 
 
 class SlicesInferer(WindowInferer):

@@ -321,13 +321,10 @@ def _stem_of(path: Path) -> str:
 def input_case(
     source: Input, *, case_id: str = "image", channels: RunChannels, num_dims: int | None = None
 ) -> InputCase:
-    """Return any input as one case.
+    """Return any input as one case, which ``case_id`` names if it has no name of its own.
 
-    Args:
-        source: The input.
-        case_id: The name of a case without a name of its own.
-        channels: The run's channels, to check whether files match them.
-        num_dims: Spatial axes that the network expects, to recognise an image without a channel axis.
+    ``channels`` are those of the run; ``num_dims`` are the spatial axes that the network expects, to recognise an image
+    without a channel axis.
 
     Raises:
         BadInputError: If it cannot be predicted, or its files are of other channels.

@@ -14,7 +14,7 @@ from candy_monai.data.datasets.bases import ids_of
 from candy_monai.data.datasets.files import image_files
 from candy_monai.data.images.alignment import aligned, mismatch
 from candy_monai.data.images.names import composed
-from candy_monai.data.images.reading import load_image, read_geometry
+from candy_monai.data.images.reading import read_geometry, read_scan
 from candy_monai.data.images.writing import save_image
 from candy_monai.data.values import join_names, repeated
 from candy_monai.errors import BadInputError, CandyError, DatasetError, SettingsError
@@ -106,11 +106,9 @@ def fuse_folders(
     cases = _matched(folders)
     written = []
     for done, (case_id, files) in enumerate(cases.items(), start=1):
-        first = read_geometry(files[0])
-        maps = [
-            aligned(load_image(file, is_label=True).as_tensor(), read_geometry(file), first, name=str(file), against="")
-            for file in files
-        ]
+        scans = [read_scan(file, is_label=True) for file in files]
+        grid = scans[0].geometry
+        maps = [aligned(scan.values, scan.geometry, grid, name=scan.file_name, against="") for scan in scans]
         path = Path(target) / files[0].name
         save_image(fuse_label_maps(maps, method=method), path, like=files[0])
         written.append(path)

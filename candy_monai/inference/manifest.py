@@ -142,9 +142,6 @@ class Manifest:
     def save(self, *, removes_lock: bool = False) -> None:
         """Merge new cases into the files, and drop cases whose label maps have been removed.
 
-        Args:
-            removes_lock: Whether to remove the file that locks the manifest.
-
         Raises:
             BadInputError: If the manifest was replaced by another file.
             OSError: If it cannot be written.
@@ -201,15 +198,12 @@ class Manifest:
 def _what_predicts(run: Mapping[str, Any]) -> tuple[object, ...]:
     """Return the values of a run that determine its label maps, as in JSON."""
     models = [
-        {**{key: value for key, value in model.items() if key != "folder"}, "device": _kind_of_device(model)}
+        {key: value for key, value in model.items() if key != "folder"}
+        | {"device": str(model.get("device")).partition(":")[0]}
         for model in run.get("models") or ()
     ]
     settings = {key: value for key, value in (run.get("settings") or {}).items() if key != "memory"}
     return tuple(json.loads(json.dumps([models, settings, run.get("versions")])))
-
-
-def _kind_of_device(model: Mapping[str, Any]) -> str:
-    return str(model.get("device")).partition(":")[0]
 
 
 def _is_whole(content: Mapping[str, Any]) -> bool:

@@ -60,17 +60,9 @@ class NetworkPredictor(CasePredictor, HasDevice):
         channel_names: The names of the channels; empty for unknown ones.
         num_classes: The number of classes with background, 1 for one logit; None if unknown.
         plan: The plan of the preprocessing; None without one.
-        device: The device for prediction.
-        mirror: As for `Predictor`, like the rest.
-        largest_component: As for `Predictor`.
-        memory: As for `Predictor`.
-        channels: As for `Predictor`.
-        trust: As for `Predictor`.
+        device: The device for prediction. This and the other options are those of `Predictor`.
 
     Attributes:
-        preprocessor: Converts images to inputs of the network, and results back.
-        plan: The plan of the preprocessing; None without one.
-        num_classes: The number of classes with background, 1 for one logit; None if unknown.
         model: The network.
         quality: The model that judges the quality of predictions; None for no judgement.
     """

@@ -187,12 +187,7 @@ class QualityModel:
 
     def save(self, experiment: Path, weights: Path) -> None:
         """Write the model into an experiment's folder; the arguments are those of `load`."""
-        content = {
-            "format": FORMAT,
-            "weights_sha256": digest_of_file(weights),
-            "calibration": asdict(self.calibration),
-            "inputs": self.inputs.to_dict(),
-        }
+        content = {"format": FORMAT, "weights_sha256": digest_of_file(weights), **asdict(self)}
         atomic_write_text(experiment / QUALITY, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 

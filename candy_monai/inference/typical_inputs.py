@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
@@ -101,14 +101,10 @@ class TypicalInputs:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TypicalInputs:
-        """Build an instance from the result of `to_dict`, also after a round trip through JSON."""
+        """Build an instance from the result of `asdict`, also after a round trip through JSON."""
         plain: dict[str, Any] = {name: frozen(value) for name, value in values.items()}
         plain["classes"] = {name: ClassSize(**size) for name, size in plain["classes"].items()}
         return cls(**plain)
-
-    def to_dict(self) -> dict[str, object]:
-        """Return plain values for JSON."""
-        return asdict(self)
 
     def differences(self, image: NDArray[np.floating], geometry: Geometry | None) -> list[str]:
         """Return the differences of a preprocessed image ``(C, *spatial)`` from all training images, a sentence each.
@@ -145,9 +141,7 @@ class TypicalInputs:
     def usual_size(self, labels: Tensor, geometry: Geometry | None) -> tuple[float, list[str]]:
         """Return how usual the sizes of the classes in a label map are, and a sentence for each unusual one.
 
-        Args:
-            labels: Ids ``(1, *spatial)``.
-            geometry: Their grid; None if they have no position in space.
+        The map is ``(1, *spatial)``; its grid is None if it has no position in space.
 
         Returns:
             The mean over the classes in it of the ratio of the smaller to the larger of the size and the training set's

@@ -18,12 +18,8 @@ def half_width(standard_error: float, num_cases: float, *, confidence: float = C
     """Return half the width of the confidence interval of a mean, by Student's t; NaN for fewer than two cases.
 
     For 5 cases it is 2.8 standard errors, for 40 it is 2.0. The interval is of the mean over further cases of the same
-    kind; it does not cover the variation between runs with different seeds.
-
-    Args:
-        standard_error: The standard error of the mean.
-        num_cases: The number of cases in the mean; the degrees of freedom plus one for a mean with fewer of them.
-        confidence: The confidence level, between 0 and 1.
+    kind; it does not cover the variation between runs with different seeds. ``num_cases`` is one more than the degrees
+    of freedom.
     """
     if num_cases < 2 or not math.isfinite(standard_error):
         return math.nan

@@ -67,7 +67,8 @@ class _DiceAndEntropy(nn.Module):
             reduction="none",
         )
 
-    def _check_shapes(self, logits: Tensor, labels: Tensor, *, masks_allowed: bool) -> None:
+    def _checked(self, logits: Tensor, labels: Tensor, *, masks_allowed: bool) -> tuple[Tensor, Tensor]:
+        """Return float32 logits and labels as plain tensors, if their shapes and the labels' values are valid."""
         given = f"got logits {tuple(logits.shape)} and labels {tuple(labels.shape)}"
         if logits.ndim < 3 or logits.shape[1] != self.num_classes:
             raise ValueError(f"expected logits of shape (B, {self.num_classes}, *spatial), {given}")
@@ -75,6 +76,10 @@ class _DiceAndEntropy(nn.Module):
         expected = [(logits.shape[0], count, *logits.shape[2:]) for count in dict.fromkeys(channels)]
         if tuple(labels.shape) not in expected:
             raise ValueError(f"expected labels of shape {' or '.join(map(str, expected))}, {given}")
+        # MONAI's MetaTensor as a plain tensor: its metadata cost time at every operation.
+        logits, labels = logits.as_subclass(Tensor).float(), labels.as_subclass(Tensor)
+        self._check_ids(labels)
+        return logits, labels
 
     def _check_ids(self, labels: Tensor) -> None:
         """Raise for labels on the CPU that are not ids of the classes, or masks that are not between 0 and 1."""
@@ -190,9 +195,7 @@ class DiceBCELossWithLogits(_DiceAndEntropy):
         Raises:
             ValueError: If the shapes do not match, or on the CPU a label is not an id of the classes.
         """
-        self._check_shapes(logits, labels, masks_allowed=True)
-        logits, labels = _plain(logits).float(), _plain(labels)
-        self._check_ids(labels)
+        logits, labels = self._checked(logits, labels, masks_allowed=True)
         valid = None
         if self.ignore_index is not None:
             labels = widened(labels)
@@ -268,9 +271,7 @@ class DiceCELossWithLogits(_DiceAndEntropy):
         Raises:
             ValueError: If the shapes do not match, or on the CPU a label is not an id of the classes.
         """
-        self._check_shapes(logits, labels, masks_allowed=False)
-        logits, labels = _plain(logits).float(), _plain(labels)
-        self._check_ids(labels)
+        logits, labels = self._checked(logits, labels, masks_allowed=False)
         ids = labels.long()
         valid = None
         if self.ignore_index is not None:
@@ -369,8 +370,3 @@ def split_loss(result: Tensor | tuple[Tensor, Mapping[str, Scalar]]) -> tuple[Te
     raise TypeError(
         f"a criterion must return a tensor, or a tensor and a mapping of its parts; got {type(result).__name__}"
     )
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """Convert MONAI's MetaTensor (or any subclass) to a plain tensor: its metadata cost time at every operation."""
-    return tensor.as_subclass(Tensor)

@@ -42,11 +42,8 @@ def build_for_inputs(
 ) -> nn.Module:
     """Build a network for examples ``(C, *spatial)``, which are slices of volumes or end in a channel of label ids.
 
-    Args:
-        build: Builds a network for a shape.
-        example_shape: The shape of an example.
-        slice_axis: The axis across the slices for a 2-D network; None for others.
-        num_previous: The highest id in the last channel; 0 if it holds none.
+    ``slice_axis`` is the axis across the slices for a 2-D network, None for others; ``num_previous`` is the highest id
+    in the last channel, 0 if it holds none.
 
     Raises:
         SettingsError: If a network with 3-D convolutions was built for slices.

@@ -125,14 +125,7 @@ class RandBlur(_RandByChannel):
 
 
 class RandBlurd(_RandByChanneld):
-    """Dictionary form of `RandBlur`, with the same blur for all keys.
-
-    Args:
-        keys: The images.
-        prob: Probability of applying the transform.
-        allow_missing_keys: Whether a key may be missing.
-        options: Further options of `RandBlur`.
-    """
+    """Dictionary form of `RandBlur`, with the same blur for all keys and the same options."""
 
     array_form = RandBlur
 
@@ -169,14 +162,7 @@ class RandLowResolution(_RandByChannel):
 
 
 class RandLowResolutiond(_RandByChanneld):
-    """Dictionary form of `RandLowResolution`, with the same change for all keys.
-
-    Args:
-        keys: The images.
-        prob: Probability of applying the transform.
-        allow_missing_keys: Whether a key may be missing.
-        options: Further options of `RandLowResolution`.
-    """
+    """Dictionary form of `RandLowResolution`, with the same change for all keys and the same options."""
 
     array_form = RandLowResolution
 
@@ -203,14 +189,7 @@ class RandGamma(_RandByChannel):
 
 
 class RandGammad(_RandByChanneld):
-    """Dictionary form of `RandGamma`, with the same change for all keys.
-
-    Args:
-        keys: The images.
-        prob: Probability of applying the transform.
-        allow_missing_keys: Whether a key may be missing.
-        options: Further options of `RandGamma`.
-    """
+    """Dictionary form of `RandGamma`, with the same change for all keys and the same options."""
 
     array_form = RandGamma
 

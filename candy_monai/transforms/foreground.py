@@ -131,17 +131,7 @@ class RemoveSmallComponents(Transform):
 
 
 class RemoveSmallComponentsd(MapTransform):
-    """Dictionary form of `RemoveSmallComponents`.
-
-    Args:
-        keys: The maps of label ids.
-        min_size: As for `RemoveSmallComponents`, like the rest.
-        connectivity: See there.
-        by_measure: See there.
-        applied_labels: See there.
-        independent: See there.
-        allow_missing_keys: Whether a key may be missing.
-    """
+    """Dictionary form of `RemoveSmallComponents`, whose options it has."""
 
     def __init__(
         self,

@@ -76,13 +76,7 @@ class NormalizeForeground(Transform):
 
 
 class NormalizeForegroundd(MapTransform):
-    """Dictionary form of `NormalizeForeground`.
-
-    Args:
-        keys: The images.
-        channels: One entry per channel, such as ``{"scheme": "zscore"}``; see `NormalizeForeground`.
-        allow_missing_keys: Whether a key may be missing.
-    """
+    """Dictionary form of `NormalizeForeground`."""
 
     def __init__(
         self, keys: KeysCollection, channels: Sequence[Mapping[str, Any]], *, allow_missing_keys: bool = False

@@ -20,7 +20,7 @@ from monai.utils import convert_to_tensor, ensure_tuple_rep
 from torch import Tensor
 from torch.nn import functional as F
 
-from candy_monai.transforms.resampling import linear_taps, nearest_slices, resampled_from
+from candy_monai.transforms.resampling import LINEAR_MODES, linear_taps, nearest_slices, resampled_from
 
 Shape = tuple[int, ...]
 
@@ -29,7 +29,6 @@ _Part = tuple[tuple[slice, ...], Tensor]
 
 _VOXELS_AT_ONCE = 1 << 22  # in planes that are resampled together: limits their floats to 16 MB each
 _BLOCK = 1 << 15  # voxels whose best score fits into the processor's cache in the loop over classes
-_MODES = {1: "linear", 2: "bilinear"}
 
 
 def label_ids(scores: Tensor, *, paints: Sequence[int] = (), threshold: float | Sequence[float] = 0.0) -> Tensor:
@@ -258,7 +257,7 @@ class LabelPainter:
             place = across.index(self._nearest_axis)
             between = nearest_slices(between, place + 1, size[place])
         if tuple(between.shape[1:]) != size:
-            between = F.interpolate(between[None], size=size, mode=_MODES[len(size)], align_corners=False)[0]
+            between = F.interpolate(between[None], size=size, mode=LINEAR_MODES[len(size)], align_corners=False)[0]
         return between if self._rounded_to is None else between.to(self._rounded_to).to(between.dtype)
 
     def _planes(self, layer: list[_Part], channel: int, needed: range, first: int) -> Tensor:
@@ -325,15 +324,8 @@ class PaintLabels(Transform):
 class PaintLabelsd(MapTransform):
     """Dictionary form of `PaintLabels`, with ids on the grid of the image before `ResampleToSpacingd`.
 
-    ``Invertd`` after it inverts the transforms before resampling, which move ids without interpolation.
-
-    Args:
-        keys: The scores.
-        orig_keys: The corresponding preprocessed images; ``None`` to keep the scores' own grid.
-        paints: See `PaintLabels`.
-        are_probabilities: See `PaintLabels`.
-        thresholds: See `PaintLabels`.
-        allow_missing_keys: Whether a key may be missing.
+    ``Invertd`` after it inverts the transforms before resampling, which move ids without interpolation. ``keys`` are
+    those of the scores, ``orig_keys`` those of the preprocessed images; None keeps the scores' own grid.
     """
 
     def __init__(

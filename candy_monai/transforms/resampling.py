@@ -27,7 +27,8 @@ Shape = tuple[int, ...]
 
 _CUBIC: Literal[3] = 3
 _LINEAR: Literal[1] = 1
-_LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+"""PyTorch's names of linear interpolation, by the number of axes."""
 _MODES = ("cubic", "linear", "nearest", "majority")
 _ANISOTROPIC = 3.0
 _NEAREST_AXIS = "nearest_axis"
@@ -108,9 +109,8 @@ def resample_scores(scores: Tensor, shape: Shape, *, nearest_axis: int | None = 
     # One channel at a time, since PyTorch would hold all of them twice.
     result = scores.new_empty((len(scores), *shape))
     for target, channel in zip(result, scores, strict=True):
-        target[:] = F.interpolate(
-            channel[None, None], size=tuple(shape), mode=_LINEAR_MODES[len(shape)], align_corners=False
-        )[0, 0]
+        mode = LINEAR_MODES[len(shape)]
+        target[:] = F.interpolate(channel[None, None], size=tuple(shape), mode=mode, align_corners=False)[0, 0]
     return result
 
 
@@ -248,15 +248,9 @@ class ResampleToSpacing(InvertibleTransform):
 
 
 class ResampleToSpacingd(MapTransform, InvertibleTransform):
-    """Dictionary form of `ResampleToSpacing`.
+    """Dictionary form of `ResampleToSpacing`, whose options it has.
 
-    Args:
-        keys: The images, labels or scores to resample.
-        pixdim: The spacing along each spatial axis.
-        mode: One for all keys, or one per key: ``("cubic", "majority")`` for image and label.
-        anisotropy: See `ResampleToSpacing`.
-        separate_z: See `ResampleToSpacing`.
-        allow_missing_keys: Whether a key may be missing.
+    The mode may be one for each key: ``("cubic", "majority")`` for image and label.
     """
 
     def __init__(

@@ -83,7 +83,7 @@ class SimpleDataset(UnsupervisedDataset):
 class _LabelledTensors(SupervisedDataset):
     @override
     def load_image(self, idx: int) -> MetaTensor:
-        return _image(self._images[idx], self._device)
+        return _copied(self._images[idx], self._device)
 
     @override
     def load_label(self, idx: int) -> MetaTensor:
@@ -120,7 +120,7 @@ class DatasetFromMemory(UnsupervisedDataset):
 
     @override
     def load(self, idx: int) -> MetaTensor:
-        return _image(self._images[idx], self._device)
+        return _copied(self._images[idx], self._device)
 
 
 class MergedDataset(SupervisedDataset):
@@ -152,7 +152,7 @@ class MergedDataset(SupervisedDataset):
 
     @override
     def load_image(self, idx: int) -> MetaTensor:
-        return _image(self._images[idx], self._device)
+        return _copied(self._images[idx], self._device)
 
     @override
     def load_label(self, idx: int) -> MetaTensor:
@@ -306,7 +306,7 @@ def check_same_ids(
         raise DatasetError(where, problems)
 
 
-def _copied(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> MetaTensor:
+def _copied(tensor: Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> MetaTensor:
     values = plain_tensor(tensor).detach().to(device=device, dtype=dtype, copy=True)
     return (
         _with_meta(values, tensor) if isinstance(tensor, MetaTensor) else MetaTensor(values, meta={HAS_NO_GRID: True})
@@ -317,12 +317,8 @@ def _with_meta(values: Tensor, like: MetaTensor) -> MetaTensor:
     return MetaTensor(values, meta=copy.deepcopy(like.meta))
 
 
-def _image(tensor: Tensor, device: torch.device) -> MetaTensor:
-    return _copied(tensor, torch.float32, device)
-
-
 def _label(tensor: Tensor, image_ndim: int | None, device: torch.device) -> MetaTensor:
     """Return label ids with a channel axis, which is added if they have one axis less than the image."""
     if not holds_whole_numbers(tensor):
         raise BadInputError("found label values that are not whole numbers, expected class ids")
-    return _copied(tensor[None] if tensor.ndim + 1 == image_ndim else tensor, torch.int64, device)
+    return _copied(tensor[None] if tensor.ndim + 1 == image_ndim else tensor, device, torch.int64)

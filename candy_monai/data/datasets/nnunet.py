@@ -182,18 +182,8 @@ class NNUNetDataset(SupervisedDataset):
 
         Without ``k``, ``groups`` and ``stratify_by``, the splits of an earlier nnU-Net run are used if there are any:
         ``splits``, ``splits_final.json`` in the dataset's folder, or the one under ``$nnUNet_preprocessed``. Otherwise
-        the folds are nnU-Net's own.
-
-        Args:
-            fold: The validation fold; ``"all"`` uses all cases for both training and validation, as in nnU-Net.
-            k: Number of folds; ``None`` for 5, or the number of cases if that is less. A single case has no validation.
-            seed: Seeds the shuffle of new folds.
-            groups: Keep cases together: a regular expression, a mapping, or a CSV file (``resolve_groups``).
-            stratify_by: Balance a property of the cases over the folds.
-            splits: A split file in nnU-Net's format.
-
-        Returns:
-            The training and the validation dataset.
+        the folds are nnU-Net's own. ``splits`` is a file in nnU-Net's format; the other arguments and the result are
+        those of `CaseDataset.fold`.
 
         Raises:
             SettingsError: If ``k`` or ``fold`` is out of range or options contradict each other.

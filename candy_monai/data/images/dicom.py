@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 
 from candy_monai.data.images.dicom_files import DicomFile, Frame, decoded, read_file
 from candy_monai.data.images.geometry import Geometry, UnusableFileError, affine_problem
+from candy_monai.data.values import join_names
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -87,7 +88,8 @@ def read(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
             stack[places[frame]] = values
         if not is_label and np.isinf(stack[places[frame]]).any():
             raise UnusableFileError(
-                f"{frame}: values exceed the range of float32 after scaling {_scaled(frame)}; correct the header"
+                f"{frame}: values exceed the range of float32 after scaling by RescaleSlope {frame.slope:.6g} and "
+                f"RescaleIntercept {frame.intercept:.6g}; correct the header"
             )
     assert stack is not None
     channels = stack[..., None] if stack.ndim == 3 else stack
@@ -99,11 +101,6 @@ def read(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
 def read_header(path: Path) -> Geometry:
     """Read the geometry of a series without decoding its samples."""
     return read_series(path).geometry
-
-
-def write(path: Path, array: NDArray[np.generic], geometry: Geometry, *, beside: Path) -> None:
-    """Raise an error, since DICOM files are not written."""
-    raise ValueError("images cannot be written as DICOM; save_dicom_seg writes label maps as DICOM SEG")
 
 
 def read_series(path: Path) -> Series:
@@ -141,7 +138,8 @@ def _files_of(folder: Path, state: tuple[tuple[str, int, int], ...]) -> tuple[Di
     read = [read_file(file) for file in files if _is_dicom_file(file)]
     images = {entry.file for entry in read if entry.frames}
     if images and (others := [file.name for file in files if file not in images]):
-        warnings.warn(f"{folder}: left out files that are not DICOM images: {_listed(others)}", stacklevel=2)
+        listed = join_names(others, limit=_NAMED)
+        warnings.warn(f"{folder}: left out files that are not DICOM images: {listed}", stacklevel=2)
     return tuple(read)
 
 
@@ -306,14 +304,5 @@ def _step(frames: Sequence[Frame], normal: NDArray[np.float64]) -> NDArray[np.fl
     )
 
 
-def _scaled(frame: Frame) -> str:
-    return f"by RescaleSlope {frame.slope:.6g} and RescaleIntercept {frame.intercept:.6g}"
-
-
 def _counted(entries: Sequence[object], what: str) -> str:
     return f"{len(entries)} {what}{'s' * (len(entries) > 1)}"
-
-
-def _listed(names: Iterable[str]) -> str:
-    few = list(names)
-    return ", ".join(few[:_NAMED]) + (f" and {len(few) - _NAMED} more" if len(few) > _NAMED else "")

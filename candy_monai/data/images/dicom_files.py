@@ -120,9 +120,7 @@ def read_file(file: Path) -> DicomFile:
             instance=str(header.get("SOPInstanceUID", "")),
             frames=tuple(_frames(file, header)),
         )
-    except UnusableFileError:
-        raise
-    except (MemoryError, PermissionError):
+    except (UnusableFileError, MemoryError, PermissionError):
         raise
     except Exception as error:  # pydicom has different errors for different damage
         raise UnusableFileError(_undecodable(file, error)) from error

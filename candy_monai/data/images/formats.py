@@ -24,13 +24,17 @@ DETACHED = {".mhd": ".mha", ".nhdr": ".nrrd"}
 
 
 class Codec(Protocol):
-    """Protocol of the modules for single formats."""
+    """Protocol of the modules that read single formats."""
 
     def read(self, path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
         """Decode a file into a channel-first array and its geometry."""
 
     def read_header(self, path: Path) -> Geometry:
         """Read the geometry of a file without decoding its samples."""
+
+
+class WritingCodec(Codec, Protocol):
+    """Protocol of the modules that also write their format, which is that of all files but DICOM's."""
 
     def write(self, path: Path, array: NDArray[np.generic], geometry: Geometry, *, beside: Path) -> None:
         """Encode a channel-first array.
@@ -46,7 +50,7 @@ class Codec(Protocol):
         """
 
 
-CODECS: dict[str, Codec] = {
+CODECS: dict[str, WritingCodec] = {
     **dict.fromkeys((".nii", ".nii.gz"), nifti),
     **dict.fromkeys((*PICTURES, *TIFFS), pictures),
     **dict.fromkeys((".mha", ".mhd", ".nrrd", ".nhdr"), itk_io),

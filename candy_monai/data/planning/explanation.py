@@ -75,7 +75,7 @@ def explain(
         remedy = _OF_DATA if is_given else entry.remedy or _option(entry, name, value)
         choices.append(Choice(name=name, value=value, reason=reason, remedy=remedy))
         if name == "num_classes":
-            choices.append(_loss(plan) if criterion_of is None else _own_loss(criterion_of))
+            choices.append(_loss(plan, criterion_of))
     return tuple(choices)
 
 
@@ -116,7 +116,10 @@ def _configuration(plan: Plan, fingerprint: Fingerprint) -> Choice:
     return Choice(name="configuration", value=plan.configuration, reason=reason, remedy=remedy)
 
 
-def _loss(plan: Plan) -> Choice:
+def _loss(plan: Plan, trainer: str | None) -> Choice:
+    if trainer is not None:
+        reason, remedy = f"{trainer} builds it by build_criterion.", f"override build_criterion of {trainer}"
+        return Choice(name="loss", value="of its own", reason=reason, remedy=remedy)
     is_binary = bool(plan.regions) or plan.num_classes == 1
     kind = "outputs are independent of each other" if is_binary else "labels are mutually exclusive"
     ignored = "" if plan.ignore_label is None else f" Voxels with the id {plan.ignore_label} are ignored."
@@ -126,11 +129,6 @@ def _loss(plan: Plan) -> Choice:
         reason=f"Dice counters the imbalance of classes, cross-entropy gives smooth gradients; {kind}.{ignored}",
         remedy="override build_criterion in a trainer of your own (--trainer FILE:Class)",
     )
-
-
-def _own_loss(trainer: str) -> Choice:
-    remedy = f"override build_criterion of {trainer}"
-    return Choice(name="loss", value="of its own", reason=f"{trainer} builds it by build_criterion.", remedy=remedy)
 
 
 def orientation(plan: Plan, fingerprint: Fingerprint) -> str:

@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from candy_monai.aliases import Shape
 from candy_monai.data.planning.entries import Overrides
@@ -20,6 +19,7 @@ from candy_monai.data.planning.topology import (
     topology_of,
     topology_with,
     training_bytes,
+    without_axis,
 )
 from candy_monai.errors import SettingsError
 
@@ -156,11 +156,11 @@ def fit_slice_network(
 
     Shapes, spacing and overrides have three axes, and so has the network, which is flat across the slices.
     """
-    flat = {name: _without(value, axis) if name in _ALONG_AXES else value for name, value in overrides.items()}
-    slices = [_without(shape, axis) for shape in shapes for _ in range(shape[axis])]
+    flat = {name: without_axis(value, axis) if name in _ALONG_AXES else value for name, value in overrides.items()}
+    slices = [without_axis(shape, axis) for shape in shapes for _ in range(shape[axis])]
     network = fit_network(
         slices,
-        _without(spacing_mm, axis),
+        without_axis(spacing_mm, axis),
         memory_bytes=memory_bytes,
         overrides=flat,
         most_voxels=_LIGHT_VOXELS_PER_SLICE if memory_bytes < LIGHT_BELOW_BYTES else math.inf,
@@ -171,13 +171,6 @@ def fit_slice_network(
         patch_shape=(*network.patch_shape[:axis], 1, *network.patch_shape[axis:]),
         topology=network.topology.with_flat_axis(axis),
     )
-
-
-def _without(value: Sequence[Any], axis: int) -> tuple[Any, ...]:
-    """Return the numbers of the other two axes, for each level if there are levels."""
-    if value and isinstance(value[0], tuple):
-        return tuple(_without(level, axis) for level in value)
-    return (*value[:axis], *value[axis + 1 :])
 
 
 def _largest_patch(median: Shape, spacing_mm: Sequence[float]) -> Shape:

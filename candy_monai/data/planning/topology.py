@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from candy_monai.aliases import Shape
 from candy_monai.errors import SettingsError
@@ -51,11 +52,7 @@ class Topology:
 
     def without_axis(self, axis: int) -> Topology:
         """Return the topology along the other axes."""
-        kernels, strides = (
-            tuple((*level[:axis], *level[axis + 1 :]) for level in levels)
-            for levels in (self.kernel_sizes, self.strides)
-        )
-        return Topology(kernel_sizes=kernels, strides=strides)
+        return Topology(kernel_sizes=without_axis(self.kernel_sizes, axis), strides=without_axis(self.strides, axis))
 
     def with_flat_axis(self, axis: int) -> Topology:
         """Return the topology with an additional axis, along which kernels and strides are 1."""
@@ -65,16 +62,18 @@ class Topology:
         return Topology(kernel_sizes=kernels, strides=strides)
 
 
+def without_axis(value: Sequence[Any], axis: int) -> tuple[Any, ...]:
+    """Return the numbers of the other axes, for each level if there are levels."""
+    if value and isinstance(value[0], tuple):
+        return tuple(without_axis(level, axis) for level in value)
+    return (*value[:axis], *value[axis + 1 :])
+
+
 def topology_of(patch_shape: Shape, spacing_mm: Sequence[float], *, max_levels: int) -> Topology:
-    """Return the deepest topology for a patch, up to a number of levels, but at least three.
+    """Return the deepest topology for a patch, of at most ``max_levels``, and if these allow it of at least three.
 
     An axis of one voxel always has kernel 1 and stride 1. Any other axis has kernel 1 until its spacing is less than
-    twice the finest one's, which grows as the fine axes are halved.
-
-    Args:
-        patch_shape: Voxels along each axis; any numbers.
-        spacing_mm: Voxel spacing along each axis; all ones without physical space.
-        max_levels: At least 1; if below three, it takes precedence.
+    twice the finest one's, which grows as the fine axes are halved. Spacings are 1 without physical space.
     """
     return _descend(patch_shape, spacing_mm, max_levels, _SHORTEST)
 
@@ -157,7 +156,7 @@ def check_levels(filters: Sequence[int], kernel_sizes: Sequence[Shape], strides:
 
 def kernels_of(strides: Sequence[Shape], patch_shape: Shape, spacing_mm: Sequence[float]) -> tuple[Shape, ...]:
     """Return each level's kernel: 3 along an axis from the level on at which its spacing is like the finest, else 1."""
-    real = _real_axes(patch_shape)
+    real = [axis for axis, size in enumerate(patch_shape) if size > 1]
     spacing = list(spacing_mm)
     even: set[int] = set()
     kernels = []
@@ -191,7 +190,3 @@ def _halved(sizes: Sequence[int], spacing: Sequence[float], shortest: int) -> li
     if len(chosen) == 1 and sizes[chosen[0]] < 3 * shortest:
         return []  # halving a single short axis would add no context
     return chosen
-
-
-def _real_axes(patch_shape: Shape) -> list[int]:
-    return [axis for axis, size in enumerate(patch_shape) if size > 1]

@@ -70,13 +70,10 @@ def unpack(batch: object) -> Batch:
 
 
 def different_grids(batch: object) -> str | None:
-    """Return how the grids of the first image and label of a batch differ, after their metadata; None if they do not.
+    """Return how the grids of a batch's first image and label differ, after their metadata; None if they do not.
 
     A transform that moves only one of the two, such as ``Orientationd(keys="image")``, makes them differ. The grid of a
     tensor whose affine is the identity, as of one made without metadata, is not known.
-
-    Args:
-        batch: The output of a loader, as for `unpack`.
     """
     keys: tuple[Any, Any] = ("image", "label") if isinstance(batch, Mapping) else (0, 1)
     image, label = (_grid(batch[key]) for key in keys)  # type: ignore[index]  # unpack has checked

@@ -24,6 +24,7 @@ from candy_monai.data.datasets.bases import PairTransform, SupervisedDataset
 from candy_monai.data.datasets.files import DerivedDataset
 from candy_monai.data.inspection.fingerprint import CaseFingerprint, Fingerprint
 from candy_monai.data.inspection.inspect import inspect
+from candy_monai.data.planning.topology import rounded_up
 from candy_monai.data.sampling import DrawOrder, PatchDraw, SeededIndex
 from candy_monai.data.values import join_reprs, plain_tensor
 from candy_monai.errors import BadInputError
@@ -96,10 +97,11 @@ class ROIDataset(DerivedDataset):
                 f"the inspection counted the ignored id {self._ignore_label} as foreground; give roi_shape"
             )
         self._shape_is_given = roi_shape is not None
-        self._roi_shape = _rounded_up(
-            statistical_foreground_shape(inspection, percentile=percentile) if roi_shape is None else roi_shape,
-            min_factor,
-        )
+        if roi_shape is None:
+            roi_shape = statistical_foreground_shape(inspection, percentile=percentile)
+        if min_factor < 1 or any(size < 1 for size in roi_shape):
+            raise BadInputError(f"roi_shape {tuple(roi_shape)} and min_factor {min_factor} must be 1 or more")
+        self._roi_shape = rounded_up(tuple(roi_shape), (min_factor,) * len(roi_shape))
         if len(self._roi_shape) != inspection.num_dims:
             raise BadInputError(f"roi_shape has {len(self._roi_shape)} axes, the cases have {inspection.num_dims}")
 
@@ -143,14 +145,10 @@ class RandomROIDataset(ROIDataset):
     Random transforms, including those of the wrapped dataset, are seeded for each crop if they have MONAI's
     ``set_random_state``, as a `JointTransform` has.
 
+    The other arguments are those of `ROIDataset`. Centres may be taken from the inspection's ``class_places``; with an
+    ignore label, crops off the foreground are centred on a voxel of another id.
+
     Args:
-        base: The dataset to crop from, whose transforms apply first.
-        inspection: As for `ROIDataset`; centres may be taken from its ``class_places``.
-        roi_shape: As for `ROIDataset`.
-        percentile: As for `ROIDataset`.
-        min_factor: As for `ROIDataset`.
-        ignore_label: As for `ROIDataset`; crops off the foreground are then centred on a voxel of another id.
-        transform: Applied to the crop's image and label together.
         foreground_share: The share of crops centred on foreground, 0 to 1.
         patches_per_case: Crops of each case in an epoch.
         seed: Seed of all random numbers.
@@ -272,12 +270,6 @@ class RandomROIDataset(ROIDataset):
             seed=self._seed,
         )
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-
-
-def _rounded_up(shape: Sequence[int], factor: int) -> Shape:
-    if factor < 1 or any(size < 1 for size in shape):
-        raise BadInputError(f"roi_shape {tuple(shape)} and min_factor {factor} must be 1 or more")
-    return tuple(math.ceil(size / factor) * factor for size in shape)
 
 
 def _any_voxel(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64] | None:

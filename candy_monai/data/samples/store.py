@@ -211,11 +211,7 @@ class CaseStore:
         return self._classes[case_id]
 
     def load(self, case_id: str, *, mapped: bool = True) -> StoredCase:
-        """Open a case.
-
-        Args:
-            case_id: One of ``case_ids``.
-            mapped: Memory-map the arrays; otherwise read them completely.
+        """Open a case; its arrays are memory-mapped, or else read completely.
 
         Raises:
             BadInputError: If there is no such case, or its files are damaged.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def test_a_channel_with_other_intensities_is_named(inputs):
 
 
 def test_it_is_the_same_after_a_round_trip_through_json(inputs):
-    assert TypicalInputs.from_dict(json.loads(json.dumps(inputs.to_dict()))) == inputs
+    assert TypicalInputs.from_dict(json.loads(json.dumps(asdict(inputs)))) == inputs
     assert not inputs.has_empty_cases
 
 
