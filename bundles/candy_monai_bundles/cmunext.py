@@ -34,17 +34,11 @@ MOMENTUM = 0.99
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A variant, stage by stage from the finest.
+    """A variant, stage by stage from the finest."""
 
-    Attributes:
-        channels: Number of feature maps.
-        depths: Number of mixing blocks.
-        kernel_sizes: Side of the depthwise kernel, odd.
-    """
-
-    channels: tuple[int, ...]
-    depths: tuple[int, ...]
-    kernel_sizes: tuple[int, ...]
+    channels: tuple[int, ...]  # of feature maps
+    depths: tuple[int, ...]  # numbers of mixing blocks
+    kernel_sizes: tuple[int, ...]  # sides of the depthwise kernels, odd
 
 
 ARCHITECTURES: dict[Variant, Architecture] = {

@@ -31,23 +31,15 @@ class ClassCounts:
 class ClassMetric:
     """A metric of one class in one case.
 
-    Attributes:
-        summary_name: Its name in nnU-Net's summary.
-        kind: The data for its computation: voxel ``counts``, ``surfaces`` (`surface_metrics`) or ``lesions``
-            (`lesion_metrics`).
-        from_counts: Computes it from the voxel counts; NaN where it is undefined. None for another kind.
-        better: Whether the best value is the highest, the lowest, or neither, as for a volume.
-        definition: Its definition, with the cases in which it is undefined (NaN) or infinite.
-        unit: The unit of its values; empty for a number between 0 and 1.
-        is_signed: Whether values can be negative.
+    ``surfaces`` are measured by `surface_metrics`, ``lesions`` by `lesion_metrics`, the rest from voxel counts.
     """
 
-    summary_name: str
-    kind: Literal["counts", "surfaces", "lesions"] = "counts"
-    from_counts: Callable[[ClassCounts], float] | None = None
-    better: Literal["higher", "lower"] | None = "higher"
-    definition: str
-    unit: str = ""
+    summary_name: str  # in nnU-Net's summary
+    kind: Literal["counts", "surfaces", "lesions"] = "counts"  # what it is computed from
+    from_counts: Callable[[ClassCounts], float] | None = None  # None for another kind; NaN where undefined
+    better: Literal["higher", "lower"] | None = "higher"  # None for neither, as of a volume
+    definition: str  # with the cases in which it is undefined (NaN) or infinite
+    unit: str = ""  # empty for a number between 0 and 1
     is_signed: bool = False
 
     @property

@@ -51,17 +51,11 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Pairing:
-    """The cases to compare.
+    """The cases to compare."""
 
-    Attributes:
-        pairs: One for each case; tensors of datasets are loaded only when needed.
-        left_out: Ids that only one of the sources has.
-        passed_over: Files of the first source that are not cases.
-    """
-
-    pairs: Iterator[Pair]
-    left_out: tuple[str, ...] = ()
-    passed_over: tuple[str, ...] = ()
+    pairs: Iterator[Pair]  # tensors of datasets are loaded only when needed
+    left_out: tuple[str, ...] = ()  # ids that only one of the sources has
+    passed_over: tuple[str, ...] = ()  # files of the first source that are not cases
 
 
 def pair_up(first: Source, second: Source, *, names: tuple[str, str], common: bool = False) -> Pairing:

@@ -21,17 +21,11 @@ from candy_monai.export.networks import ExportedNetwork
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Program:
-    """An exported program.
-
-    Attributes:
-        program: The result of `torch.export`.
-        example: The example input for it, ``(B, C, *size)``.
-        is_dynamic: For each axis of the input, whether its size may change.
-    """
+    """An exported program."""
 
     program: ExportedProgram
-    example: Tensor
-    is_dynamic: tuple[bool, ...]
+    example: Tensor  # the example input for it, ``(B, C, *size)``
+    is_dynamic: tuple[bool, ...]  # for each axis of the input, whether its size may change
 
 
 def build_program(network: ExportedNetwork, *, on_progress: Callable[[str], None]) -> Program:

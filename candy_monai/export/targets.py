@@ -9,21 +9,13 @@ from candy_monai.errors import SettingsError, did_you_mean
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One format.
-
-    Attributes:
-        summary: A short description.
-        module: The module that writes it.
-        function: The function in the module.
-        suffix: The suffix of the file; empty for a folder.
-        not_in_path: Words that the path of the file must not contain, since its reader would behave differently.
-    """
+    """One format."""
 
     summary: str
-    module: str
-    function: str
-    suffix: str = ""
-    not_in_path: tuple[str, ...] = ()
+    module: str  # that writes it
+    function: str  # in the module
+    suffix: str = ""  # of the file; empty for a folder
+    not_in_path: tuple[str, ...] = ()  # words in a path by which its reader would behave differently
 
 
 TARGETS = {

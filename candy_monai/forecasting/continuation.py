@@ -37,19 +37,12 @@ _HELD_OUT = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Continuation:
-    """The best future score according to the fits.
+    """The best future score according to the fits."""
 
-    Attributes:
-        score: The largest future value, including the effect of the noise of those epochs.
-        error: Its standard error, above 0.
-        epoch: The epoch of this value.
-        trust: The weight of the fit in a forecast, 0 to 1.
-    """
-
-    score: float
-    error: float
-    epoch: int
-    trust: float
+    score: float  # including the effect of the noise of those epochs
+    error: float  # its standard error, above 0
+    epoch: int  # of this value
+    trust: float  # the weight of the fit in a forecast, 0 to 1
 
     def quantiles(self, levels: Array) -> Array:
         """Return the score's quantiles at ``levels`` between 0 and 1."""

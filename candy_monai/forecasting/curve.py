@@ -23,25 +23,15 @@ ScoreRange = tuple[float | None, float | None]
 
 @dataclass(frozen=True, kw_only=True)
 class SeenCurve:
-    """The known part of a curve.
+    """The known part of a curve."""
 
-    Attributes:
-        epochs: Those with a finite score, from 1.
-        values: Their scores.
-        now: The number of finished epochs.
-        horizon: The planned number of epochs.
-        top: The largest possible score of the metric.
-        axis: The share of the whole run's learning that is done after each planned epoch, rising to 1.
-        rate_left: The learning rate now as a share of the largest so far; NaN if unknown.
-    """
-
-    epochs: Array
+    epochs: Array  # those with a finite score, from 1
     values: Array
-    now: int
-    horizon: int
-    top: float
-    axis: Array
-    rate_left: float = math.nan
+    now: int  # the number of finished epochs
+    horizon: int  # the planned number of epochs
+    top: float  # the largest possible score of the metric
+    axis: Array  # the share of the whole run's learning that is done after each planned epoch, rising to 1
+    rate_left: float = math.nan  # the learning rate now as a share of the largest so far; NaN if unknown
 
     @property
     def best(self) -> float:

@@ -177,19 +177,12 @@ class PreviewHandler(TrainerHandler):
 
 @dataclass(frozen=True, kw_only=True)
 class _Case:
-    """A validated case, on the CPU.
+    """A validated case, on the CPU."""
 
-    Attributes:
-        image: ``(C, *spatial)``.
-        label: ``(1, *spatial)``, ids.
-        prediction: ``(1, *spatial)``, ids.
-        name: The name of its file, if known.
-    """
-
-    image: Tensor
-    label: Tensor
-    prediction: Tensor
-    name: str
+    image: Tensor  # ``(C, *spatial)``
+    label: Tensor  # ``(1, *spatial)``, ids
+    prediction: Tensor  # ``(1, *spatial)``, ids
+    name: str  # of its file; empty if unknown
 
     @classmethod
     def of(cls, image: Tensor, label: Tensor, prediction: Tensor) -> Self:

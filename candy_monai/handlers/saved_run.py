@@ -87,21 +87,14 @@ def _described_loader(loader: object) -> dict[str, object] | None:
 class SavedEngineRun:
     """A run of MONAI's engines on disk.
 
-    Attributes:
-        folder: The experiment folder.
-        description: The content of ``experiment.json``.
-        num_epochs_done: Number of saved epochs.
-        first_epoch: Number of the trainer's epochs before the first one of the run.
-        example_shape: The shape ``(C, *spatial)`` of an image; None if it is not known.
-        before: The run as the engines left it, if they are still in that state, so that nothing is loaded: its last
-            epochs may not be on the disk.
+    If the engines are still as they left the run ``before``, nothing is loaded: its last epochs may not be on the disk.
     """
 
     folder: Path
     description: ExperimentDescription
-    num_epochs_done: int
-    first_epoch: int
-    example_shape: tuple[int, ...] | None
+    num_epochs_done: int  # number of saved epochs
+    first_epoch: int  # number of the trainer's epochs before the first one of the run
+    example_shape: tuple[int, ...] | None  # the shape ``(C, *spatial)`` of an image; None if it is not known
     before: HostedExperiment | None = None
 
     @classmethod

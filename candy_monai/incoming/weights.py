@@ -51,12 +51,7 @@ NUMPY_NUMBERS: tuple[Any, ...] = (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ForeignWeights:
-    """Tensors by name, from a file that may be written by others.
-
-    Attributes:
-        file: The file.
-        tensors: The tensors, on the CPU.
-    """
+    """Tensors by name, from a file that may be written by others."""
 
     file: Path
     tensors: Mapping[str, Tensor]

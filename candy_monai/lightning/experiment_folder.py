@@ -57,19 +57,12 @@ _PRECISIONS: dict[str, Literal["bf16", "fp16"]] = {"16-mixed": "fp16", "bf16-mix
 
 @dataclass(frozen=True, kw_only=True)
 class _Pending:
-    """An epoch that has ended but is not yet part of the experiment.
+    """An epoch that has ended but is not yet part of the experiment."""
 
-    Attributes:
-        is_scored: Whether it was validated at its end.
-        is_over: Whether metrics logged per epoch are known, not only those logged per step and by the validation.
-        score: Its score, once it is read.
-        metrics: The metrics logged in it, once they are read.
-    """
-
-    is_scored: bool
-    is_over: bool = True
-    score: float | None = None
-    metrics: Mapping[str, Any] = field(default_factory=dict)
+    is_scored: bool  # whether it was validated at its end
+    is_over: bool = True  # whether metrics logged per epoch are known, too
+    score: float | None = None  # once it is read
+    metrics: Mapping[str, Any] = field(default_factory=dict)  # once they are read
 
 
 class ExperimentFolder(Callback):

@@ -50,25 +50,15 @@ _ABOUT_THE_RUN = ("format", "id", "settings", "environment", "plan", "dataset", 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedRun:
-    """A run of a comparison.
+    """A run of a comparison."""
 
-    Attributes:
-        name: A unique name.
-        facts: The content of its folder.
-        progress: Its progress.
-        kept: The cases of its last validation.
-        views: The cases for viewing.
-        final: The scores of the best weights; None if there are none.
-        damaged: A sentence if their file is damaged; otherwise empty.
-    """
-
-    name: str
+    name: str  # unique
     facts: RunFacts
     progress: RunProgress
-    kept: Mapping[str, Any] = field(repr=False)
-    views: Sequence[Any] = field(repr=False)
-    final: Summary | None = field(repr=False)
-    damaged: str = ""
+    kept: Mapping[str, Any] = field(repr=False)  # of its page: the cases of its last validation
+    views: Sequence[Any] = field(repr=False)  # of its page: the cases for viewing
+    final: Summary | None = field(repr=False)  # the scores of the best weights; None if there are none
+    damaged: str = ""  # a sentence if their file is damaged; otherwise empty
 
     def cases(self, *, final: bool) -> tuple[list[ScoredCase], Mapping[int, str]]:
         """Return the scored cases, of the best weights or of the last validation, and the names of their classes."""

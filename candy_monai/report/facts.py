@@ -34,15 +34,10 @@ Rows = list[list[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A command to copy.
-
-    Attributes:
-        title: Its purpose.
-        command: One line for a shell, or of Python.
-    """
+    """A command to copy."""
 
     title: str
-    command: str
+    command: str  # one line for a shell, or of Python
 
 
 def findings_as_text(warnings: Sequence[str], choices: Sequence[Any], facts: Sequence[tuple[str, str]]) -> str:

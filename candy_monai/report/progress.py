@@ -45,37 +45,21 @@ _STALE_AFTER_S, _STALE_AFTER_EPOCHS = 600.0, 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class RunProgress:
-    """How far a run has come.
-
-    Attributes:
-        state: Whether it goes on, or how it ended.
-        epoch: Epochs done.
-        num_epochs: Epochs that it will have, as far as can be told.
-        metrics: Every metric over the epochs.
-        best_score: The best score; None before the first.
-        best_epoch: Its epoch.
-        reason: The reason for ending early; empty if it did not, or if unknown.
-        forecast: The forecast of its best score; None if there is none.
-        is_estimate: Whether ``num_epochs`` is an estimate, since time decides.
-        num_validated: Number of cases in the best mean score; None if unknown.
-        standard_error: The standard error of that mean.
-        can_go_on: Whether its state can be read, so that it can be resumed.
-        lacking: A sentence about files that could not be read; otherwise empty.
-    """
+    """How far a run has come."""
 
     state: State
-    epoch: int = 0
-    num_epochs: int | None = None
-    metrics: Mapping[str, Sequence[float]] = field(default_factory=dict, repr=False)
-    best_score: float | None = None
+    epoch: int = 0  # done
+    num_epochs: int | None = None  # as far as can be told
+    metrics: Mapping[str, Sequence[float]] = field(default_factory=dict, repr=False)  # over the epochs
+    best_score: float | None = None  # None before the first
     best_epoch: int = 0
-    reason: str = ""
-    forecast: Forecast | None = None
-    is_estimate: bool = False
-    num_validated: int | None = None
-    standard_error: float = math.nan
-    can_go_on: bool = True
-    lacking: str = ""
+    reason: str = ""  # for ending early; empty if it did not, or if unknown
+    forecast: Forecast | None = None  # of its best score
+    is_estimate: bool = False  # whether ``num_epochs`` is an estimate, since time decides
+    num_validated: int | None = None  # cases in the best mean score
+    standard_error: float = math.nan  # of that mean
+    can_go_on: bool = True  # whether its state can be read
+    lacking: str = ""  # a sentence about files that could not be read
 
 
 def progress_of_event(event: EpochFinished) -> RunProgress:

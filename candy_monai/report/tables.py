@@ -19,51 +19,31 @@ Cell = str | float | None
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One column.
-
-    Attributes:
-        name: Its heading.
-        better: ``higher`` or ``lower``; None if neither is better.
-        is_number: Whether it holds numbers.
-    """
+    """One column."""
 
     name: str
-    better: str | None = None
+    better: str | None = None  # ``higher``, ``lower``, or None for neither
     is_number: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of cells.
-
-    Attributes:
-        title: Its title.
-        note: A sentence above.
-        columns: Its columns.
-        rows: A cell for each column; None for no value.
-    """
+    """Rows of cells."""
 
     title: str
-    note: str = ""
+    note: str = ""  # a sentence above
     columns: Sequence[Column]
-    rows: Sequence[Sequence[Cell]] = field(repr=False)
+    rows: Sequence[Sequence[Cell]] = field(repr=False)  # a cell for each column; None for no value
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredCase:
-    """The scores of one case.
-
-    Attributes:
-        case_id: Its id.
-        score: The score by which cases are ranked; NaN for none.
-        metrics: Further values of the whole case, by name.
-        classes: The values of each metric by class id.
-    """
+    """The scores of one case."""
 
     case_id: str
-    score: float
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    classes: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    score: float  # by which cases are ranked; NaN for none
+    metrics: Mapping[str, float] = field(default_factory=dict)  # further values of the whole case
+    classes: Mapping[str, Mapping[int, float]] = field(default_factory=dict)  # of each metric by class id
 
 
 def scored_cases(summary: Summary) -> list[ScoredCase]:

@@ -33,36 +33,22 @@ _MOST_VOXELS = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class DeepSupervision:
-    """A network with outputs for training only.
+    """A network with outputs for training only."""
 
-    Attributes:
-        entry: ``{"_target_": ..., arguments}``.
-        num_outputs: Number of outputs in training, the main one first.
-        is_stacked: Whether they are one tensor ``(B, outputs, K, *spatial)`` instead of a list.
-    """
-
-    entry: dict[str, Any]
-    num_outputs: int
-    is_stacked: bool
+    entry: dict[str, Any]  # ``{"_target_": ..., arguments}``
+    num_outputs: int  # number of outputs in training, the main one first
+    is_stacked: bool  # whether they are one tensor ``(B, outputs, K, *spatial)`` instead of a list
 
 
 @dataclass(frozen=True, kw_only=True)
 class BundleNetwork:
-    """A network for a bundle.
+    """A network for a bundle."""
 
-    Attributes:
-        entry: ``{"_target_": ..., arguments}``.
-        weights: The state_dict of the network built from it.
-        spatial_shape: The valid input sizes, as in ``metadata.json``: ``16*n``, or a number for a fixed size.
-        supervision: The same network as it was trained, if with deep supervision; else None.
-        scripts: By name, the text of the module with the network's class, if MONAI does not have it.
-    """
-
-    entry: dict[str, Any]
-    weights: dict[str, Tensor]
-    spatial_shape: list[str | int]
-    supervision: DeepSupervision | None = None
-    scripts: Mapping[str, str] = field(default_factory=dict)
+    entry: dict[str, Any]  # ``{"_target_": ..., arguments}``
+    weights: dict[str, Tensor]  # the state_dict of the network built from it
+    spatial_shape: list[str | int]  # as in ``metadata.json``: ``16*n``, or a number for a fixed size
+    supervision: DeepSupervision | None = None  # the network as it was trained, if deeply supervised
+    scripts: Mapping[str, str] = field(default_factory=dict)  # the modules of networks that MONAI does not have
 
     @property
     def num_members(self) -> int:

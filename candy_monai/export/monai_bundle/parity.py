@@ -32,14 +32,11 @@ _LAST_LINES = 12
 class Parity:
     """The comparison of a bundle with its experiment.
 
-    Attributes:
-        shares: For each case, the fraction of voxels with equal ids among those that either labelled; None if neither
-            labelled any.
-        reason: Why nothing was compared; empty if something was.
+    By case the fraction of equal ids among the voxels that either labelled; None if neither labelled any.
     """
 
     shares: Mapping[str, float | None]
-    reason: str = ""
+    reason: str = ""  # why nothing was compared; empty if something was
 
     @property
     def mean(self) -> float | None:

@@ -33,24 +33,16 @@ MAX_GRAD_NORM = 12.0
 class BundleSource:
     """The source of a bundle's configurations.
 
-    Attributes:
-        predictor: The trained model's predictor; for an ensemble the first one's.
-        origin: The origin of the model.
-        network: The network.
-        portable: Whether only MONAI's own classes are used.
-        by_monai: Whether an inferer of MONAI runs whole images, and its ``Spacingd`` replaces a resampling that none of
-            the experiment's cases needs.
-        chosen_steps: Steps on the label map after the experiment's postprocessing.
-        thresholds: The probability that each region must exceed; empty for 0.5.
+    Where MONAI's inferer runs whole images, its ``Spacingd`` also replaces a resampling that none of the cases needs.
     """
 
-    predictor: NetworkPredictor
+    predictor: NetworkPredictor  # the trained model's predictor; for an ensemble the first one's
     origin: Origin
     network: BundleNetwork
-    portable: bool
-    by_monai: bool = False
-    chosen_steps: tuple[Entry, ...] = ()
-    thresholds: tuple[float, ...] = ()
+    portable: bool  # whether only MONAI's own classes are used
+    by_monai: bool = False  # whether MONAI's inferer runs whole images
+    chosen_steps: tuple[Entry, ...] = ()  # steps on the label map after the experiment's postprocessing
+    thresholds: tuple[float, ...] = ()  # the probability that each region must exceed; empty for 0.5
 
     @property
     def may_run_by_monai(self) -> bool:

@@ -32,14 +32,9 @@ _WRAPPERS = ("module.", "_orig_mod.")
 
 @dataclass(frozen=True, kw_only=True)
 class NNUNetFolder:
-    """The folder of one trained configuration, and those of its selected folds.
+    """The folder of one trained configuration, and those of its selected folds."""
 
-    Attributes:
-        path: The folder ``TRAINER__PLANS__CONFIGURATION``.
-        folds: The folders of the folds.
-    """
-
-    path: Path
+    path: Path  # the folder ``TRAINER__PLANS__CONFIGURATION``
     folds: tuple[Path, ...]
 
     def checkpoints(self, name: str = "best") -> tuple[Path, ...]:
@@ -79,21 +74,13 @@ class NNUNetFolder:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NNUNetCheckpoint:
-    """The parts of one of nnU-Net's checkpoints that prediction needs.
-
-    Attributes:
-        path: The file.
-        weights: The network's state_dict.
-        trainer: The name of the trainer's class.
-        configuration: The name of the configuration in the plans.
-        mirror_axes: The axes that training mirrored, in the order of the network.
-    """
+    """The parts of one of nnU-Net's checkpoints that prediction needs."""
 
     path: Path
     weights: Mapping[str, Tensor]
-    trainer: str
-    configuration: str
-    mirror_axes: tuple[int, ...]
+    trainer: str  # the class's name
+    configuration: str  # its name in the plans
+    mirror_axes: tuple[int, ...]  # in the order of the network
 
 
 def is_nnunet_folder(path: PathLike) -> bool:
