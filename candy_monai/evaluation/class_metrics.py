@@ -225,6 +225,8 @@ def definitions_of(
 ) -> dict[str, str]:
     """Return the definitions in an evaluation: of its metrics by their names in the summary, and of its policies."""
     metrics = {name: CLASS_METRICS[name] for name in names}
+    if not metrics:
+        return {}
     kinds = {metric.kind for metric in metrics.values()}
     texts = {metric.summary_name: metric.definition for metric in metrics.values()}
     if "surface_dice" in metrics:

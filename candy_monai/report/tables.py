@@ -26,6 +26,11 @@ class Column:
     is_number: bool = True
 
 
+def texts(*names: str) -> list[Column]:
+    """Return columns of text."""
+    return [Column(name=name, is_number=False) for name in names]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """Rows of cells."""
@@ -81,14 +86,13 @@ def table_of_cases(cases: Sequence[ScoredCase], class_names: Mapping[int, str], 
     metric = main_metric(cases)
     ids = sorted({i for case in cases for i in case.classes.get(metric, {}) if i != 0})
     with_score = not names or _differs(cases)
-    columns = [Column(name="case", is_number=False)]
-    columns += [Column(name="score", better="higher")] if with_score else []
+    columns = [*texts("case"), *([Column(name="score", better="higher")] if with_score else [])]
     columns += [Column(name=_heading(name, cases), better=better_of(name)) for name in names]
     by_class = 1 < len(ids) <= MOST_CLASS_COLUMNS
     if by_class:
         columns += [Column(name=class_names.get(i, f"class {i}"), better=better_of(metric)) for i in ids]
     elif len(ids) > 1:
-        columns += [Column(name="worst class", is_number=False), Column(name=f"its {metric}", better=better_of(metric))]
+        columns += [*texts("worst class"), Column(name=f"its {metric}", better=better_of(metric))]
     rows: list[list[Cell]] = []
     for case in cases:
         values = case.classes.get(metric, {})
@@ -110,12 +114,9 @@ def table_of_classes(cases: Sequence[ScoredCase], class_names: Mapping[int, str]
         return None
     metric = main_metric(cases)
     better = better_of(metric)
-    columns = [Column(name="class", is_number=False), Column(name="cases")]
-    columns += [Column(name=name, better=better_of(name)) for name in metrics]
-    columns += [
-        Column(name=f"least {metric}" if better != "lower" else f"largest {metric}", better=better),
-        Column(name="in case", is_number=False),
-    ]
+    columns = [*texts("class"), Column(name="cases"), *(Column(name=name, better=better_of(name)) for name in metrics)]
+    columns.append(Column(name=f"least {metric}" if better != "lower" else f"largest {metric}", better=better))
+    columns += texts("in case")
     rows: list[list[Cell]] = []
     for i in ids:
         known = {
