@@ -203,11 +203,7 @@ METRIC_GROUPS = {
 
 
 def metrics_named(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the metrics for names of metrics and groups, without duplicates.
-
-    Raises:
-        BadInputError: If there is no metric or group of a name.
-    """
+    """Return the metrics of these names of metrics and groups, without duplicates; raise if one is unknown."""
     found: list[str] = []
     for name in names:
         if name not in CLASS_METRICS and name not in METRIC_GROUPS:

@@ -165,11 +165,7 @@ def interval_over_classes(
 
 
 def check_method(method: str, confidence: float) -> None:
-    """Check that a method of intervals is known and a confidence level is valid.
-
-    Raises:
-        SettingsError: If one is not.
-    """
+    """Check that a method of intervals is known and a confidence level is valid."""
     if method not in get_args(Method):
         raise SettingsError(f"the method of intervals must be one of {', '.join(get_args(Method))}, got {method!r}")
     if not 0 < confidence < 1:

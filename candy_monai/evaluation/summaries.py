@@ -93,11 +93,7 @@ def save_validation(experiment: Path, result: EvalResult, *, num_validation_case
 
 
 def scores_of(summary: Mapping[str, Any], *, source: str) -> Scores:
-    """Return the scores of a summary, as returned by `EvalResult.to_dict` or written by nnU-Net.
-
-    Raises:
-        BadInputError: If it is not such a summary, contains a case twice, or has impossible values of a metric.
-    """
+    """Return the scores of a summary, as returned by `EvalResult.to_dict` or written by nnU-Net."""
     return _scores_of(summary_of(summary, source=source), source)
 
 

@@ -69,11 +69,7 @@ def exported_as(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def define(kind: type[nn.Module], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the definition of a network, ``{"_target_": ..., arguments}``.
-
-    Raises:
-        TypeError: If an argument is not plain data, with its ``repr``.
-    """
+    """Return the definition of a network, ``{"_target_": ..., arguments}``; raise unless all are plain data."""
     public = getattr(nets, kind.__name__, None) is kind
     package = "monai.networks.nets" if public else kind.__module__
     return {TARGET: f"{package}.{kind.__name__}", **{name: _plain(value) for name, value in arguments.items()}}

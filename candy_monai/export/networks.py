@@ -133,11 +133,7 @@ def load_network(
     trainer: str | None = None,
     trust: bool = False,
 ) -> ExportedNetwork:
-    """Return the network of an experiment; for arguments see `export_experiments`.
-
-    Raises:
-        ExperimentError: If it cannot be loaded, or its dataset is missing and no images were given.
-    """
+    """Return the network of an experiment; for arguments see `export_experiments`."""
     chosen: dict[str, Any] = {"checkpoint": checkpoint, "trainer": trainer, "trust": trust, "on_progress": _silent}
     predictor = load_experiments([experiment], **chosen)
     with noted_arguments() as noted:

@@ -21,13 +21,7 @@ _LARGEST_FILE = (1 << 31) - (1 << 24)
 
 
 def write_onnx(network: ExportedNetwork, file: Path, *, on_progress: Callable[[str], None]) -> None:
-    """Write a network as ONNX with a JSON file, run it with ONNX Runtime and compare it on real cases.
-
-    Raises:
-        BadInputError: If it cannot be exported.
-        MissingExtraError: If the extra ``onnx`` is not installed.
-        RunFailedError: If the results differ.
-    """
+    """Write a network as ONNX with a JSON file, run it with ONNX Runtime and compare it on real cases."""
     onnx, runtime, _ = (
         require(name, extra="onnx", purpose="export to ONNX and to compare what was written")
         for name in ("onnx", "onnxruntime", "onnxscript")

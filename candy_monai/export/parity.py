@@ -53,25 +53,12 @@ class Comparison:
 def compare(
     network: ExportedNetwork, exported: Callable[[Tensor], Tensor], samples: Iterable[Sample]
 ) -> list[Comparison]:
-    """Return comparisons of both networks on parts of real cases.
-
-    Raises:
-        RunFailedError: If the exported network cannot be run on one of them.
-    """
+    """Return comparisons of both networks on parts of real cases; raise if the exported one fails."""
     return [_compared(sample, network.logits(sample.image), _run(exported, sample), network) for sample in samples]
 
 
 def check(comparisons: Sequence[Comparison], *, name: str, on_progress: Callable[[str], None]) -> None:
-    """Check that no difference exceeds rounding, and report the differences.
-
-    Args:
-        comparisons: At least one.
-        name: The name of the exported target, for the message.
-        on_progress: Called with the maximum difference and the minimum fraction of equal labels.
-
-    Raises:
-        RunFailedError: If one of the differences is too large.
-    """
+    """Check that no difference exceeds rounding, and report the largest ones."""
     for found in comparisons:
         if not found.is_right:
             raise RunFailedError(

@@ -75,12 +75,7 @@ def quiet() -> Iterator[None]:
 
 
 def write_apart(file: Path, save: Callable[[io.BytesIO], object]) -> None:
-    """Write a file from memory: if the disk is full, PyTorch's own writer ends the process without a message.
-
-    Args:
-        file: The file.
-        save: Writes the content into a buffer.
-    """
+    """Write a file from memory: if the disk is full, PyTorch's own writer ends the process without a message."""
     buffer = io.BytesIO()
     save(buffer)
     file.write_bytes(buffer.getbuffer())

@@ -54,11 +54,7 @@ TARGETS = {
 
 
 def find_target(name: str) -> Target:
-    """Return the format of this name.
-
-    Raises:
-        SettingsError: If there is none.
-    """
+    """Return the format of this name; raise if there is none."""
     if name not in TARGETS:
         raise SettingsError(f"unknown target {name!r}.{did_you_mean(name, TARGETS)} Known: {', '.join(TARGETS)}")
     return TARGETS[name]

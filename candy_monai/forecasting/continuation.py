@@ -109,14 +109,7 @@ class _Fit:
 
 
 def continuation(curve: SeenCurve) -> Continuation | None:
-    """Fit smooth families to scores, over epochs and over sums of learning rates, and extrapolate to the horizon.
-
-    Args:
-        curve: The known part of the curve, with epochs left.
-
-    Returns:
-        The continuation; None if there are too few scores or no family fits.
-    """
+    """Extrapolate scores by smooth families, over epochs and sums of learning rates; None if none fits."""
     epochs, values, now = curve.epochs, curve.values, curve.now
     size, count = curve.range, len(values)
     # All families fit a jump or a few steps between constant scores, which is uninformative.

@@ -51,12 +51,7 @@ class Gain:
 
     @classmethod
     def expected(cls, features: Array, *, rising: bool = False) -> Gain:
-        """Compute the distribution from the features; a feature that is NaN is replaced by its mean.
-
-        Args:
-            features: In the order of `NAMES`.
-            rising: Whether the curve rises by more than its noise.
-        """
+        """Compute the distribution from the features; a feature that is NaN is replaced by its mean."""
         standard = standardised(features, np.array(MEANS), np.array(SCALES))
         none, middle, spread = np.array(WEIGHTS) @ standard + promise(features)
         kind = int(features[NAMES.index("loss")] > 0.5)

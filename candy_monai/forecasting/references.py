@@ -83,11 +83,7 @@ class ReferenceGain:
 
 
 def checked_references(references: Sequence[ArrayLike]) -> list[Array]:
-    """Return the newest references, which come first, as arrays.
-
-    Raises:
-        ValueError: If one has too few scores.
-    """
+    """Return the newest references, which come first, as arrays; raise if one has too few scores."""
     checked = []
     for number, scores in enumerate(references):
         values = np.asarray(scores, dtype=np.float64).ravel()

@@ -250,11 +250,7 @@ class Dashboards:
         self._stay_open = False
 
     def deliveries(self, report: Callable[[str], None]) -> tuple[Delivery, ...]:
-        """Start to deliver a run's events, after those of the previous run.
-
-        Args:
-            report: Takes the messages about failures.
-        """
+        """Start to deliver a run's events, after those of the previous run; ``report`` takes messages."""
         each = zip(self.parts, self.latest, strict=True)
         self.latest = started = tuple(Delivery(part, report, after=before) for part, before in each)
         for delivery in started:

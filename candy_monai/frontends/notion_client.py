@@ -118,12 +118,7 @@ class NotionClient:
         self._authorize, self._without_key = authorize, without_key  # closures: no attribute holds the key
 
     def request(self, method: str, path: str, body: Object | None = None) -> Object:
-        """Send an idempotent request, with retries while Notion is unavailable.
-
-        Raises:
-            NotionError: If Notion refuses it.
-            NotionUnavailableError: If it stays unavailable.
-        """
+        """Send an idempotent request, with retries while Notion is unavailable."""
         return self.persist(lambda: self.send(method, path, body))
 
     def persist(self, attempt: Callable[[], T]) -> T:
@@ -173,12 +168,7 @@ class NotionClient:
         return self.persist(attempt)
 
     def send(self, method: str, path: str, body: Object | None = None) -> Object:
-        """Send a request once.
-
-        Raises:
-            NotionError: If Notion refuses it.
-            NotionUnavailableError: If there is no valid response.
-        """
+        """Send a request once."""
         content = None if body is None else json.dumps(body, allow_nan=False).encode()
         return self._send(method, path, content, "application/json")
 
@@ -229,11 +219,7 @@ class NotionClient:
 
 
 def id_of(thing: Json) -> str:
-    """Return the id in a response of Notion.
-
-    Raises:
-        NotionUnavailableError: If it has none.
-    """
+    """Return the id in a response of Notion; raise if it has none."""
     found = thing.get("id") if isinstance(thing, dict) else None
     if not isinstance(found, str):
         raise NotionUnavailableError("Notion's answer has no id")

@@ -99,11 +99,7 @@ class EngineParts:
         )
 
     def load(self, state: TrainerState) -> list[str]:
-        """Load the states of all parts, and return the names of those that were not saved.
-
-        Raises:
-            BadInputError: If a part that was saved no longer exists.
-        """
+        """Load the states of all parts, which must exist, and return the names of those that were not saved."""
         engine, loss, extra = self._engine, self._engine.loss_function, state.extra
         engine.optimizer.load_state_dict(restored(state.optimizer, engine.optimizer.state_dict()))
         if engine.scaler is not None and state.scaler:

@@ -107,11 +107,7 @@ def metric_names(engine: Engine) -> list[str]:
 
 
 def check_is_trainer(engine: object, handler: object) -> None:
-    """Raise if the engine that a handler is attached to is not a trainer of MONAI.
-
-    Raises:
-        BadInputError: If it is an evaluator or another engine.
-    """
+    """Raise if the engine that a handler is attached to is not a trainer of MONAI."""
     name = type(handler).__name__
     if isinstance(engine, Evaluator):
         raise BadInputError(
@@ -123,11 +119,7 @@ def check_is_trainer(engine: object, handler: object) -> None:
 
 
 def check_is_evaluator(validator: object) -> None:
-    """Raise if the ``validator=`` of a handler is not an evaluator of MONAI.
-
-    Raises:
-        BadInputError: If it is not.
-    """
+    """Raise if the ``validator=`` of a handler is not an evaluator of MONAI."""
     if not isinstance(validator, Evaluator):
         raise BadInputError(
             "validator must be one of MONAI's evaluators, such as a SupervisedEvaluator, got "
@@ -136,11 +128,7 @@ def check_is_evaluator(validator: object) -> None:
 
 
 def network_of(engine: Any) -> nn.Module:
-    """Return the user's network of a trainer or evaluator, without PyTorch's wrappers.
-
-    Raises:
-        BadInputError: If the engine has none, such as an engine with several networks.
-    """
+    """Return the user's network of a trainer or evaluator, without PyTorch's wrappers; raise if it has none."""
     network = getattr(engine, "network", None)
     if not isinstance(network, nn.Module):
         raise BadInputError(

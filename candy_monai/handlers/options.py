@@ -43,11 +43,7 @@ class ScoreSource:
         check_score_range(self.score_range)
 
     def merged(self, other: ScoreSource) -> ScoreSource:
-        """Return a combination of both.
-
-        Raises:
-            BadInputError: If they contradict each other.
-        """
+        """Return a combination of both; raise if they contradict each other."""
         together = {}
         for name, mine in vars(self).items():
             theirs = getattr(other, name)
@@ -59,11 +55,7 @@ class ScoreSource:
         return ScoreSource(**together)
 
     def found(self, validators: list[Evaluator]) -> FoundScore | None:
-        """Return the evaluator and its metric; None if there is none.
-
-        Raises:
-            BadInputError: If there are several evaluators, or the name of a metric is misspelt.
-        """
+        """Return the evaluator and its metric, None if there is none; raise if it is not clear which."""
         validator = self.validator
         if validator is None:
             if len(validators) > 1:

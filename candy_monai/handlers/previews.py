@@ -197,12 +197,7 @@ class _Case:
 
 
 def dice_of_case(prediction: Tensor, label: Tensor) -> float:
-    """Return the mean Dice of the classes of one case; NaN if it has none and none is predicted.
-
-    Args:
-        prediction: ``(C, *spatial)``, of any kind that `ids_of` accepts.
-        label: The same.
-    """
+    """Return the mean Dice of the classes of one case, of any kind that `ids_of` accepts; NaN without any."""
     found, expected = ids_of(prediction), ids_of(label)
     num_classes = 1 + max(1, int(found.max()), int(expected.max()))
     return float(mean_dice(found[None], expected[None], num_classes=num_classes))

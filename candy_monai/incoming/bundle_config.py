@@ -87,14 +87,7 @@ class BundleConfig:
         return name in self.content
 
     def value(self, name: str) -> Any:
-        """Return an entry with all references in it resolved.
-
-        Args:
-            name: A name, or the path of a nested entry, such as ``evaluator#amp``.
-
-        Raises:
-            BadInputError: If there is none, or it cannot be resolved without running Python.
-        """
+        """Return an entry, or a nested one such as ``evaluator#amp``, with all references in it resolved."""
         return self.resolved(self._at(name, where=name), name)
 
     def resolved(

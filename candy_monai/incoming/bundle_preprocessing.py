@@ -87,11 +87,7 @@ class BundlePreprocessor(Preprocessor):
         self.pipelines = {"preprocessing": before, "augmentation": [], "postprocessing": after}
 
     def check(self) -> None:
-        """Build both pipelines.
-
-        Raises:
-            BadInputError: If a step is not known, or does not accept its arguments.
-        """
+        """Build both pipelines; raise if a step is not known, or does not accept its arguments."""
         try:
             _ = self.preprocessing, self.postprocessing
         except SettingsError as error:
@@ -185,11 +181,7 @@ def _postprocessing_of(config: BundleConfig, image_key: str) -> list[Entry]:
 
 
 def _check_way_from_one_channel(config: BundleConfig, steps: Sequence[Entry]) -> None:
-    """Check that postprocessing compares the single channel with a threshold.
-
-    Raises:
-        BadInputError: If it takes the argmax, which is meaningless for one channel, or none of its steps returns ids.
-    """
+    """Check that postprocessing compares the single channel with a threshold."""
     if any(_name(step) == "PaintLabelsd" for step in steps):
         return
     for step in steps:

@@ -201,11 +201,7 @@ def load_bundle(
 
 
 def bundle_network(config: BundleConfig) -> nn.Module:
-    """Build the network of ``network_def``, with random weights.
-
-    Raises:
-        BadInputError: If it is unknown, or its arguments do not fit.
-    """
+    """Build the network of ``network_def``, with random weights; raise if class or arguments do not fit."""
     name = "network_def" if "network_def" in config else "network"
     if name not in config:
         raise BadInputError(f"{config.file}: has no network_def, expected the network by its class and arguments")
@@ -303,11 +299,7 @@ def _network_of_nnunet(config: BundleConfig, entry: Mapping[str, Any], where: st
 
 
 def _bytes_of_weights(config: BundleConfig) -> int:
-    """Return the size of the largest file of weights.
-
-    Raises:
-        BadInputError: If there is none.
-    """
+    """Return the size of the largest file of weights; raise if there is none."""
     files = [file for file in (config.folder / "models").glob("*") if file.is_file()]
     return max(file.stat().st_size for file in files or [weights_file_of(config.folder)])
 

@@ -126,11 +126,7 @@ def read_weights(source: PathLike) -> ForeignWeights:
 
 
 def weights_file_of(source: PathLike) -> Path:
-    """Return the file of weights that a path refers to.
-
-    Raises:
-        BadInputError: If it refers to none.
-    """
+    """Return the file of weights that a path refers to; raise if it refers to none."""
     path = Path(source)
     if path.is_file():
         return path
@@ -332,11 +328,7 @@ def load_into(network: nn.Module, weights: ForeignWeights, *, num_channels: int)
 
 
 def load_whole(network: nn.Module, weights: ForeignWeights) -> None:
-    """Load weights completely into the network that they belong to.
-
-    Raises:
-        BadInputError: If any name or shape differs.
-    """
+    """Load weights completely into the network that they belong to; raise if any name or shape differs."""
     source = _without_prefixes(weights.tensors, network.state_dict())
     try:
         network.load_state_dict(source)

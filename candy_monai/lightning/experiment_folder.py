@@ -444,13 +444,7 @@ def _copied(value: Any) -> Any:
 
 
 def _numbers(trainer: Trainer, earlier: Mapping[str, Any], *, known: Container[str]) -> dict[str, Any]:
-    """Return the metrics logged in an epoch, each once: Lightning also keeps those of a step under separate names.
-
-    Args:
-        trainer: The Trainer, which keeps a metric until it is logged again.
-        earlier: Its metrics at the start of the epoch.
-        known: The metrics of earlier epochs.
-    """
+    """Return the metrics logged since the earlier ones, each once: Lightning keeps those of a step, too."""
     metrics = trainer.callback_metrics
     found = {}
     for name, value in metrics.items():

@@ -76,11 +76,7 @@ def _plots(study: Study, value_name: str) -> dict[str, Callable[[], Any]]:
 
 
 def _ask_for(study: Study, states: Any, least: int) -> None:
-    """Raise if too few trials are completed.
-
-    Raises:
-        ValueError: With the number of completed trials.
-    """
+    """Raise a ValueError if too few trials are completed, as Optuna does."""
     completed = len(study.get_trials(deepcopy=False, states=(states.COMPLETE,)))
     if completed < least:
         raise ValueError(f"{completed} completed trials, {least} are needed")

@@ -66,12 +66,7 @@ class Figure:
 
 
 def figures(metrics: Mapping[str, Sequence[float]], class_names: Mapping[int, str]) -> list[Figure]:
-    """Return the figures of a run: score, loss, classes, other metrics, learning rate and time.
-
-    Args:
-        metrics: Each metric's values over all epochs, as in ``metrics.csv``; ``val dice`` is ``dice`` in validation.
-        class_names: Names by label id.
-    """
+    """Return the figures of a run: score, loss, classes, other metrics, learning rate and time."""
     groups: dict[str, list[str]] = {}
     for name in metrics:
         groups.setdefault(_group(name, class_names), []).append(name)

@@ -68,11 +68,7 @@ class RunFacts:
 
     @classmethod
     def of(cls, folder: Path) -> RunFacts:
-        """Read them.
-
-        Raises:
-            ExperimentError: If the folder is no experiment, or ``experiment.json`` is damaged.
-        """
+        """Read them; raise if the folder is no experiment, or ``experiment.json`` is damaged."""
         description = read_description(folder)
         names, findings, damaged = class_names_of(description), None, ""
         try:
@@ -122,11 +118,7 @@ def document_of_run(
 
 
 def document_of_folder(folder: Path, *, now: datetime) -> Document:
-    """Return the document of the page of a run from its folder, also for runs of earlier versions.
-
-    Raises:
-        ExperimentError: If the folder is no experiment, or ``experiment.json`` is damaged.
-    """
+    """Return the document of the page of a run from its folder, also for runs of earlier versions."""
     facts = RunFacts.of(folder)
     kept, views = read_kept(folder / REPORT)
     progress = with_kept(progress_of_folder(folder, facts.description), kept)

@@ -71,11 +71,7 @@ def _range(values: Sequence[Sequence[float]]) -> str:
 
 
 def read_findings(folder: Path) -> dict[str, Any] | None:
-    """Return the findings in a folder, written by `findings_as_text`; None if there is no such file.
-
-    Raises:
-        BadInputError: If it is damaged.
-    """
+    """Return the findings in a folder; None if there is no such file; raise if it is damaged."""
     path = folder / FINDINGS
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -52,11 +52,7 @@ class ScoredCase:
 
 
 def scored_cases(summary: Summary) -> list[ScoredCase]:
-    """Return the cases of a summary whose classes are ids, ranked by their mean Dice.
-
-    Raises:
-        BadInputError: If a class is not an id.
-    """
+    """Return the cases of a summary, whose classes must be ids, ranked by their mean Dice."""
     cases = []
     for case in summary.cases:
         classes: dict[str, dict[int, float]] = {}

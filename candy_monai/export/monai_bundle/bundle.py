@@ -252,11 +252,7 @@ def _validation_files(origin: Origin) -> dict[str, Sequence[Path]]:
 
 
 def _given_files(images: Inputs, source: BundleSource) -> dict[str, Sequence[Path]]:
-    """Return the files of each of the images for the comparison.
-
-    Raises:
-        BadInputError: If their file format is not that of the bundle.
-    """
+    """Return the files of each of the images for the comparison, which must have the format of the bundle."""
     predictor = source.predictor
     found: dict[str, Sequence[Path]] = {}
     for case in input_cases(images, channels=predictor.channels, num_dims=predictor.num_dims):

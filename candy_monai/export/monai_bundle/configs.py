@@ -60,12 +60,7 @@ def inference_config(source: BundleSource) -> Config:
 
 
 def training_config(source: BundleSource, validation: Sequence[str]) -> Config:
-    """Return ``train.json``: training on ``dataset_dir/imagesTr`` and ``labelsTr``.
-
-    Args:
-        source: The bundle's source.
-        validation: The validation cases of the experiment, which this training uses as well if they exist.
-    """
+    """Return ``train.json``: training, with the validation cases of the experiment held out if they exist."""
     plan, ending, supervision = source.plan, source.file_ending, source.network.supervision
     main = [] if supervision is None else [monai("Lambdad", keys=PREDICTION, func="$lambda outputs: outputs[0]")]
     images = source.image_files("@dataset_dir + '/imagesTr/' + c + '_'")
@@ -397,12 +392,7 @@ def _mean_dice(source: BundleSource) -> Config:
 
 
 def _as_channels(source: BundleSource, *, with_masks: bool = False) -> list[Entry]:
-    """Return the steps from logits and label ids on the plan's grid to maps of 0 and 1, one channel each.
-
-    Args:
-        source: The bundle's source.
-        with_masks: Whether the labels are already masks.
-    """
+    """Return the steps from logits and ids (or masks) on the plan's grid to maps of 0 and 1, one channel each."""
     ignored = without_ignored(source.plan, [PREDICTION, LABEL])
     if source.is_sigmoid:
         return [

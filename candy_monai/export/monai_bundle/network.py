@@ -129,11 +129,7 @@ def _arguments_of(kind: type[nn.Module], predictor: Predictor) -> dict[str, Any]
 
 
 def checked_sizes(built: nn.Module, trained: nn.Module, predictor: NetworkPredictor, where: str) -> list[str | int]:
-    """Check that two networks are equivalent, and return the input sizes that they accept.
-
-    Raises:
-        ExperimentError: If they differ, or return more than one tensor.
-    """
+    """Check that two networks are equivalent, and return the input sizes that they accept."""
     plan = predictor.plan
     assert plan is not None
     axes = [axis for axis in range(plan.num_dims) if axis != plan.slice_axis]
@@ -175,16 +171,7 @@ def checked_sizes(built: nn.Module, trained: nn.Module, predictor: NetworkPredic
 
 
 def ensemble_of(members: Sequence[BundleNetwork], *, sigmoid: bool, of_logits: bool = False) -> BundleNetwork:
-    """Return one network that averages several.
-
-    Args:
-        members: The networks.
-        sigmoid: Whether each channel is decided separately.
-        of_logits: Whether logits are averaged, as nnU-Net does, instead of probabilities.
-
-    Raises:
-        BadInputError: If their input sizes differ.
-    """
+    """Return one network that averages the probabilities of several, or their logits, as nnU-Net does."""
     if any(member.spatial_shape != members[0].spatial_shape for member in members):
         shapes = "; ".join(str(member.spatial_shape) for member in members)
         raise BadInputError(

@@ -45,11 +45,7 @@ class Origin:
 
 
 def origin_of(predictor: NetworkPredictor) -> Origin:
-    """Return the origin of a model.
-
-    Raises:
-        ExperimentError: If it cannot be exported as a bundle, with what to do instead.
-    """
+    """Return the origin of a model; raise if it cannot be exported as a bundle, with what to do instead."""
     if isinstance(predictor, NNUNetPredictor):
         found = _of_nnunet(predictor)
     elif isinstance(predictor, Predictor):

@@ -79,12 +79,7 @@ def for_image_alone(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def scripts_in(configs: object, networks: Mapping[str, str]) -> dict[str, str]:
-    """Return the text of each module of ``scripts`` that configurations name, and of the modules imported by these.
-
-    Args:
-        configs: The configurations.
-        networks: The text of each module with a network.
-    """
+    """Return the text of each module of ``scripts`` that configurations name, and of those that it imports."""
     found: dict[str, str] = {}
     waiting = set(re.findall(rf'"{SCRIPTS}\.(\w+)\.', str(configs).replace("'", '"')))
     while waiting:

@@ -38,15 +38,7 @@ class NNUNetFolder:
     folds: tuple[Path, ...]
 
     def checkpoints(self, name: str = "best") -> tuple[Path, ...]:
-        """Return the weight file of each fold that has one.
-
-        Args:
-            name: ``best`` for ``checkpoint_final.pth``, which nnU-Net itself predicts with, or ``checkpoint_best.pth``
-                if no fold has finished; ``latest`` for ``checkpoint_latest.pth``; or the name of a file.
-
-        Raises:
-            ExperimentError: If no fold has such a file.
-        """
+        """Return the weight file of each fold that has one; for names see `NNUNetPredictor`."""
         for wanted in _CHECKPOINTS.get(name, (name,)):
             files = tuple(fold / wanted for fold in self.folds if (fold / wanted).is_file())
             if files:
@@ -57,11 +49,7 @@ class NNUNetFolder:
         raise ExperimentError(f"{self.path}: no fold has {expected} ({found} in {_names(self.folds)})")
 
     def json(self, name: str) -> dict[str, Any]:
-        """Read one of the folder's JSON files, which must contain an object.
-
-        Raises:
-            ExperimentError: If it is missing or damaged.
-        """
+        """Read one of the folder's JSON files, which must contain an object; raise if it is missing or damaged."""
         path = self.path / name
         try:
             content = read_json(path)
@@ -130,11 +118,7 @@ def find_nnunet_folder(path: PathLike) -> NNUNetFolder:
 
 
 def resolved_configuration(plans: Mapping[str, Any], name: str, where: PathLike) -> dict[str, Any]:
-    """Return a configuration of the plans, with the entries that it inherits from others.
-
-    Raises:
-        ExperimentError: If there is no such configuration, or it inherits from itself.
-    """
+    """Return a configuration of the plans, with the entries that it inherits from others."""
     all_of_them = plans.get("configurations")
     known: Mapping[str, Any] = all_of_them if isinstance(all_of_them, dict) else {}
     chain: list[str] = []

@@ -35,11 +35,7 @@ _OLD = {"PlainConvUNet": "n_conv_per_stage", "ResidualEncoderUNet": "n_blocks_pe
 
 
 def described_architecture(configuration: Mapping[str, Any], num_dims: int, where: PathLike) -> dict[str, Any]:
-    """Return the entry ``architecture`` of a configuration, converted from the format of versions before 2.3 if needed.
-
-    Raises:
-        ExperimentError: If there is none.
-    """
+    """Return the entry ``architecture`` of a configuration, converted from that of versions before 2.3."""
     if isinstance(configuration.get("architecture"), dict):
         return dict(configuration["architecture"])
     kind = configuration.get("UNet_class_name")
@@ -75,11 +71,7 @@ def described_architecture(configuration: Mapping[str, Any], num_dims: int, wher
 
 
 def stages_of(architecture: Mapping[str, Any], num_dims: int, where: PathLike) -> dict[str, list[tuple[int, ...]]]:
-    """Return kernel sizes and strides of each stage, in the network's own axes.
-
-    Raises:
-        ExperimentError: If they, or the numbers of layers, are not those of a U-Net.
-    """
+    """Return kernel sizes and strides of each stage, in the network's own axes; raise if it is no U-Net."""
     arguments = architecture.get("arch_kwargs")
     if not isinstance(arguments, dict):
         raise ExperimentError(f"{where}: architecture.arch_kwargs is {arguments!r}, expected an object")
@@ -154,11 +146,7 @@ def build_network(
 
 
 def load_weights_into(network: nn.Module, checkpoint: NNUNetCheckpoint, order: Sequence[int]) -> nn.Module:
-    """Load a checkpoint's weights, with the axes of all kernels reordered, into a network on the meta device.
-
-    Raises:
-        ExperimentError: If they do not fit; the message gives the first name that does not.
-    """
+    """Load a checkpoint's weights, with the axes of all kernels reordered, into a network on the meta device."""
     weights = {name: _in_order(value, order) for name, value in checkpoint.weights.items()}
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}

@@ -46,11 +46,7 @@ def as_array(image: ImageLike) -> NDArray[np.generic]:
 
 
 def as_channels(image: ImageLike, num_spatial: int) -> NDArray[np.generic]:
-    """Return an image ``(C, *spatial)`` or ``(*spatial)`` as ``(C, *spatial)``.
-
-    Raises:
-        BadInputError: If the number of axes fits neither, or an axis is empty.
-    """
+    """Return an image ``(C, *spatial)`` or ``(*spatial)`` as ``(C, *spatial)``; raise for any other shape."""
     array = as_array(image)
     if array.ndim == num_spatial:
         array = array[None]
@@ -95,12 +91,7 @@ def intensity_range(values: NDArray[np.generic]) -> tuple[float, float]:
 
 
 def to_unit(values: NDArray[np.generic], *, limits: tuple[float, float] | None = None) -> Floats:
-    """Scale intensities of any shape to 0..1; a constant image becomes mid-grey, NaN becomes 0.
-
-    Args:
-        values: The intensities, with a common scale.
-        limits: The values that become 0 and 1; by default ``intensity_range(values)``.
-    """
+    """Scale intensities by their limits to 0..1; a constant image becomes mid-grey, NaN becomes 0."""
     low, high = limits or intensity_range(values)
     numbers = values.astype(np.float64)
     if high <= low:

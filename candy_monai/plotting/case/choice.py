@@ -60,11 +60,7 @@ class CaseChoice(Generic[Case]):
         self._held.append(HeldCase(score=score, case=case))
 
     def chosen(self, scores: Sequence[float] = ()) -> dict[Role, HeldCase[Case]]:
-        """Return the worst, the median and the best case, without duplicates if there are fewer than three.
-
-        Args:
-            scores: The scores for the median; by default those of the offered cases.
-        """
+        """Return the worst, the case nearest to the median of the scores, and the best, each once."""
         held = sorted(self._held, key=lambda one: one.score)
         found: dict[Role, HeldCase[Case]] = {}
         if held:
