@@ -42,7 +42,7 @@ def write_usage(
     packages: Sequence[str] = (),
     **more: object,
 ) -> None:
-    """Write the JSON file for an exported network, with the versions of ``packages`` and further entries of its format."""
+    """Write the JSON file for an exported network, with the versions of ``packages`` and further entries."""
     content = {
         "format": target,
         "file": file.name,

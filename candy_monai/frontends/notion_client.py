@@ -48,11 +48,7 @@ _MEND = {
 
 
 class NotionError(CandyError):
-    """Notion refuses a request, and a retry would not help.
-
-    Attributes:
-        status: The HTTP status.
-    """
+    """Notion refuses a request with this HTTP status, and a retry would not help."""
 
     def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message)
@@ -60,11 +56,7 @@ class NotionError(CandyError):
 
 
 class NotionUnavailableError(CandyError):
-    """Notion cannot be reached, or asks for a later retry.
-
-    Attributes:
-        retry_after_s: The waiting time that Notion asks for.
-    """
+    """Notion cannot be reached, or asks for a later retry."""
 
     def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
@@ -72,17 +64,9 @@ class NotionUnavailableError(CandyError):
 
 
 class NotionClient:
-    """Sends requests to Notion.
+    """Sends requests to Notion; they raise `NotionError` if refused, `NotionUnavailableError` without an answer.
 
-    Args:
-        api_key: The secret of an integration.
-        base_url: The address of the API; must use HTTPS unless it is on this machine, since the key is sent there.
-        timeout_s: Time-out in seconds for connecting, and between two parts of a response.
-        clock: Tells seconds.
-        sleep: Waits for seconds.
-
-    Raises:
-        SettingsError: If the key or the address is invalid. The key is not shown.
+    The API's address must use HTTPS unless it is on this machine, since the key of an integration is sent there.
     """
 
     def __init__(
@@ -146,17 +130,7 @@ class NotionClient:
         raise AssertionError("the last attempt returns or raises")
 
     def upload(self, name: str, content: bytes, *, content_type: str) -> str:
-        """Upload a file of at most 20 MB, and return its id, with which it can be attached to a page within an hour.
-
-        Args:
-            name: The file's name, with its suffix.
-            content: Its content.
-            content_type: Its MIME type.
-
-        Raises:
-            NotionError: If Notion refuses it.
-            NotionUnavailableError: If it stays unavailable.
-        """
+        """Upload a file of at most 20 MB, and return its id, with which it can be attached to a page within an hour."""
         body: Object = {"mode": "single_part", "filename": name, "content_type": content_type}
         form, form_type = _form(name, content, content_type)
 

@@ -123,10 +123,7 @@ def _status(column: Object, value: str) -> Object | None:
 class NotionTable:
     """Writes values into the row of an experiment, which is a page whose title is the experiment's id.
 
-    Args:
-        client: Sends the requests.
-        database_id: The database's id.
-        log: Called once per run with the values that cannot be shown.
+    What cannot be shown is logged once per run.
     """
 
     def __init__(self, client: NotionClient, database_id: str, log: Callable[[str], None]) -> None:
