@@ -22,21 +22,13 @@ LEAST_EQUAL = 0.999
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The comparison of the logits of one part of a case.
-
-    Attributes:
-        case: The case.
-        shape: ``(B, C, *size)`` of the input.
-        max_difference: The maximum difference of two logits.
-        max_logit: The maximum magnitude of a logit.
-        equal_labels: The fraction of voxels with equal labels.
-    """
+    """The comparison of the logits of one part of a case."""
 
     case: str
-    shape: tuple[int, ...]
-    max_difference: float
-    max_logit: float
-    equal_labels: float
+    shape: tuple[int, ...]  # ``(B, C, *size)`` of the input
+    max_difference: float  # of two logits
+    max_logit: float  # the maximum magnitude
+    equal_labels: float  # the fraction of voxels
 
     @property
     def is_right(self) -> bool:

@@ -59,9 +59,7 @@ class BundleNetwork:
 def describe_network(predictor: Predictor) -> BundleNetwork:
     """Describe an experiment's network by its class, MONAI's or a bundle's, without outputs for training only.
 
-    Raises:
-        ExperimentError: If a MONAI Bundle cannot use its class, or the network built from the description computes
-            something else.
+    Raises an error if a MONAI Bundle cannot use its class, or what is built from the description computes otherwise.
     """
     trained = plain_network(predictor.model)
     trained = trained.network if isinstance(trained, Slicewise) else trained
@@ -177,16 +175,8 @@ def ensemble_of(members: Sequence[BundleNetwork], *, sigmoid: bool, of_logits: b
         raise BadInputError(
             f"the experiments' networks take images of different sizes ({shapes}): export each separately"
         )
-    entry = {
-        TARGET: "scripts.ensemble.Ensemble",
-        "networks": [member.entry for member in members],
-        "sigmoid": sigmoid,
-        **({"of_logits": True} if of_logits else {}),
-    }
-    weights = {
-        f"networks.{index}.{name}": value
-        for index, member in enumerate(members)
-        for name, value in member.weights.items()
-    }
+    networks, logits = [member.entry for member in members], {"of_logits": True} if of_logits else {}
+    entry = {TARGET: "scripts.ensemble.Ensemble", "networks": networks, "sigmoid": sigmoid, **logits}
+    weights = {f"networks.{i}.{name}": value for i, each in enumerate(members) for name, value in each.weights.items()}
     scripts = {name: text for member in members for name, text in member.scripts.items()}
     return BundleNetwork(entry=entry, weights=weights, spatial_shape=members[0].spatial_shape, scripts=scripts)
