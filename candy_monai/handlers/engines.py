@@ -29,24 +29,21 @@ def contexts_around(engine: Any) -> list[RunContext]:
     An engine reports an exception only to its handlers up to the first that raises it again, and some ways to end are
     not reported at all. A context is always exited, regardless of the handlers and their order.
     """
-    contexts: list[RunContext] | None = vars(engine).get(_CONTEXTS)
-    if contexts is None:
-        contexts = vars(engine)[_CONTEXTS] = []
-        _surround(engine, contexts)
-    return contexts
-
-
-def _surround(engine: Any, contexts: list[RunContext]) -> None:
+    known: list[RunContext] | None = vars(engine).get(_CONTEXTS)
+    if known is not None:
+        return known
+    contexts: list[RunContext] = []
     run = engine.run
 
     @functools.wraps(run)
     def surrounded(*arguments: Any, **keywords: Any) -> Any:
         with ExitStack() as stack:
-            for context in list(contexts):
+            for context in contexts.copy():  # a run may change them
                 stack.enter_context(context())
             return run(*arguments, **keywords)
 
-    engine.run = surrounded
+    engine.run, vars(engine)[_CONTEXTS] = surrounded, contexts
+    return contexts
 
 
 @contextmanager

@@ -204,14 +204,10 @@ def dice_of_case(prediction: Tensor, label: Tensor) -> float:
 
 
 def ids_of(values: Tensor) -> Tensor:
-    """Return label ids ``(1, *spatial)`` from the output of an engine.
+    """Return label ids ``(1, *spatial)``, int16, from the output ``(C, *spatial)`` of an engine.
 
-    Args:
-        values: ``(C, *spatial)``. A single channel holds ids, or probabilities or logits of one class. Several are
-            one-hot codes, probabilities or logits; for overlapping regions, later channels overwrite earlier ones.
-
-    Returns:
-        Ids as int16.
+    A single channel holds ids, or probabilities or logits of one class. Several are one-hot codes, probabilities or
+    logits; for overlapping regions, later channels overwrite earlier ones.
     """
     values = torch.as_tensor(values.as_tensor() if hasattr(values, "as_tensor") else values).detach()
     if values.shape[0] == 1:
@@ -223,9 +219,7 @@ def ids_of(values: Tensor) -> Tensor:
     if is_code and not bool((values.sum(0) == 1).all()):
         numbers = torch.arange(1, values.shape[0] + 1, device=values.device).view(-1, *[1] * (values.ndim - 1))
         return ((values > 0) * numbers).amax(0, keepdim=True).to(torch.int16)
-    return (
-        values.to(torch.int16 if values.dtype == torch.bool else values.dtype).argmax(0, keepdim=True).to(torch.int16)
-    )
+    return (values.to(torch.int16) if values.dtype == torch.bool else values).argmax(0, keepdim=True).to(torch.int16)
 
 
 def _image_label_and_prediction(output: Any) -> tuple[Any, Any, Any]:
