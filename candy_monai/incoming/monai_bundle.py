@@ -357,12 +357,9 @@ def bundle_inferer(config: BundleConfig, num_dims: int) -> tuple[Inferer | None,
     if "inferer" not in config:
         return None, None, amp
     entry = config.resolved(config.content["inferer"], "inferer", keep=REFERENCES)
-    target = entry.get("_target_") if isinstance(entry, Mapping) else None
-    arguments = {
-        key: value
-        for key, value in (entry.items() if isinstance(entry, Mapping) else ())
-        if key not in ("_target_", *_OF_THE_MACHINE)
-    }
+    given = dict(entry) if isinstance(entry, Mapping) else {}
+    target = given.get("_target_")
+    arguments = {key: value for key, value in given.items() if key not in ("_target_", *_OF_THE_MACHINE)}
     try:
         if target in _OUR_INFERERS:
             return _our_inferer(str(target), arguments)
@@ -371,8 +368,7 @@ def bundle_inferer(config: BundleConfig, num_dims: int) -> tuple[Inferer | None,
             raise SettingsError(f"{target!r}")
         if name == "SimpleInferer":
             return None, None, amp
-        inferer = inferer_from_description({"_target_": f"monai.inferers.{name}", **arguments})
-        return inferer, None, amp
+        return inferer_from_description({"_target_": f"monai.inferers.{name}", **arguments}), None, amp
     except (SettingsError, TypeError, ValueError, LookupError) as error:
         if config.trust:
             built = config.built("inferer")

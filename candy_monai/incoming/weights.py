@@ -159,8 +159,7 @@ _EXPECTED = (
 def read_checkpoint(file: Path) -> Any:
     """Read a file written by ``torch.save`` onto the CPU: only tensors, plain values and NumPy's numbers.
 
-    Raises:
-        BadInputError: If it is damaged, contains anything else, which is not executed, or would expand when unpacked.
+    Nothing else in it is executed: it is refused, as are a damaged file and one that would expand when unpacked.
     """
     try:
         if zipfile.is_zipfile(file):
@@ -199,11 +198,7 @@ def _is_pickle(file: Path) -> bool:
 
 
 def check_archive(file: Path) -> None:
-    """Check an archive written by ``torch.save``, since ``torch.load`` does not verify checksums.
-
-    Raises:
-        BadInputError: If it contains a program, would expand when unpacked, or has changed since it was written.
-    """
+    """Check that an archive holds no program, does not expand and is unchanged, which ``torch.load`` does not do."""
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         if any(entry.filename.endswith("constants.pkl") or "/code/" in entry.filename for entry in entries):
@@ -275,22 +270,11 @@ def _candidates(content: object, *, depth: int = 0) -> Iterator[Mapping[Any, Any
 
 
 def load_into(network: nn.Module, weights: ForeignWeights, *, num_channels: int) -> WeightsReport:
-    """Load weights into a network where name and shape fit; the rest of the network is unchanged.
+    """Load weights into a network where name and shape fit, unless none does; the rest of the network is unchanged.
 
     Prefixes that wrappers add to all names, such as ``module.``, are removed. If images have another number of
     channels, the weights of the layers that read them are repeated, or averaged, so that an image of equal channels
-    leads to the same activations.
-
-    Args:
-        network: The network; for a 2-D one that is applied to slices, the network inside is loaded.
-        weights: The weights.
-        num_channels: Number of channels of the images that the network reads.
-
-    Returns:
-        The result for each tensor.
-
-    Raises:
-        BadInputError: If no tensor fits.
+    leads to the same activations. For a 2-D network that is applied to slices, the network inside is loaded.
     """
     target = network.network if isinstance(network, Slicewise | WithPreviousStage) else network
     state = {name: value for name, value in target.state_dict().items() if isinstance(value, Tensor)}
@@ -340,16 +324,9 @@ def load_whole(network: nn.Module, weights: ForeignWeights) -> None:
 
 
 def with_channels(weight: Tensor, num_channels: int) -> Tensor:
-    """Return a layer's weights for another number of image channels: repeated, or else averaged.
+    """Return weights ``(out, in, *kernel)`` for another number of image channels: repeated, or else averaged.
 
     An image whose channels are all equal leads to the same activations before and after.
-
-    Args:
-        weight: ``(out, in, *kernel)``.
-        num_channels: The new number of input channels.
-
-    Returns:
-        ``(out, num_channels, *kernel)``.
     """
     before = weight.shape[1]
     if num_channels < before:

@@ -80,12 +80,8 @@ def is_nnunet_folder(path: PathLike) -> bool:
 def find_nnunet_folder(path: PathLike) -> NNUNetFolder:
     """Return the trained configuration in a folder, with its folds.
 
-    Args:
-        path: The folder of a configuration; of one of its folds, which alone is then used; or of a dataset, if it
-            contains only one configuration.
-
-    Raises:
-        ExperimentError: If it is none of these, contains several configurations, or was written by nnU-Net v1.
+    The folder is that of a configuration; of one of its folds, which alone is then used; or of a dataset, if it
+    contains only one configuration.
     """
     path = Path(path)
     models = _models_at(path)
@@ -145,9 +141,6 @@ def read_checkpoint(path: Path) -> NNUNetCheckpoint:
 
     Tensors stay in the file until they are used. Besides tensors and plain values, nnU-Net's files contain NumPy's
     numbers; only their constructors are allowed.
-
-    Raises:
-        ExperimentError: If the file is missing or damaged, contains anything else, or is not a checkpoint of nnU-Net.
     """
     if not path.is_file():
         raise ExperimentError(f"{path}: no such checkpoint")

@@ -107,18 +107,10 @@ def build_network(
     order: Sequence[int],
     where: PathLike,
 ) -> nn.Module:
-    """Build the network of the plans on the meta device, with its axes in another order.
+    """Build the network of the plans' ``architecture`` on the meta device, with its axes in another order.
 
-    Args:
-        architecture: The plans' entry of this name.
-        num_inputs: Number of channels of the image.
-        num_outputs: Number of channels of the output.
-        order: For each axis of the built network, the axis in the plans.
-        where: The file, for messages.
-
-    Raises:
-        MissingExtraError: If ``dynamic-network-architectures`` is not installed.
-        ExperimentError: If its class or its layers are not listed here, or the arguments do not fit.
+    ``order`` is for each axis of the built network the axis in the plans; ``where`` is the file, for messages. Classes
+    and layers that are not listed here are refused.
     """
     name = str(architecture.get("network_class_name"))
     kind = name.rpartition(".")[2]

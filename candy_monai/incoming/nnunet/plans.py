@@ -60,15 +60,10 @@ class OpenedPlans:
 
 
 def open_plans(folder: NNUNetFolder, checkpoint: NNUNetCheckpoint) -> OpenedPlans:
-    """Read ``plans.json`` and ``dataset.json`` of a trained nnU-Net.
+    """Read ``plans.json`` and ``dataset.json`` for a checkpoint, which names the configuration and the mirrored axes.
 
-    Args:
-        folder: The folder.
-        checkpoint: One of its checkpoints, which names the configuration and the mirrored axes.
-
-    Raises:
-        ExperimentError: If a file is missing or damaged, or requires something that is not reproduced here: a cascade,
-            or a resampling, reader, normalisation, preprocessor or label manager other than nnU-Net's own.
+    What is not reproduced here is refused: a cascade, or a resampling, reader, normalisation, preprocessor or label
+    manager other than nnU-Net's own.
     """
     where, plans, dataset = folder.path / PLANS, folder.json(PLANS), _described_dataset(folder)
     name = checkpoint.configuration
