@@ -57,11 +57,7 @@ def as_channels(image: ImageLike, num_spatial: int) -> NDArray[np.generic]:
 
 
 def as_ids(label: ImageLike, num_spatial: int) -> Ids:
-    """Return label ids ``(1, *spatial)`` or ``(*spatial)`` as integers ``(*spatial)``; NaN becomes background.
-
-    Raises:
-        BadInputError: If there are several channels: ids are expected, not probabilities.
-    """
+    """Return label ids ``(1, *spatial)`` or ``(*spatial)`` as integers ``(*spatial)``; NaN becomes background."""
     array = as_channels(label, num_spatial)
     if len(array) != 1:
         raise BadInputError(
@@ -105,14 +101,7 @@ def has_colors(image: NDArray[np.generic], rgb: bool | None = None) -> bool:
     """Return whether the channels of an image ``(C, *spatial)`` are red, green and blue rather than modalities.
 
     They are for a 2-D image if the values are those of a picture file (8 bit, 0..1 or integers up to 255), or if the
-    channels are correlated, as they still are after normalisation.
-
-    Args:
-        image: The image.
-        rgb: The user's choice; ``None`` decides by the values.
-
-    Raises:
-        BadInputError: If ``rgb`` is true and there are not three channels.
+    channels are correlated, as they still are after normalisation; the user's choice ``rgb`` takes precedence.
     """
     if rgb and len(image) != 3:
         raise BadInputError(f"an image of {len(image)} channels was called RGB: expected 3 channels")

@@ -25,12 +25,9 @@ class HeldCase(Generic[Case]):
 
 
 class CaseChoice(Generic[Case]):
-    """Keeps the worst and the best of the offered cases and some near the median.
+    """Keeps the worst and the best of the offered cases and some near the median, at least 3 together.
 
     Memory does not grow with the number of cases.
-
-    Args:
-        most: The maximum number of cases in memory, at least 3.
     """
 
     def __init__(self, most: int = MOST_HELD) -> None:
@@ -41,9 +38,7 @@ class CaseChoice(Generic[Case]):
     def offer(self, score: float, look: Callable[[], Case | None]) -> None:
         """Keep a case if it is the worst or the best so far, or nearer to the median than one of the kept cases.
 
-        Args:
-            score: Higher is better; a case whose score is NaN is ignored.
-            look: Returns the case, or None if there is nothing to draw. Called only if it is to be kept.
+        It is looked at only if it is to be kept, and may then be None. A case whose score is NaN is ignored.
         """
         if math.isnan(score):
             return

@@ -42,9 +42,6 @@ class CasePictures:
         max_volume: The maximum number of voxels for a surface.
         class_names: Names of the ids in the legend; by default ``class 1``.
         rgb: Whether three channels are colours; by default decided by the values for 2-D images.
-
-    Raises:
-        BadInputError: If the shapes do not match.
     """
 
     def __init__(
@@ -289,15 +286,10 @@ class CasePictures:
 
 
 def dice_by_class(label: Ids, prediction: Ids, *, num_classes: int | None = None) -> dict[int, float]:
-    """Compute the Dice of each foreground id in a label or its prediction, for display in a picture.
+    """Compute the Dice of each foreground id in a label or its prediction, for display; an id in only one scores 0.
 
-    An id in only one of them scores 0. Not a metric for training: see ``candy_monai.metrics`` for those.
-
-    Args:
-        label: The reference.
-        prediction: Of the same shape.
-        num_classes: Ids from this number on, such as an ignore value, are not classes: voxels where the reference has
-            one, or a negative id, are ignored. ``None`` treats every positive id as a class.
+    Ids from ``num_classes`` on, such as an ignore value, are not classes: voxels where the reference has one, or a
+    negative id, are ignored. ``None`` treats every positive id as a class.
     """
     counted = (label >= 0) & ((label > 0) | (prediction > 0))
     if num_classes is not None:
