@@ -60,8 +60,17 @@ def _ratio(part: int, whole: int) -> float:
 
 
 _ABSENT = "NaN where the class is in neither map, 0 where it is in one alone"
-_DISTANCE = "NaN where the class is in neither map, infinite where it is in one alone"
 _VOLUME = "voxels times their volume; NaN in pictures and where neither map lies in space"
+
+
+def _distance(summary_name: str, definition: str) -> ClassMetric:
+    text = f"{definition}; NaN where the class is in neither map, infinite where it is in one alone"
+    return ClassMetric(summary_name=summary_name, kind="surfaces", better="lower", unit="mm", definition=text)
+
+
+def _of_lesions(summary_name: str, definition: str) -> ClassMetric:
+    return ClassMetric(summary_name=summary_name, kind="lesions", definition=definition)
+
 
 CLASS_METRICS = {
     "dice": ClassMetric(
@@ -90,35 +99,14 @@ CLASS_METRICS = {
         definition="TN / (TN + FP) of voxels of the whole image: the larger its margin, the nearer to 1; NaN where all "
         "of the reference is of the class",
     ),
-    "hd95": ClassMetric(
-        summary_name="HD95",
-        kind="surfaces",
-        better="lower",
-        unit="mm",
-        definition="the larger of both 95th percentiles of the distances from one surface to the other (not the "
-        f"percentile of all distances), with linear interpolation; {_DISTANCE}",
+    "hd95": _distance(
+        "HD95",
+        "the larger of both 95th percentiles of the distances from one surface to the other (not the "
+        "percentile of all distances), with linear interpolation",
     ),
-    "hd100": ClassMetric(
-        summary_name="HD100",
-        kind="surfaces",
-        better="lower",
-        unit="mm",
-        definition=f"Hausdorff distance: the largest distance from either surface to the other; {_DISTANCE}",
-    ),
-    "assd": ClassMetric(
-        summary_name="ASSD",
-        kind="surfaces",
-        better="lower",
-        unit="mm",
-        definition=f"average symmetric surface distance: the mean of all distances of both surfaces; {_DISTANCE}",
-    ),
-    "masd": ClassMetric(
-        summary_name="MASD",
-        kind="surfaces",
-        better="lower",
-        unit="mm",
-        definition=f"mean average surface distance: the mean of both surfaces' mean distances; {_DISTANCE}",
-    ),
+    "hd100": _distance("HD100", "Hausdorff distance: the largest distance from either surface to the other"),
+    "assd": _distance("ASSD", "average symmetric surface distance: the mean of all distances of both surfaces"),
+    "masd": _distance("MASD", "mean average surface distance: the mean of both surfaces' mean distances"),
     "surface_dice": ClassMetric(
         summary_name="SurfaceDice",
         kind="surfaces",
@@ -154,22 +142,13 @@ CLASS_METRICS = {
         from_counts=lambda n: abs(n.predicted - n.referenced) * n.voxel_ml,
         definition="absolute difference of both volumes; NaN as for volumes",
     ),
-    "lesion_f1": ClassMetric(
-        summary_name="LesionF1",
-        kind="lesions",
-        definition="2 TP / (2 TP + FP + FN) of lesions, TP those of the reference that are matched (panoptica's "
+    "lesion_f1": _of_lesions(
+        "LesionF1",
+        "2 TP / (2 TP + FP + FN) of lesions, TP those of the reference that are matched (panoptica's "
         "recognition quality); NaN where neither map has a lesion",
     ),
-    "lesion_recall": ClassMetric(
-        summary_name="LesionRecall",
-        kind="lesions",
-        definition="TP / (TP + FN) of lesions; NaN where the reference has none",
-    ),
-    "lesion_precision": ClassMetric(
-        summary_name="LesionPrecision",
-        kind="lesions",
-        definition="TP / (TP + FP) of lesions; NaN where none is predicted",
-    ),
+    "lesion_recall": _of_lesions("LesionRecall", "TP / (TP + FN) of lesions; NaN where the reference has none"),
+    "lesion_precision": _of_lesions("LesionPrecision", "TP / (TP + FP) of lesions; NaN where none is predicted"),
     "lesion_false_positives": ClassMetric(
         summary_name="LesionFalsePositives",
         kind="lesions",
@@ -178,16 +157,14 @@ CLASS_METRICS = {
         definition="predicted lesions without a partner; 0 where neither map has one, so that the mean is over all "
         "cases",
     ),
-    "lesion_dice": ClassMetric(
-        summary_name="LesionDice",
-        kind="lesions",
-        definition="sum of the Dice of the matched lesions / (TP + FP + FN) (BraTS's lesion-wise Dice); NaN where "
+    "lesion_dice": _of_lesions(
+        "LesionDice",
+        "sum of the Dice of the matched lesions / (TP + FP + FN) (BraTS's lesion-wise Dice); NaN where "
         "neither map has a lesion, where BraTS has 1",
     ),
-    "lesion_matched_dice": ClassMetric(
-        summary_name="LesionMatchedDice",
-        kind="lesions",
-        definition="mean Dice of the matched lesions (panoptica's sq_dsc); NaN where none is matched",
+    "lesion_matched_dice": _of_lesions(
+        "LesionMatchedDice",
+        "mean Dice of the matched lesions (panoptica's sq_dsc); NaN where none is matched",
     ),
 }
 """The metrics by name, in the order of tables."""

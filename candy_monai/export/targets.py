@@ -12,8 +12,7 @@ class Target:
     """One format."""
 
     summary: str
-    module: str  # that writes it
-    function: str  # in the module
+    writer: str  # the function that writes it, as ``module:function``
     suffix: str = ""  # of the file; empty for a folder
     not_in_path: tuple[str, ...] = ()  # words in a path by which its reader would behave differently
 
@@ -21,31 +20,26 @@ class Target:
 TARGETS = {
     "monai-bundle": Target(
         summary="a complete MONAI Bundle; of several experiments, one that averages them",
-        module="candy_monai.export.monai_bundle",
-        function="export_monai_bundle",
+        writer="candy_monai.export.monai_bundle:export_monai_bundle",
     ),
     "onnx": Target(
         summary="ONNX, for ONNX Runtime and TensorRT",
-        module="candy_monai.export.onnx",
-        function="write_onnx",
+        writer="candy_monai.export.onnx:write_onnx",
         suffix=".onnx",
     ),
     "pt2": Target(
         summary="an exported program of PyTorch, for torch.export.load",
-        module="candy_monai.export.pt2",
-        function="write_pt2",
+        writer="candy_monai.export.pt2:write_pt2",
         suffix=".pt2",
     ),
     "torchscript": Target(
         summary="TorchScript, for torch.jit.load and LibTorch",
-        module="candy_monai.export.torchscript",
-        function="write_torchscript",
+        writer="candy_monai.export.torchscript:write_torchscript",
         suffix=".ts",
     ),
     "slicer": Target(
         summary="a model of 3D Slicer's extension MONAIAuto3DSeg",
-        module="candy_monai.export.slicer",
-        function="write_slicer",
+        writer="candy_monai.export.slicer:write_slicer",
         suffix=".pt",
         not_in_path=("brats", "whole-head"),
     ),

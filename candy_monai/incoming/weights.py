@@ -59,23 +59,14 @@ class ForeignWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsReport:
-    """The result of loading weights into a network.
-
-    Attributes:
-        file: The file of the weights.
-        loaded: Names of the network's tensors that were loaded from the file.
-        adapted: Those of them whose input channels were repeated or averaged, as ``name: shape -> shape``.
-        mismatched: Names with different shapes, as ``name: shape in the file -> the network's``; initialised randomly.
-        missing: Names of the network that are not in the file; initialised randomly.
-        skipped: Names in the file that are not in the network.
-    """
+    """The result of loading weights into a network: the names of tensors."""
 
     file: Path
     loaded: tuple[str, ...]
-    adapted: tuple[str, ...]
-    mismatched: tuple[str, ...]
-    missing: tuple[str, ...]
-    skipped: tuple[str, ...]
+    adapted: tuple[str, ...]  # of the loaded, with input channels repeated or averaged, as ``name: shape -> shape``
+    mismatched: tuple[str, ...]  # as ``name: shape in the file -> the network's``; initialised randomly
+    missing: tuple[str, ...]  # in the file; initialised randomly
+    skipped: tuple[str, ...]  # not in the network
 
     def __str__(self) -> str:
         total = len(self.loaded) + len(self.mismatched) + len(self.missing)
