@@ -90,9 +90,7 @@ class Measure:
     def __call__(self, case: ComparedCase) -> tuple[EvalCase, ClassCounts]:
         """Return the values of a case for the classes that it contains, and the counts of a class that it lacks.
 
-        Raises:
-            BadInputError: If the maps are not label maps on the same grid, an id belongs to no class, or a custom
-                metric does not return a number.
+        Other than label maps on the same grid, unknown ids, and custom metrics that return no number are refused.
         """
         classes: dict[int, dict[str, float]] = {}
         counts: dict[int, dict[str, int]] = {}

@@ -108,15 +108,10 @@ def is_within(scores: Sequence[float] | Array, score_range: ScoreRange) -> bool:
 def learning_axis(learning_rates: Sequence[float] | Array | None, now: int, horizon: int) -> Array:
     """Return the share of a run's learning that is done after each planned epoch, rising to 1.
 
-    Learning is measured by the sum of the learning rates. Unknown future rates are extrapolated as a power of the time
-    left, which is exact for a linear or polynomial decay and for a constant rate, and approximate for a cosine. Without
-    rates all epochs have the same weight.
-
-    Args:
-        learning_rates: That of each epoch so far, and of future epochs as far as known; None, or with one missing, if
-            they are unknown.
-        now: The number of finished epochs.
-        horizon: The planned number of epochs.
+    Learning is measured by the sum of the learning rates, those of each epoch so far, and of future epochs as far as
+    known. Unknown future rates are extrapolated as a power of the time left, which is exact for a linear or polynomial
+    decay and for a constant rate, and approximate for a cosine. If rates of earlier epochs are missing, all epochs have
+    the same weight.
     """
     rates = np.asarray(() if learning_rates is None else learning_rates, dtype=np.float64).ravel()[:horizon]
     if not 0 < now < horizon or len(rates) < now or not np.isfinite(rates).all() or rates[:now].min() <= 0:

@@ -101,13 +101,8 @@ def gain_by_references(
 ) -> ReferenceGain | None:
     """Predict the gain over the best score so far from the gains of earlier curves at the same share of their lengths.
 
-    Args:
-        curve: The known part of the run's curve.
-        references: The scores of each earlier run, from its first epoch to its last.
-        same_settings: Whether they have the same settings as the run.
-
-    Returns:
-        None if the scores of neither the run nor any reference have changed.
+    References hold the scores from the first epoch to the last, maybe of runs with the same settings. None if the
+    scores of neither the run nor any reference have changed.
     """
     belief = _SAME_SETTINGS if same_settings else _OTHER_SETTINGS
     share = curve.now / curve.horizon

@@ -349,9 +349,6 @@ def bundle_inferer(config: BundleConfig, num_dims: int) -> tuple[Inferer | None,
     Returns:
         The inferer, None to run an image at once; the axis across the slices if our inferer applies a 2-D network to
         slices; and the precision, ``auto`` if the bundle's evaluator uses mixed precision.
-
-    Raises:
-        BadInputError: If the inferer is unknown.
     """
     amp = _AMP.get(str(config.content.get("amp_dtype")), "auto" if _is_on(config, "evaluator#amp") else None)
     if "inferer" not in config:

@@ -98,15 +98,9 @@ class WeightsReport:
 def read_weights(source: PathLike) -> ForeignWeights:
     """Read the weights of an experiment, a file, a MONAI Bundle or an nnU-Net model folder onto the CPU.
 
-    Nothing in a file is executed: anything but tensors and plain values is refused.
-
-    Args:
-        source: An experiment folder, for its best weights; a file written by ``torch.save`` or safetensors, with a
-            state_dict or a dictionary that contains one; the folder of a MONAI Bundle, for its ``models/model.pt``; or
-            an nnU-Net model folder, for its first fold.
-
-    Raises:
-        BadInputError: If there are no weights, or the file cannot be read safely.
+    Nothing in a file is executed: anything but tensors and plain values is refused. Of an experiment these are its best
+    weights, of a bundle its ``models/model.pt``, of an nnU-Net folder those of its first fold; a file, written by
+    ``torch.save`` or safetensors, holds a state_dict or a dictionary that contains one.
     """
     file = weights_file_of(source)
     if file.suffix.casefold() == ".safetensors":

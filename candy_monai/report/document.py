@@ -160,11 +160,7 @@ def steps_per_epoch(description: ExperimentDescription) -> int | None:
 
 
 def read_final(folder: Path) -> tuple[Summary | None, str]:
-    """Return the scores of the best weights, ``validation.json``, and a sentence if they are damaged.
-
-    Returns:
-        The scores, None if the file is missing or damaged; and the problem, empty if there is none.
-    """
+    """Return the scores of the best weights, ``validation.json``, and a sentence if they are damaged, else empty."""
     path = folder / VALIDATION_SCORES
     if not os.path.lexists(path):
         return None, ""

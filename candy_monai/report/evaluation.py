@@ -26,12 +26,7 @@ def write_evaluation(
 ) -> Path:
     """Write the page of an evaluation, and return its path.
 
-    Args:
-        summary: The result of `EvalResult.to_dict`.
-        to: The file.
-        title: What was evaluated.
-        notes: Sentences about omitted cases.
-        names: Names of classes by id.
+    The summary is that of `EvalResult.to_dict`; the notes are sentences about omitted cases.
     """
     cases = scored_cases(summary_of(summary, source=title))
     note = " ".join(f"{sentence.rstrip('.')}." for sentence in notes)
@@ -47,14 +42,9 @@ def write_evaluation(
 
 
 def write_cross_validation(folder: PathLike, *, to: PathLike | None = None) -> Path:
-    """Write the page of a cross-validation: its folds, their curves, and the cases of all of them.
+    """Write the page of a cross-validation: its folds, their curves, and the cases of all of them; return its path.
 
-    Args:
-        folder: The folder of the cross-validation.
-        to: The file; None for ``crossval.html`` in the folder.
-
-    Raises:
-        BadInputError: If none of its folds has an experiment.
+    It is ``crossval.html`` in the folder unless another file is given. One of the folds must have an experiment.
     """
     folder = Path(folder)
     found = {fold: run for fold, run in folds_below(folder).items() if run is not None}
