@@ -8,7 +8,6 @@ source. The paper's network is 2-D; the 3-D form has the same stages with cubic 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -32,26 +31,12 @@ MOMENTUM = 0.99
 """As in nnU-Net: after three minutes on the hippocampus the Dice is 0.77; with 0.9 nothing is learned by then."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """A variant, stage by stage from the finest.
-
-    Attributes:
-        channels: Number of feature maps.
-        depths: Number of mixing blocks.
-        kernel_sizes: Side of the depthwise kernel, odd.
-    """
-
-    channels: tuple[int, ...]
-    depths: tuple[int, ...]
-    kernel_sizes: tuple[int, ...]
-
-
-ARCHITECTURES: dict[Variant, Architecture] = {
-    None: Architecture(channels=(16, 32, 128, 160, 256), depths=(1, 1, 1, 3, 1), kernel_sizes=(3, 3, 7, 7, 7)),
-    "s": Architecture(channels=(8, 16, 32, 64, 128), depths=(1, 1, 1, 1, 1), kernel_sizes=(3, 3, 7, 7, 9)),
-    "l": Architecture(channels=(32, 64, 128, 256, 512), depths=(1, 1, 1, 6, 3), kernel_sizes=(3, 3, 7, 7, 7)),
+ARCHITECTURES: dict[Variant, dict[str, tuple[int, ...]]] = {
+    None: {"channels": (16, 32, 128, 160, 256), "depths": (1, 1, 1, 3, 1), "kernel_sizes": (3, 3, 7, 7, 7)},
+    "s": {"channels": (8, 16, 32, 64, 128), "depths": (1, 1, 1, 1, 1), "kernel_sizes": (3, 3, 7, 7, 9)},
+    "l": {"channels": (32, 64, 128, 256, 512), "depths": (1, 1, 1, 6, 3), "kernel_sizes": (3, 3, 7, 7, 7)},
 }
+"""Of each variant, stage by stage from the finest: feature maps, mixing blocks, and sides of the depthwise kernels."""
 SIZES: dict[str, Variant] = {"S": "s", "B": None, "L": "l"}
 
 
@@ -91,7 +76,7 @@ def build_cmunext(
         out_channels,
         normalization=normalization,
         spatial_dims=num_dims,
-        **asdict(ARCHITECTURES[variant]),
+        **ARCHITECTURES[variant],
     )
 
 

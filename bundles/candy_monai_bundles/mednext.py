@@ -63,11 +63,7 @@ def build_mednext(
 
 
 def check_kernel(kernel_size: int) -> None:
-    """Check that the paper has networks with this kernel.
-
-    Raises:
-        SettingsError: If it has none.
-    """
+    """Check that the paper has networks with this kernel."""
     if kernel_size not in KERNELS:
         raise SettingsError(f"MedNeXt's kernel_size must be 3 or 5, got {kernel_size!r}")
 

@@ -88,11 +88,7 @@ def build_monai_network(
 
 
 def find_network(name: str) -> type[nn.Module]:
-    """Return a class that ``monai.networks.nets`` exports.
-
-    Raises:
-        SettingsError: If it exports no network of this name.
-    """
+    """Return a class that ``monai.networks.nets`` exports; raise if there is none of this name."""
     if not name:
         raise SettingsError(
             "no network is named: give the name of a class in monai.networks.nets, by --network NAME or in Python by "
@@ -108,11 +104,7 @@ def find_network(name: str) -> type[nn.Module]:
 
 
 def check_arguments(network: str, arguments: Mapping[str, object]) -> None:
-    """Check that a class has these arguments, and that none of them is filled in.
-
-    Raises:
-        SettingsError: If not; shows the class's signature.
-    """
+    """Check that a class has these arguments, and that none of them is filled in."""
     parameters = inspect.signature(find_network(network)).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for name in arguments:

@@ -192,11 +192,7 @@ class UNetPredictor(Predictor):
 
 
 def check_levels(filters: Sequence[int]) -> None:
-    """Check that there are enough levels for MONAI's network.
-
-    Raises:
-        SettingsError: If there are fewer.
-    """
+    """Check that there are enough levels for MONAI's network."""
     if len(filters) < MIN_LEVELS:
         raise SettingsError(
             f"the U-Net needs at least {MIN_LEVELS} levels, got {len(filters)} filters: {list(filters)}"

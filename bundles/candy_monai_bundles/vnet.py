@@ -45,11 +45,7 @@ def build_vnet(*, num_dims: int, in_channels: int, out_channels: int) -> nn.Modu
 
 
 def check_channels(in_channels: int) -> None:
-    """Check that the image can be added to the first feature maps.
-
-    Raises:
-        SettingsError: If it cannot.
-    """
+    """Check that the image can be added to the first feature maps."""
     if FIRST_FILTERS % in_channels:
         raise SettingsError(
             f"V-Net adds the image to its first {FIRST_FILTERS} feature maps, so it takes 1, 2, 4, 8 or 16 channels, "

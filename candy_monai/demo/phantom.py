@@ -114,11 +114,7 @@ def write_phantom_dataset(
 
 
 def _remove_earlier(folder: Path) -> None:
-    """Remove the cases of an earlier call, which may be more or have another ending.
-
-    Raises:
-        BadInputError: If the folder holds another dataset.
-    """
+    """Remove the cases of an earlier call, which may be more; raise if the folder holds another dataset."""
     if not (folder / "dataset.json").exists():
         return
     if _DESCRIPTION not in (folder / "dataset.json").read_text(encoding="utf-8", errors="replace"):

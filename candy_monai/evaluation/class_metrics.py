@@ -31,23 +31,15 @@ class ClassCounts:
 class ClassMetric:
     """A metric of one class in one case.
 
-    Attributes:
-        summary_name: Its name in nnU-Net's summary.
-        kind: The data for its computation: voxel ``counts``, ``surfaces`` (`surface_metrics`) or ``lesions``
-            (`lesion_metrics`).
-        from_counts: Computes it from the voxel counts; NaN where it is undefined. None for another kind.
-        better: Whether the best value is the highest, the lowest, or neither, as for a volume.
-        definition: Its definition, with the cases in which it is undefined (NaN) or infinite.
-        unit: The unit of its values; empty for a number between 0 and 1.
-        is_signed: Whether values can be negative.
+    ``surfaces`` are measured by `surface_metrics`, ``lesions`` by `lesion_metrics`, the rest from voxel counts.
     """
 
-    summary_name: str
-    kind: Literal["counts", "surfaces", "lesions"] = "counts"
-    from_counts: Callable[[ClassCounts], float] | None = None
-    better: Literal["higher", "lower"] | None = "higher"
-    definition: str
-    unit: str = ""
+    summary_name: str  # in nnU-Net's summary
+    kind: Literal["counts", "surfaces", "lesions"] = "counts"  # what it is computed from
+    from_counts: Callable[[ClassCounts], float] | None = None  # None for another kind; NaN where undefined
+    better: Literal["higher", "lower"] | None = "higher"  # None for neither, as of a volume
+    definition: str  # with the cases in which it is undefined (NaN) or infinite
+    unit: str = ""  # empty for a number between 0 and 1
     is_signed: bool = False
 
     @property
@@ -68,8 +60,17 @@ def _ratio(part: int, whole: int) -> float:
 
 
 _ABSENT = "NaN where the class is in neither map, 0 where it is in one alone"
-_DISTANCE = "NaN where the class is in neither map, infinite where it is in one alone"
 _VOLUME = "voxels times their volume; NaN in pictures and where neither map lies in space"
+
+
+def _distance(summary_name: str, definition: str) -> ClassMetric:
+    text = f"{definition}; NaN where the class is in neither map, infinite where it is in one alone"
+    return ClassMetric(summary_name=summary_name, kind="surfaces", better="lower", unit="mm", definition=text)
+
+
+def _of_lesions(summary_name: str, definition: str) -> ClassMetric:
+    return ClassMetric(summary_name=summary_name, kind="lesions", definition=definition)
+
 
 CLASS_METRICS = {
     "dice": ClassMetric(
@@ -98,35 +99,14 @@ CLASS_METRICS = {
         definition="TN / (TN + FP) of voxels of the whole image: the larger its margin, the nearer to 1; NaN where all "
         "of the reference is of the class",
     ),
-    "hd95": ClassMetric(
-        summary_name="HD95",
-        kind="surfaces",
-        better="lower",
-        unit="mm",
-        definition="the larger of both 95th percentiles of the distances from one surface to the other (not the "
-        f"percentile of all distances), with linear interpolation; {_DISTANCE}",
+    "hd95": _distance(
+        "HD95",
+        "the larger of both 95th percentiles of the distances from one surface to the other (not the "
+        "percentile of all distances), with linear interpolation",
     ),
-    "hd100": ClassMetric(
-        summary_name="HD100",
-        kind="surfaces",
-        better="lower",
-        unit="mm",
-        definition=f"Hausdorff distance: the largest distance from either surface to the other; {_DISTANCE}",
-    ),
-    "assd": ClassMetric(
-        summary_name="ASSD",
-        kind="surfaces",
-        better="lower",
-        unit="mm",
-        definition=f"average symmetric surface distance: the mean of all distances of both surfaces; {_DISTANCE}",
-    ),
-    "masd": ClassMetric(
-        summary_name="MASD",
-        kind="surfaces",
-        better="lower",
-        unit="mm",
-        definition=f"mean average surface distance: the mean of both surfaces' mean distances; {_DISTANCE}",
-    ),
+    "hd100": _distance("HD100", "Hausdorff distance: the largest distance from either surface to the other"),
+    "assd": _distance("ASSD", "average symmetric surface distance: the mean of all distances of both surfaces"),
+    "masd": _distance("MASD", "mean average surface distance: the mean of both surfaces' mean distances"),
     "surface_dice": ClassMetric(
         summary_name="SurfaceDice",
         kind="surfaces",
@@ -162,22 +142,13 @@ CLASS_METRICS = {
         from_counts=lambda n: abs(n.predicted - n.referenced) * n.voxel_ml,
         definition="absolute difference of both volumes; NaN as for volumes",
     ),
-    "lesion_f1": ClassMetric(
-        summary_name="LesionF1",
-        kind="lesions",
-        definition="2 TP / (2 TP + FP + FN) of lesions, TP those of the reference that are matched (panoptica's "
+    "lesion_f1": _of_lesions(
+        "LesionF1",
+        "2 TP / (2 TP + FP + FN) of lesions, TP those of the reference that are matched (panoptica's "
         "recognition quality); NaN where neither map has a lesion",
     ),
-    "lesion_recall": ClassMetric(
-        summary_name="LesionRecall",
-        kind="lesions",
-        definition="TP / (TP + FN) of lesions; NaN where the reference has none",
-    ),
-    "lesion_precision": ClassMetric(
-        summary_name="LesionPrecision",
-        kind="lesions",
-        definition="TP / (TP + FP) of lesions; NaN where none is predicted",
-    ),
+    "lesion_recall": _of_lesions("LesionRecall", "TP / (TP + FN) of lesions; NaN where the reference has none"),
+    "lesion_precision": _of_lesions("LesionPrecision", "TP / (TP + FP) of lesions; NaN where none is predicted"),
     "lesion_false_positives": ClassMetric(
         summary_name="LesionFalsePositives",
         kind="lesions",
@@ -186,16 +157,14 @@ CLASS_METRICS = {
         definition="predicted lesions without a partner; 0 where neither map has one, so that the mean is over all "
         "cases",
     ),
-    "lesion_dice": ClassMetric(
-        summary_name="LesionDice",
-        kind="lesions",
-        definition="sum of the Dice of the matched lesions / (TP + FP + FN) (BraTS's lesion-wise Dice); NaN where "
+    "lesion_dice": _of_lesions(
+        "LesionDice",
+        "sum of the Dice of the matched lesions / (TP + FP + FN) (BraTS's lesion-wise Dice); NaN where "
         "neither map has a lesion, where BraTS has 1",
     ),
-    "lesion_matched_dice": ClassMetric(
-        summary_name="LesionMatchedDice",
-        kind="lesions",
-        definition="mean Dice of the matched lesions (panoptica's sq_dsc); NaN where none is matched",
+    "lesion_matched_dice": _of_lesions(
+        "LesionMatchedDice",
+        "mean Dice of the matched lesions (panoptica's sq_dsc); NaN where none is matched",
     ),
 }
 """The metrics by name, in the order of tables."""
@@ -211,11 +180,7 @@ METRIC_GROUPS = {
 
 
 def metrics_named(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the metrics for names of metrics and groups, without duplicates.
-
-    Raises:
-        BadInputError: If there is no metric or group of a name.
-    """
+    """Return the metrics of these names of metrics and groups, without duplicates; raise if one is unknown."""
     found: list[str] = []
     for name in names:
         if name not in CLASS_METRICS and name not in METRIC_GROUPS:
@@ -233,6 +198,8 @@ def definitions_of(
 ) -> dict[str, str]:
     """Return the definitions in an evaluation: of its metrics by their names in the summary, and of its policies."""
     metrics = {name: CLASS_METRICS[name] for name in names}
+    if not metrics:
+        return {}
     kinds = {metric.kind for metric in metrics.values()}
     texts = {metric.summary_name: metric.definition for metric in metrics.values()}
     if "surface_dice" in metrics:

@@ -44,27 +44,16 @@ _THRESHOLD = 0.5  # the default threshold of a region's probability
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """The effect of one step on the predictions.
+    """The effect of one step on the predictions."""
 
-    Attributes:
-        step: A description of the step.
-        target: The class that it is applied to; None for the foreground.
-        before: Mean Dice of the class, or of the foreground, over the cases.
-        after: The same with the step.
-        better: The number of cases whose Dice increases.
-        worse: The number of cases whose Dice decreases.
-        kept: Whether it is kept.
-        reason: Why it is kept, or why not.
-    """
-
-    step: str
-    target: str | None
-    before: float
-    after: float
-    better: int
-    worse: int
+    step: str  # a description
+    target: str | None  # the class that it is applied to; None for the foreground
+    before: float  # mean Dice of the class, or of the foreground, over the cases
+    after: float  # the same with the step
+    better: int  # the number of cases whose Dice increases
+    worse: int  # the number of cases whose Dice decreases
     kept: bool
-    reason: str
+    reason: str  # why it is kept or not
 
     def to_dict(self) -> dict[str, object]:
         """Return the trial as plain values for JSON: None for NaN."""
@@ -73,16 +62,12 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class _Offer:
-    """A possible change of each label map.
-
-    ``make`` maps a case's id and its current label map to another one; ``entries`` and ``thresholds`` define the same
-    change for a pipeline.
-    """
+    """A possible change of each label map."""
 
     step: str
     target: ScoredClass | None
-    make: Callable[[str, MetaTensor], Tensor]
-    entries: tuple[Entry, ...] = ()
+    make: Callable[[str, MetaTensor], Tensor]  # maps a case's id and its current label map to another one
+    entries: tuple[Entry, ...] = ()  # these and the thresholds define the same change for a pipeline
     thresholds: tuple[float, ...] = ()
 
 
@@ -90,32 +75,20 @@ class _Offer:
 class Cleaner:
     """Tries steps on predictions one after the other, each on the results of the steps before.
 
-    Args:
-        case_ids: The cases.
-        labels: Returns a case's predicted label map ``(1, *spatial)`` with its affine, made with the given thresholds
-            of regions unless they are empty.
-        reference: Returns a case's reference, on the same grid.
-        evaluator: Measures ``dice``.
-        classes: The classes that are scored.
-        exclusive: Whether each voxel belongs to one class.
-        jobs: The number of cases processed at the same time.
-
-    Attributes:
-        thresholds: The thresholds of the regions; empty for those that the label maps were made with.
-        steps: The steps that are kept.
-        trials: The steps that were tried and changed a label map.
+    ``labels`` returns a case's predicted label map ``(1, *spatial)`` with its affine, made with the given thresholds of
+    regions unless they are empty; ``reference`` returns its reference on the same grid.
     """
 
     case_ids: Sequence[str]
     labels: Callable[[str, Sequence[float]], MetaTensor]
     reference: Callable[[str], Tensor]
-    evaluator: Evaluator
+    evaluator: Evaluator  # measures ``dice``
     classes: Sequence[ScoredClass]
-    exclusive: bool
-    jobs: int = 1
-    thresholds: tuple[float, ...] = ()
-    steps: list[Entry] = field(default_factory=list)
-    trials: list[Trial] = field(default_factory=list)
+    exclusive: bool  # whether each voxel belongs to one class
+    jobs: int = 1  # cases at the same time
+    thresholds: tuple[float, ...] = ()  # of the regions; empty for those that the label maps were made with
+    steps: list[Entry] = field(default_factory=list)  # that are kept
+    trials: list[Trial] = field(default_factory=list)  # the steps that were tried and changed a label map
 
     def __post_init__(self) -> None:
         self._scored = self._scored_anew()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from candy_monai.aliases import PathLike
 from candy_monai.data.values import join_names
 from candy_monai.evaluation.class_metrics import CLASS_METRICS
-from candy_monai.evaluation.results import aligned_rows, in_brackets
+from candy_monai.evaluation.results import aligned_rows, in_brackets, meaning_of_brackets
 from candy_monai.evaluation.statistics import Method, Statistics, as_json_number
 from candy_monai.files import atomic_write_json
 from candy_monai.metrics.interval import CONFIDENCE, number_as_text
@@ -96,24 +96,8 @@ class MetricComparison:
             "class": self.class_index,
             "num_cases": self.num_cases,
             "undefined": self.undefined,
-            "methods": [
-                {"name": m.name, **m.statistics.to_dict(), "mean_rank": as_json_number(m.mean_rank)}
-                for m in self.methods
-            ],
-            "differences": [
-                {
-                    "first": d.first,
-                    "second": d.second,
-                    **d.statistics.to_dict(),
-                    "infinite": d.infinite,
-                    "first_better": d.first_better,
-                    "equal": d.equal,
-                    "second_better": d.second_better,
-                    "p_value": as_json_number(d.p_value),
-                    "p_corrected": as_json_number(d.p_corrected),
-                }
-                for d in self.differences
-            ],
+            "methods": [_plain(method) for method in self.methods],
+            "differences": [_plain(difference) for difference in self.differences],
         }
 
 
@@ -201,12 +185,11 @@ class Comparison:
             lines += [*self._lines_of(each, unit), ""]
         ranked = ", ".join(f"{name} {number_as_text(rank, 2)}" for name, rank in self.ranking)
         lines.append(f"ranking (mean rank over {len(self.metrics)} metric{'s' * (len(self.metrics) > 1)}): {ranked}")
-        interval = "Student's t" if self.method == "t" else "the bootstrap (BCa)"
-        lines.append(
-            f"[ ]: {100 * self.confidence:g} % interval of the mean over {unit}, by {interval}\n"
-            f"rank: among the methods, in each {unit.removesuffix('s')} and class; 1 is best\n"
-            "p: Wilcoxon signed-rank test, two-sided; p (Holm): corrected by Holm"
-        )
+        lines += [
+            meaning_of_brackets(self.method, self.confidence, unit),
+            f"rank: among the methods, in each {unit.removesuffix('s')} and class; 1 is best",
+            "p: Wilcoxon signed-rank test, two-sided; p (Holm): corrected by Holm",
+        ]
         return "\n".join(lines)
 
     def notes(self) -> list[str]:
@@ -279,6 +262,17 @@ class Comparison:
 
     def __str__(self) -> str:
         return self.table()
+
+
+def _plain(record: MethodScore | Difference) -> dict[str, object]:
+    """Return the fields of a record for JSON, those of its statistics among them, without the values of the cases."""
+    found: dict[str, object] = {}
+    for name, value in vars(record).items():
+        if isinstance(value, Statistics):
+            found |= value.to_dict()
+        elif name != "values":
+            found[name] = as_json_number(value) if isinstance(value, float) else value
+    return found
 
 
 def _as_p(value: float) -> str:

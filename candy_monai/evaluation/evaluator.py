@@ -25,8 +25,6 @@ from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.inference.prediction import Prediction
 from candy_monai.metrics.lesions import LesionRule
 
-_DEFAULT_TOLERANCE_MM = 1.0
-
 
 class Evaluator:
     """Evaluates predictions case by case and class by class.
@@ -75,8 +73,8 @@ class Evaluator:
     ) -> None:
         if num_classes is not None and num_classes < 1:
             raise BadInputError(f"num_classes must be 1 or more, got {num_classes}")
-        by_class = tolerance_mm if isinstance(tolerance_mm, Mapping) else {}
-        for tolerance in by_class.values() if isinstance(tolerance_mm, Mapping) else (tolerance_mm,):
+        by_class, of_others = (tolerance_mm, 1.0) if isinstance(tolerance_mm, Mapping) else ({}, tolerance_mm)
+        for tolerance in (of_others, *by_class.values()):
             if not 0 <= tolerance < math.inf:
                 raise BadInputError(f"tolerance_mm must be 0 or more, got {tolerance}")
         names, own = _sorted_out(metrics or ("dice", "iou"))
@@ -100,7 +98,7 @@ class Evaluator:
             ignore_label=ignore_label,
             include_background=include_background,
             regions=None if unions is None else tuple(map(_as_region, unions)),
-            tolerance_mm=_DEFAULT_TOLERANCE_MM if isinstance(tolerance_mm, Mapping) else tolerance_mm,
+            tolerance_mm=of_others,
             tolerances_mm=_by_index(by_class, classes),
             lesions=LesionRule.of(lesions) if isinstance(lesions, str) else lesions,
             subvoxels=subvoxels,
@@ -140,20 +138,16 @@ class Evaluator:
             raise BadInputError(f"jobs must be at least 1, got {jobs}")
         found = pair_up(predictions, references, names=("prediction", "reference"), common=common)
         pairs: Iterable[Pair] = found.pairs
-        if jobs is None:
-            pairs = list(pairs) if is_path(references) else pairs
-            jobs = (
-                measuring_workers([Path(file) for pair in pairs if (file := pair.files[1])])
-                if isinstance(pairs, list)
-                else 1
-            )
+        if jobs is None and is_path(references):
+            pairs = list(pairs)
+            jobs = measuring_workers([Path(file) for pair in pairs if (file := pair.files[1])])
 
         def case_of(pair: Pair) -> ComparedCase:
             prediction, reference = (loaded(entry) for entry in (pair.first, pair.second))
             return ComparedCase(case_id=pair.case_id, prediction=prediction, reference=reference, files=pair.files)
 
         cases = (partial(case_of, pair) for pair in pairs)
-        result = _evaluated(cases, self._measure, self._class_names, on_case, jobs=jobs)
+        result = _evaluated(cases, self._measure, self._class_names, on_case, jobs=jobs or 1)
         return replace(result, left_out=found.left_out, passed_over=found.passed_over)
 
     def evaluate_dataset(
@@ -264,8 +258,6 @@ def _with_classes(case: EvalCase, classes: Sequence[int], absent: ClassCounts, m
 
 
 def _definitions(measure: Measure, class_names: Mapping[int, str]) -> dict[str, str]:
-    if not measure.names:
-        return {}
     tolerance = f"{measure.tolerance_mm:g} mm"
     if measure.tolerances_mm:
         own = (f"{mm:g} mm for {class_names.get(i, f'class {i}')}" for i, mm in measure.tolerances_mm.items())

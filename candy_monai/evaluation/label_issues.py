@@ -76,13 +76,10 @@ class LabelIssue:
 
 
 class Contradictions:
-    """Accumulates the voxels of one case where every prediction contradicts the label.
+    """Accumulates the voxels of one case where every prediction contradicts the label, ids ``(*spatial)``.
 
-    Args:
-        label: Ids ``(*spatial)``.
-        regions: The ids of each channel of the probabilities if these are overlapping regions; empty if classes exclude
-            each other.
-        ignore_label: Voxels with this id in the label are ignored.
+    For overlapping regions the ids of each channel of the probabilities are given; voxels whose label has the ignore
+    label are ignored.
     """
 
     def __init__(

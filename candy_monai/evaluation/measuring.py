@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from candy_monai.data.images.alignment import HAS_NO_GRID, aligned
+from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.images.reading import geometry_of
 from candy_monai.data.values import join_names, plain_tensor
 from candy_monai.errors import BadInputError
@@ -44,20 +45,10 @@ class ComparedCase:
     reference: Tensor
     files: tuple[str | None, str | None] = (None, None)
 
-    def spacing_mm(self) -> tuple[float, ...]:
-        """Return the spacing of the reference, else of the prediction; 1 mm if neither has a position in space."""
-        for tensor in (self.reference, self.prediction):
-            if _is_placed(tensor):
-                return geometry_of(tensor).spacing_mm
-        return (1.0,) * (self.reference.ndim - 1)
-
-    def voxel_ml(self) -> float:
-        """Return the volume of a voxel; NaN in a picture, and if neither map has a position in space."""
-        for tensor in (self.reference, self.prediction):
-            if _is_placed(tensor):
-                volume = geometry_of(tensor).voxel_ml
-                return math.nan if volume is None else volume
-        return math.nan
+    def geometry(self) -> Geometry | None:
+        """Return the geometry of the reference, else of the prediction; None if neither has a position in space."""
+        placed = (tensor for tensor in (self.reference, self.prediction) if _is_placed(tensor))
+        return next(map(geometry_of, placed), None)
 
     def named(self, which: str) -> str:
         """Return the name of the prediction or the reference for messages: its file, if it has one, and its case."""
@@ -99,9 +90,7 @@ class Measure:
     def __call__(self, case: ComparedCase) -> tuple[EvalCase, ClassCounts]:
         """Return the values of a case for the classes that it contains, and the counts of a class that it lacks.
 
-        Raises:
-            BadInputError: If the maps are not label maps on the same grid, an id belongs to no class, or a custom
-                metric does not return a number.
+        Other than label maps on the same grid, unknown ids, and custom metrics that return no number are refused.
         """
         classes: dict[int, dict[str, float]] = {}
         counts: dict[int, dict[str, int]] = {}
@@ -119,10 +108,10 @@ class Measure:
         is_valid = torch.ones_like(reference, dtype=torch.bool)
         if self.ignore_label is not None:
             is_valid = reference != self.ignore_label
-        absent = ClassCounts(
-            common=0, predicted=0, referenced=0, num_voxels=int(is_valid.sum()), voxel_ml=case.voxel_ml()
-        )
-        spacing_mm = case.spacing_mm()
+        geometry = case.geometry()
+        spacing_mm = (1.0,) * (reference.ndim - 1) if geometry is None else geometry.spacing_mm
+        voxel_ml = math.nan if geometry is None or geometry.voxel_ml is None else geometry.voxel_ml
+        absent = ClassCounts(common=0, predicted=0, referenced=0, num_voxels=int(is_valid.sum()), voxel_ml=voxel_ml)
         of_absent: dict[str, float] = {}
         counted = self._regions_of(maps, is_valid) if self.regions else self._classes_of(maps, case.case_id)
         for index, ids, (common, predicted, referenced) in counted:
@@ -149,20 +138,14 @@ class Measure:
             name: compute(counts) for name in self.names if (compute := CLASS_METRICS[name].from_counts) is not None
         }
         if masks is not None:
-            by_kind = {
-                kind: [n for n in self.names if CLASS_METRICS[n].kind == kind] for kind in ("surfaces", "lesions")
-            }
-            tolerance = self.tolerance_mm if tolerance_mm is None else tolerance_mm
-            if by_kind["surfaces"]:
+            surfaces, lesions = ([n for n in self.names if CLASS_METRICS[n].kind == k] for k in ("surfaces", "lesions"))
+            if surfaces:
+                tolerance = self.tolerance_mm if tolerance_mm is None else tolerance_mm
                 values |= surface_metrics(
-                    *masks,
-                    by_kind["surfaces"],
-                    spacing_mm=spacing_mm,
-                    tolerance_mm=tolerance,
-                    subvoxels=self.subvoxels,
+                    *masks, surfaces, spacing_mm=spacing_mm, tolerance_mm=tolerance, subvoxels=self.subvoxels
                 )
-            if by_kind["lesions"]:
-                values |= lesion_metrics(*masks, by_kind["lesions"], rule=self.lesions, spacing_mm=spacing_mm)
+            if lesions:
+                values |= lesion_metrics(*masks, lesions, rule=self.lesions, spacing_mm=spacing_mm)
         return {name: values[name] for name in self.names}
 
     def of_absent(self, counts: ClassCounts) -> dict[str, float]:

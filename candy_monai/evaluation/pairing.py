@@ -51,32 +51,18 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Pairing:
-    """The cases to compare.
+    """The cases to compare."""
 
-    Attributes:
-        pairs: One for each case; tensors of datasets are loaded only when needed.
-        left_out: Ids that only one of the sources has.
-        passed_over: Files of the first source that are not cases.
-    """
-
-    pairs: Iterator[Pair]
-    left_out: tuple[str, ...] = ()
-    passed_over: tuple[str, ...] = ()
+    pairs: Iterator[Pair]  # tensors of datasets are loaded only when needed
+    left_out: tuple[str, ...] = ()  # ids that only one of the sources has
+    passed_over: tuple[str, ...] = ()  # files of the first source that are not cases
 
 
 def pair_up(first: Source, second: Source, *, names: tuple[str, str], common: bool = False) -> Pairing:
     """Pair two sources by name if both have names (folders, mappings, datasets; lists of files with common names).
 
-    Other sources are paired by position.
-
-    Args:
-        first: Predictions, or images.
-        second: References.
-        names: The name of each in messages.
-        common: Leave out cases that only one of them has, if they are paired by name.
-
-    Raises:
-        BadInputError: If there are no cases, names or numbers do not match, or two files are on different grids.
+    Other sources are paired by position. What has no partner of its name is left out with ``common``, and else refused,
+    as are files on different grids. The ``names`` are those of both sources in messages.
     """
     one, other = _Side.of(first), _Side.of(second)
     one, passed_over = one.without_strays(other)

@@ -343,8 +343,7 @@ class EvalResult(Sequence[EvalCase]):
         rows.append(["mean", str(len(self)), *(cell(None, column, overall[column]) for column in columns)])
         lines = aligned_rows(rows) if columns else []
         if columns and intervals:
-            method = "Student's t" if intervals == "t" else "the bootstrap (BCa)"
-            lines.append(f"[ ]: {100 * confidence:g} % interval of the mean over cases, by {method}")
+            lines.append(meaning_of_brackets(intervals, confidence, "cases"))
         lines += [f"{name}: mean {number_as_text(mean)} of {len(self)} cases" for name, mean in self._own_means.items()]
         return "\n".join(lines)
 
@@ -409,10 +408,13 @@ def in_brackets(interval: tuple[float, float] | None) -> str:
     return "[-]" if interval is None else f"[{interval[0]:.4f}, {interval[1]:.4f}]"
 
 
+def meaning_of_brackets(method: Method, confidence: float, unit: str) -> str:
+    """Return the line below a table that says what the intervals in brackets are."""
+    by = "Student's t" if method == "t" else "the bootstrap (BCa)"
+    return f"[ ]: {100 * confidence:g} % interval of the mean over {unit}, by {by}"
+
+
 def aligned_rows(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return rows of text as lines, with the first column left-aligned and the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()  # names on the left
-        for row in rows
-    ]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]

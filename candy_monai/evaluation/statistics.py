@@ -83,9 +83,6 @@ def statistics_of(
             cases (with 9999 samples that are the same for the same values).
         confidence: The confidence level of the interval, between 0 and 1.
         bounds: The smallest and the largest possible value; the interval is clipped to them.
-
-    Raises:
-        SettingsError: If the method is unknown, or the confidence is out of range.
     """
     check_method(method, confidence)
     given = np.asarray(values, dtype=np.float64)
@@ -119,22 +116,16 @@ def interval_over_classes(
     confidence: float = CONFIDENCE,
     bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> tuple[float, float] | None:
-    """Return the confidence interval of the mean over classes of their means over cases.
+    """Return the confidence interval of the mean over classes of their means over cases; see `statistics_of`.
 
     A case without a class contributes only to the means of the others, as in the mean itself. A class in few cases
     widens the interval: its mean is based on these alone, and so are the degrees of freedom if it contributes most of
     the uncertainty (Welch and Satterthwaite). With a class in only two or three cases, a 95 % interval contains the
     true mean in about 88 to 93 % of all samples; with more cases of each class in 95 %.
 
-    Args:
-        values: ``(cases, classes)``; NaN if a case lacks a class.
-        method: Student's ``t`` over cases, or the ``bootstrap``, which draws cases with all of their classes.
-        confidence: The confidence level of the interval.
-        bounds: The smallest and the largest possible value; the interval is clipped to them.
-
-    Returns:
-        The ends of the interval; None if the spread cannot be estimated: with fewer than two cases, a class in only one
-        case, or equal scores of all cases.
+    The values are ``(cases, classes)``, NaN if a case lacks a class; the ``bootstrap`` draws cases with all of their
+    classes. None if the spread cannot be estimated: with fewer than two cases, a class in only one case, or equal
+    scores of all cases.
     """
     given = np.asarray(values, dtype=np.float64)
     if not given.size:
@@ -165,11 +156,7 @@ def interval_over_classes(
 
 
 def check_method(method: str, confidence: float) -> None:
-    """Check that a method of intervals is known and a confidence level is valid.
-
-    Raises:
-        SettingsError: If one is not.
-    """
+    """Check that a method of intervals is known and a confidence level is valid."""
     if method not in get_args(Method):
         raise SettingsError(f"the method of intervals must be one of {', '.join(get_args(Method))}, got {method!r}")
     if not 0 < confidence < 1:

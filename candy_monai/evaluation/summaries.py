@@ -25,22 +25,16 @@ _NAMES = {metric.summary_name: name for name, metric in CLASS_METRICS.items()}
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """The scores of one method.
+    """The scores of one method: by case id, class and metric; NaN where a value is missing.
 
-    Attributes:
-        source: Where they were read from, for messages.
-        cases: Case id to class to the values by metric (names as for `Evaluator`); classes are named as in nnU-Net's
-            summary. NaN where a value is missing.
-        voxels: Case id to class to the voxels of the reference, if the summary contains them.
-        class_names: Class to name.
-        definitions: The definitions of the metrics, by metric; empty if the summary does not contain them.
+    Classes are named as in nnU-Net's summary, metrics as for `Evaluator`.
     """
 
-    source: str
+    source: str  # for messages
     cases: Mapping[str, Mapping[str, Mapping[str, float]]] = field(repr=False)
-    voxels: Mapping[str, Mapping[str, float]] = field(repr=False)
+    voxels: Mapping[str, Mapping[str, float]] = field(repr=False)  # of the references, if known
     class_names: Mapping[str, str]
-    definitions: Mapping[str, str]
+    definitions: Mapping[str, str]  # by metric, if known
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -99,11 +93,7 @@ def save_validation(experiment: Path, result: EvalResult, *, num_validation_case
 
 
 def scores_of(summary: Mapping[str, Any], *, source: str) -> Scores:
-    """Return the scores of a summary, as returned by `EvalResult.to_dict` or written by nnU-Net.
-
-    Raises:
-        BadInputError: If it is not such a summary, contains a case twice, or has impossible values of a metric.
-    """
+    """Return the scores of a summary, as returned by `EvalResult.to_dict` or written by nnU-Net."""
     return _scores_of(summary_of(summary, source=source), source)
 
 

@@ -20,11 +20,7 @@ TARGET = "_target_"
 
 @contextmanager
 def noted_arguments(*kinds: type[nn.Module]) -> Iterator[dict[nn.Module, dict[str, Any]]]:
-    """Yield a dictionary that records the arguments, by name, of each network built within the block.
-
-    Args:
-        kinds: The classes of networks to record; all of MONAI's networks if none are given.
-    """
+    """Yield a dictionary that records the arguments of each network of these classes, or else MONAI's, in the block."""
     noted: dict[nn.Module, dict[str, Any]] = {}
     of_monai = {kind for kind in vars(nets).values() if inspect.isclass(kind) and issubclass(kind, nn.Module)}
     own = {kind: vars(kind).get("__init__") for kind in kinds or of_monai}
@@ -59,21 +55,13 @@ def _noting(
 
 
 def exported_as(kind: type[nn.Module]) -> type[nn.Module]:
-    """Return the class as which a network of this class is exported.
-
-    This is the class of MONAI named by its own attribute ``exported_as``, for classes that differ from MONAI's only in
-    training; otherwise the class itself.
-    """
+    """Return the class itself, or that of MONAI named by its own ``exported_as``, if it differs only in training."""
     named: type[nn.Module] = vars(kind).get("exported_as", kind)
     return named
 
 
 def define(kind: type[nn.Module], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the definition of a network, ``{"_target_": ..., arguments}``.
-
-    Raises:
-        TypeError: If an argument is not plain data, with its ``repr``.
-    """
+    """Return the definition of a network, ``{"_target_": ..., arguments}``; raise unless all are plain data."""
     public = getattr(nets, kind.__name__, None) is kind
     package = "monai.networks.nets" if public else kind.__module__
     return {TARGET: f"{package}.{kind.__name__}", **{name: _plain(value) for name, value in arguments.items()}}

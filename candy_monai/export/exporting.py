@@ -84,7 +84,8 @@ def export_experiments(
             f"{selection.folder}: {to} holds only the network, not the postprocessing that was chosen with it: export "
             f"with --to monai-bundle, or export only {folders[0]}"
         )
-    write = getattr(import_module(target.module), target.function)
+    module, _, function = target.writer.partition(":")
+    write = getattr(import_module(module), function)
     if to == "monai-bundle":
         chosen: dict[str, Any] = {"portable": portable, "checkpoint": checkpoint, "images": images}
         if selection is not None:

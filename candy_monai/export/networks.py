@@ -38,41 +38,26 @@ NUM_CASES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A part of a real case, as input of the network.
-
-    Attributes:
-        case_id: The case.
-        image: ``(B, C, *size)`` after preprocessing.
-    """
+    """A part of a real case, as input of the network."""
 
     case_id: str
-    image: Tensor
+    image: Tensor  # ``(B, C, *size)`` after preprocessing
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExportedNetwork:
-    """A network to export. If it was trained on the slices of volumes, its axes are those of slices.
+    """A network to export, in evaluation mode and float32, without padding and coarser outputs of deep supervision.
 
-    Attributes:
-        predictor: Predicts with the experiment, on the CPU.
-        network: Takes ``(B, C, *size)`` and returns logits ``(B, K, *size)``: in evaluation mode and float32, without
-            padding, and without the coarser outputs of deep supervision.
-        definition: The network in MONAI's configuration language; None if it is not a network of MONAI, or its
-            arguments are not plain data.
-        weights: The file of its weights; None for an external model.
-        slice_axis: The axis of a preprocessed volume across the slices that it sees; None for any other network.
-        divisor: The number that each axis of an image must be a multiple of.
-        window: The size that it was trained on, including padding.
-        cases: Real cases.
+    If it was trained on the slices of volumes, its axes are those of slices.
     """
 
-    predictor: NetworkPredictor
-    network: nn.Module
-    definition: dict[str, Any] | None
-    weights: Path | None
-    slice_axis: int | None
-    divisor: Shape
-    window: Shape
+    predictor: NetworkPredictor  # on the CPU
+    network: nn.Module  # ``(B, C, *size)`` to logits ``(B, K, *size)``
+    definition: dict[str, Any] | None  # in MONAI's configuration language; None if it cannot be written in it
+    weights: Path | None  # the file of its weights; None for an external model
+    slice_axis: int | None  # of a preprocessed volume, across the slices that it sees
+    divisor: Shape  # the number that each axis of an image must be a multiple of
+    window: Shape  # the size that it was trained on, including padding
     cases: Sequence[InputCase]
 
     @property
@@ -148,11 +133,7 @@ def load_network(
     trainer: str | None = None,
     trust: bool = False,
 ) -> ExportedNetwork:
-    """Return the network of an experiment; for arguments see `export_experiments`.
-
-    Raises:
-        ExperimentError: If it cannot be loaded, or its dataset is missing and no images were given.
-    """
+    """Return the network of an experiment; for arguments see `export_experiments`."""
     chosen: dict[str, Any] = {"checkpoint": checkpoint, "trainer": trainer, "trust": trust, "on_progress": _silent}
     predictor = load_experiments([experiment], **chosen)
     with noted_arguments() as noted:

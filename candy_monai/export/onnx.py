@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,17 +22,9 @@ _LARGEST_FILE = (1 << 31) - (1 << 24)
 
 
 def write_onnx(network: ExportedNetwork, file: Path, *, on_progress: Callable[[str], None]) -> None:
-    """Write a network as ONNX with a JSON file, run it with ONNX Runtime and compare it on real cases.
-
-    Raises:
-        BadInputError: If it cannot be exported.
-        MissingExtraError: If the extra ``onnx`` is not installed.
-        RunFailedError: If the results differ.
-    """
-    onnx, runtime, _ = (
-        require(name, extra="onnx", purpose="export to ONNX and to compare what was written")
-        for name in ("onnx", "onnxruntime", "onnxscript")
-    )
+    """Write a network as ONNX with a JSON file, run it with ONNX Runtime and compare it on real cases."""
+    purpose = "export to ONNX and to compare what was written"
+    onnx, runtime, _ = (require(name, extra="onnx", purpose=purpose) for name in ("onnx", "onnxruntime", "onnxscript"))
     num_bytes = sum(tensor.nbytes for tensor in network.network.state_dict().values())
     if num_bytes > _LARGEST_FILE:
         raise BadInputError(
@@ -43,14 +36,9 @@ def write_onnx(network: ExportedNetwork, file: Path, *, on_progress: Callable[[s
     on_progress(f"Converting it to ONNX, opset {OPSET}")
     with quiet(), torch.no_grad():
         try:
+            names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT]}
             program = torch.onnx.export(
-                made.program,
-                (made.example,),
-                dynamo=True,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                opset_version=OPSET,
-                verbose=False,
+                made.program, (made.example,), dynamo=True, opset_version=OPSET, verbose=False, **names
             )
             assert program is not None
         except Exception as error:  # from the converter, for example for an unsupported operator

@@ -22,21 +22,13 @@ LEAST_EQUAL = 0.999
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The comparison of the logits of one part of a case.
-
-    Attributes:
-        case: The case.
-        shape: ``(B, C, *size)`` of the input.
-        max_difference: The maximum difference of two logits.
-        max_logit: The maximum magnitude of a logit.
-        equal_labels: The fraction of voxels with equal labels.
-    """
+    """The comparison of the logits of one part of a case."""
 
     case: str
-    shape: tuple[int, ...]
-    max_difference: float
-    max_logit: float
-    equal_labels: float
+    shape: tuple[int, ...]  # ``(B, C, *size)`` of the input
+    max_difference: float  # of two logits
+    max_logit: float  # the maximum magnitude
+    equal_labels: float  # the fraction of voxels
 
     @property
     def is_right(self) -> bool:
@@ -53,25 +45,12 @@ class Comparison:
 def compare(
     network: ExportedNetwork, exported: Callable[[Tensor], Tensor], samples: Iterable[Sample]
 ) -> list[Comparison]:
-    """Return comparisons of both networks on parts of real cases.
-
-    Raises:
-        RunFailedError: If the exported network cannot be run on one of them.
-    """
+    """Return comparisons of both networks on parts of real cases; raise if the exported one fails."""
     return [_compared(sample, network.logits(sample.image), _run(exported, sample), network) for sample in samples]
 
 
 def check(comparisons: Sequence[Comparison], *, name: str, on_progress: Callable[[str], None]) -> None:
-    """Check that no difference exceeds rounding, and report the differences.
-
-    Args:
-        comparisons: At least one.
-        name: The name of the exported target, for the message.
-        on_progress: Called with the maximum difference and the minimum fraction of equal labels.
-
-    Raises:
-        RunFailedError: If one of the differences is too large.
-    """
+    """Check that no difference exceeds rounding, and report the largest ones."""
     for found in comparisons:
         if not found.is_right:
             raise RunFailedError(

@@ -21,17 +21,11 @@ from candy_monai.export.networks import ExportedNetwork
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Program:
-    """An exported program.
-
-    Attributes:
-        program: The result of `torch.export`.
-        example: The example input for it, ``(B, C, *size)``.
-        is_dynamic: For each axis of the input, whether its size may change.
-    """
+    """An exported program."""
 
     program: ExportedProgram
-    example: Tensor
-    is_dynamic: tuple[bool, ...]
+    example: Tensor  # the example input for it, ``(B, C, *size)``
+    is_dynamic: tuple[bool, ...]  # for each axis of the input, whether its size may change
 
 
 def build_program(network: ExportedNetwork, *, on_progress: Callable[[str], None]) -> Program:
@@ -81,12 +75,7 @@ def quiet() -> Iterator[None]:
 
 
 def write_apart(file: Path, save: Callable[[io.BytesIO], object]) -> None:
-    """Write a file from memory: if the disk is full, PyTorch's own writer ends the process without a message.
-
-    Args:
-        file: The file.
-        save: Writes the content into a buffer.
-    """
+    """Write a file from memory: if the disk is full, PyTorch's own writer ends the process without a message."""
     buffer = io.BytesIO()
     save(buffer)
     file.write_bytes(buffer.getbuffer())

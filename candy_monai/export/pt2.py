@@ -15,12 +15,7 @@ from candy_monai.export.usage import write_usage
 
 
 def write_pt2(network: ExportedNetwork, file: Path, *, on_progress: Callable[[str], None]) -> None:
-    """Write a network as an exported program with a JSON file, load it again and compare it on real cases.
-
-    Raises:
-        BadInputError: If it cannot be exported.
-        RunFailedError: If the results differ.
-    """
+    """Write a network as an exported program with a JSON file, load it again and compare it on real cases."""
     on_progress("Exporting the network by torch.export")
     made = build_program(network, on_progress=on_progress)
     with quiet():

@@ -53,12 +53,7 @@ _TISSUE = ("SCT", "85756007", "Tissue")
 
 
 def write_slicer(network: ExportedNetwork, file: Path, *, on_progress: Callable[[str], None]) -> None:
-    """Write a model for MONAIAuto3DSeg with its JSON file, load it as its script does, and compare it on real cases.
-
-    Raises:
-        BadInputError: If the script cannot run the experiment's model.
-        RunFailedError: If the results differ.
-    """
+    """Write a model for MONAIAuto3DSeg with its JSON file, and compare it as the extension runs it."""
     plan = _checked_plan(network, file)
     definition, weights = _volumetric(network)
     modes = [_mode(channel, plan, network) for channel in plan.normalization]

@@ -19,12 +19,7 @@ _UNSUPPORTED = (3, 14)
 
 
 def write_torchscript(network: ExportedNetwork, file: Path, *, on_progress: Callable[[str], None]) -> None:
-    """Write a network as TorchScript with a JSON file, load it again and compare it on real cases.
-
-    Raises:
-        BadInputError: If it cannot be exported.
-        RunFailedError: If the results differ.
-    """
+    """Write a network as TorchScript with a JSON file, load it again and compare it on real cases."""
     if sys.version_info >= _UNSUPPORTED:
         on_progress(
             f"Warning: PyTorch does not support TorchScript on Python {sys.version_info[0]}.{sys.version_info[1]}; "

@@ -42,17 +42,7 @@ def write_usage(
     packages: Sequence[str] = (),
     **more: object,
 ) -> None:
-    """Write the JSON file for an exported network.
-
-    Args:
-        network: The exported network.
-        file: The file of the network.
-        target: Its format.
-        is_dynamic: For each axis of the input, including batch and channels, whether its size may change.
-        comparisons: Its comparisons with the experiment.
-        packages: The packages that wrote it, besides PyTorch.
-        **more: Further entries for this format.
-    """
+    """Write the JSON file for an exported network, with the versions of ``packages`` and further entries."""
     content = {
         "format": target,
         "file": file.name,

@@ -315,13 +315,7 @@ def points_needed(degree: int) -> int:
 
 
 def why_not(curve: SeenCurve, least: int, *, moves: bool = False) -> str | None:
-    """Return why no useful forecast is possible, or None.
-
-    Args:
-        curve: The known part of the curve.
-        least: The minimum number of scores.
-        moves: Whether to accept a curve that is flat or falls, since references may predict that it will rise.
-    """
+    """Return why no useful forecast is possible, or None; with ``moves`` a curve may be flat or fall."""
     values, now = curve.values, curve.now
     if now >= curve.horizon:
         return f"no epoch is left: {now} of {curve.horizon} are over"

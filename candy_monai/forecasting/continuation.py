@@ -37,19 +37,12 @@ _HELD_OUT = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Continuation:
-    """The best future score according to the fits.
+    """The best future score according to the fits."""
 
-    Attributes:
-        score: The largest future value, including the effect of the noise of those epochs.
-        error: Its standard error, above 0.
-        epoch: The epoch of this value.
-        trust: The weight of the fit in a forecast, 0 to 1.
-    """
-
-    score: float
-    error: float
-    epoch: int
-    trust: float
+    score: float  # including the effect of the noise of those epochs
+    error: float  # its standard error, above 0
+    epoch: int  # of this value
+    trust: float  # the weight of the fit in a forecast, 0 to 1
 
     def quantiles(self, levels: Array) -> Array:
         """Return the score's quantiles at ``levels`` between 0 and 1."""
@@ -116,14 +109,7 @@ class _Fit:
 
 
 def continuation(curve: SeenCurve) -> Continuation | None:
-    """Fit smooth families to scores, over epochs and over sums of learning rates, and extrapolate to the horizon.
-
-    Args:
-        curve: The known part of the curve, with epochs left.
-
-    Returns:
-        The continuation; None if there are too few scores or no family fits.
-    """
+    """Extrapolate scores by smooth families, over epochs and sums of learning rates; None if none fits."""
     epochs, values, now = curve.epochs, curve.values, curve.now
     size, count = curve.range, len(values)
     # All families fit a jump or a few steps between constant scores, which is uninformative.

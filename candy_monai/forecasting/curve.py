@@ -23,25 +23,15 @@ ScoreRange = tuple[float | None, float | None]
 
 @dataclass(frozen=True, kw_only=True)
 class SeenCurve:
-    """The known part of a curve.
+    """The known part of a curve."""
 
-    Attributes:
-        epochs: Those with a finite score, from 1.
-        values: Their scores.
-        now: The number of finished epochs.
-        horizon: The planned number of epochs.
-        top: The largest possible score of the metric.
-        axis: The share of the whole run's learning that is done after each planned epoch, rising to 1.
-        rate_left: The learning rate now as a share of the largest so far; NaN if unknown.
-    """
-
-    epochs: Array
+    epochs: Array  # those with a finite score, from 1
     values: Array
-    now: int
-    horizon: int
-    top: float
-    axis: Array
-    rate_left: float = math.nan
+    now: int  # the number of finished epochs
+    horizon: int  # the planned number of epochs
+    top: float  # the largest possible score of the metric
+    axis: Array  # the share of the whole run's learning that is done after each planned epoch, rising to 1
+    rate_left: float = math.nan  # the learning rate now as a share of the largest so far; NaN if unknown
 
     @property
     def best(self) -> float:
@@ -118,15 +108,10 @@ def is_within(scores: Sequence[float] | Array, score_range: ScoreRange) -> bool:
 def learning_axis(learning_rates: Sequence[float] | Array | None, now: int, horizon: int) -> Array:
     """Return the share of a run's learning that is done after each planned epoch, rising to 1.
 
-    Learning is measured by the sum of the learning rates. Unknown future rates are extrapolated as a power of the time
-    left, which is exact for a linear or polynomial decay and for a constant rate, and approximate for a cosine. Without
-    rates all epochs have the same weight.
-
-    Args:
-        learning_rates: That of each epoch so far, and of future epochs as far as known; None, or with one missing, if
-            they are unknown.
-        now: The number of finished epochs.
-        horizon: The planned number of epochs.
+    Learning is measured by the sum of the learning rates, those of each epoch so far, and of future epochs as far as
+    known. Unknown future rates are extrapolated as a power of the time left, which is exact for a linear or polynomial
+    decay and for a constant rate, and approximate for a cosine. If rates of earlier epochs are missing, all epochs have
+    the same weight.
     """
     rates = np.asarray(() if learning_rates is None else learning_rates, dtype=np.float64).ravel()[:horizon]
     if not 0 < now < horizon or len(rates) < now or not np.isfinite(rates).all() or rates[:now].min() <= 0:

@@ -26,12 +26,7 @@ _NONE = 0.002  # a gain of less than this share of the range is counted as none
 
 
 def features_of(curve: SeenCurve, promised: Array) -> Array:
-    """Return the features in the order of `NAMES`; NaN for an unknown learning rate.
-
-    Args:
-        curve: The known part of the curve, with a range above 0.
-        promised: Draws of the run's best score, from `draw_best`.
-    """
+    """Return the features in the order of `NAMES`, given draws of the best score; NaN for an unknown one."""
     values, count, size = curve.values, len(curve.values), curve.range
     quarter = max(2, count // 4) if count > 3 else 1
     last, before = values[-quarter:].mean(), values[-2 * quarter : -quarter].mean()

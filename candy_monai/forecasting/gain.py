@@ -41,30 +41,17 @@ one. It is just enough for the forecast, the quantile at 40 %, to exceed the bes
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """The distribution of the gain over the best score so far, in ranges of the scores so far.
+    """The distribution of the gain over the best score so far, in ranges of the scores so far."""
 
-    Attributes:
-        none: The probability of no gain, 0 to 1.
-        middle: The logarithm of the median of a gain if there is one.
-        spread: The standard deviation of its logarithm.
-        headroom: The distance to the largest possible score, near which gains are compressed.
-        widening: Scales the distribution about its median, so that four in five of the gains are within `interval`.
-    """
-
-    none: float
-    middle: float
-    spread: float
-    headroom: float = np.inf
-    widening: float = 1.0
+    none: float  # the probability of no gain, 0 to 1
+    middle: float  # the logarithm of the median of a gain if there is one
+    spread: float  # the standard deviation of its logarithm
+    headroom: float = np.inf  # the distance to the largest possible score, near which gains are compressed
+    widening: float = 1.0  # scales it about its median: four in five gains are within `interval`
 
     @classmethod
     def expected(cls, features: Array, *, rising: bool = False) -> Gain:
-        """Compute the distribution from the features; a feature that is NaN is replaced by its mean.
-
-        Args:
-            features: In the order of `NAMES`.
-            rising: Whether the curve rises by more than its noise.
-        """
+        """Compute the distribution from the features; a feature that is NaN is replaced by its mean."""
         standard = standardised(features, np.array(MEANS), np.array(SCALES))
         none, middle, spread = np.array(WEIGHTS) @ standard + promise(features)
         kind = int(features[NAMES.index("loss")] > 0.5)

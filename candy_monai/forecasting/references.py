@@ -62,21 +62,13 @@ _OTHER_SETTINGS = _Belief(slope=0.0, least_norm=0.1, least_trust=0.5, alike=2.0)
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceGain:
-    """The gain over the best score so far predicted by references, in the unit of the score; below 0 means no gain.
+    """The gain over the best score so far predicted by references, in the unit of the score; below 0 means no gain."""
 
-    Attributes:
-        middle: Its median.
-        spread: Its standard deviation.
-        trust: The weight of the references in a forecast, 0 to 1.
-        room: The distance to the largest possible score.
-        when: The time of the best score of the references, as a share of their lengths.
-    """
-
-    middle: float
-    spread: float
-    trust: float
-    room: float
-    when: float
+    middle: float  # its median
+    spread: float  # its standard deviation
+    trust: float  # the weight of the references in a forecast, 0 to 1
+    room: float  # the distance to the largest possible score
+    when: float  # the time of the best score of the references, as a share of their lengths
 
     def quantiles(self, levels: Sequence[float] | Array) -> Array:
         """Return the gain's quantiles at ``levels`` between 0 and 1."""
@@ -91,11 +83,7 @@ class ReferenceGain:
 
 
 def checked_references(references: Sequence[ArrayLike]) -> list[Array]:
-    """Return the newest references, which come first, as arrays.
-
-    Raises:
-        ValueError: If one has too few scores.
-    """
+    """Return the newest references, which come first, as arrays; raise if one has too few scores."""
     checked = []
     for number, scores in enumerate(references):
         values = np.asarray(scores, dtype=np.float64).ravel()
@@ -113,13 +101,8 @@ def gain_by_references(
 ) -> ReferenceGain | None:
     """Predict the gain over the best score so far from the gains of earlier curves at the same share of their lengths.
 
-    Args:
-        curve: The known part of the run's curve.
-        references: The scores of each earlier run, from its first epoch to its last.
-        same_settings: Whether they have the same settings as the run.
-
-    Returns:
-        None if the scores of neither the run nor any reference have changed.
+    References hold the scores from the first epoch to the last, maybe of runs with the same settings. None if the
+    scores of neither the run nor any reference have changed.
     """
     belief = _SAME_SETTINGS if same_settings else _OTHER_SETTINGS
     share = curve.now / curve.horizon
@@ -158,21 +141,13 @@ def gain_by_references(
 
 @dataclass(frozen=True, kw_only=True)
 class _Known:
-    """The known part of a reference at the run's current share of its length.
+    """The known part of a reference at the run's current share of its length."""
 
-    Attributes:
-        path: Its best score so far, at some positions up to there.
-        gain: The later gain over this score.
-        seen: The range of its scores up to there.
-        whole: The range of all its scores.
-        when: The time of its best score, as a share of its length.
-    """
-
-    path: Array
-    gain: float
-    seen: float
-    whole: float
-    when: float
+    path: Array  # its best score so far, at some positions up to there
+    gain: float  # the later gain over this score
+    seen: float  # the range of its scores up to there
+    whole: float  # the range of all its scores
+    when: float  # the time of its best score, as a share of its length
 
     @classmethod
     def of(cls, scores: Array, share: float) -> _Known:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import ClassVar, TypeVar, overload
 
 from candy_monai.config import Secret, Secrets, environment_variable, secrets_file
@@ -91,12 +92,8 @@ class Frontend:
         if type(value) is require_type:
             return value
         if require_type in (int, float) and not isinstance(value, bool):
-            try:
-                number = float(value) if require_type is float else int(str(value))
-            except ValueError:
-                pass  # reported below, without the value
-            else:
-                return number
+            with suppress(ValueError):  # reported below, without the value
+                return float(value) if require_type is float else int(str(value))
         raise SettingsError(
             f"{type(self).__name__} needs the secret {entry!r} as {require_type.__name__},"
             f" got {type(value).__name__}: {remedy}"

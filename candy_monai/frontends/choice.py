@@ -12,18 +12,7 @@ from candy_monai.frontends.hybrid import create_hybrid_frontend
 
 
 def choose_frontend(names: Sequence[str | type[Frontend]]) -> type[Frontend] | None:
-    """Return the class of the dashboard of this name, or one class for several.
-
-    Args:
-        names: Names such as ``notion``, or ``FILE:Class`` for a frontend of the user's own, whose file is executed; or
-            classes.
-
-    Returns:
-        The class; None if no name is given.
-
-    Raises:
-        BadInputError: If a name is unknown, given twice, or does not refer to a frontend.
-    """
+    """Return the class of the dashboard of this name, one class for several, None for no name."""
     if len(set(names)) < len(names):
         raise BadInputError(f"--frontend is given the same name twice: {', '.join(map(str, names))}")
     classes = [find_frontend(name) for name in names]
@@ -36,16 +25,7 @@ def known_frontends() -> str:
 
 
 def find_frontend(name: str | type[Frontend], *, option: str = "--frontend") -> type[Frontend]:
-    """Return the class of the dashboard of this name.
-
-    Args:
-        name: A name such as ``notion``, or ``FILE:Class`` for a frontend of the user's own, whose file is executed; or
-            a class.
-        option: The option with the name, for messages.
-
-    Raises:
-        BadInputError: If the name is unknown, or names something else.
-    """
+    """Return the class of the dashboard of a name or of ``FILE:Class``, whose file is executed; or the class."""
     if not isinstance(name, str):
         found: object = name
     elif name in FRONTENDS:

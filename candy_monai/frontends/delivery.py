@@ -80,13 +80,7 @@ _NAMES: dict[type, str] = {
 
 
 class FrontendObserver(Observer):
-    """Converts events to calls of a frontend's callbacks.
-
-    Args:
-        frontend: The dashboard. It gets copies of all lists, so it cannot change the run's.
-        log: Writes a message from the dashboard into the run's log.
-        tally: Counts the delivered events.
-    """
+    """Converts events to calls of a frontend's callbacks, with copies of all lists, so it cannot change the run's."""
 
     def __init__(self, frontend: Frontend, log: Callable[[str], None], tally: Tally | None = None) -> None:
         self.name = type(frontend).__name__
@@ -145,24 +139,15 @@ class Delivery(BackgroundObserver):
 
     The start and the end of the run are always delivered, and the epochs as long as the dashboard is fast enough. For a
     slow one, an epoch replaces pending epochs.
-
-    Args:
-        frontend: The dashboard.
-        report: Receives messages about failures; may be called from another thread, and after the run.
-        after: The delivery of the previous run to the same dashboard, which is finished first, so that a dashboard is
-            never called by two threads at once.
-
-    Attributes:
-        stays_open: Whether more events follow after the run, so that closing has no effect yet.
     """
 
     def __init__(self, frontend: Frontend, report: Callable[[str], None], *, after: Delivery | None = None) -> None:
-        self.stays_open = False
+        self.stays_open = False  # whether more events follow after the run, so that closing has no effect yet
         self._started = time.monotonic()
         self._busy_since: float | None = None
         self._longest_call_s = 0.0
-        self._after = after
-        self._report = report
+        self._after = after  # the previous run's, finished first: no dashboard is called by two threads at once
+        self._report = report  # may be called from another thread, and after the run
         self._tally = Tally(catches_up=frontend.catches_up)
         observer = ObserverGroup([FrontendObserver(frontend, report, self._tally)], report)
         super().__init__(observer, patience_s=0.0)
@@ -190,15 +175,7 @@ class Delivery(BackgroundObserver):
             atexit.register(_finish)
 
     def wait(self, *, stuck_after_s: float, at_most_s: float) -> bool:
-        """Wait until all events are delivered, unless the dashboard is stuck or it takes too long.
-
-        Args:
-            stuck_after_s: Give up if a single call takes longer, including the time before this wait.
-            at_most_s: Maximum time to wait.
-
-        Returns:
-            Whether all events are delivered.
-        """
+        """Return whether all events are delivered, at once or soon; a single longer call counts as stuck."""
         end = time.monotonic() + at_most_s
         while self._thread.is_alive() and time.monotonic() < end and self._in_call_s() <= stuck_after_s:
             self._thread.join(_POLL_S)
@@ -237,24 +214,15 @@ class Delivery(BackgroundObserver):
 
 
 class Dashboards:
-    """The dashboards of a trainer's runs, with the parts of a hybrid dashboard handled separately.
-
-    Attributes:
-        parts: The dashboard's parts.
-        latest: The delivery of the last run to each; None before the first.
-    """
+    """The dashboards of a trainer's runs, with the parts of a hybrid dashboard handled separately."""
 
     def __init__(self, frontend: Frontend | None = None) -> None:
         self.parts = () if frontend is None else tuple(frontend.parts())
-        self.latest: tuple[Delivery | None, ...] = (None,) * len(self.parts)
+        self.latest: tuple[Delivery | None, ...] = (None,) * len(self.parts)  # of the last run
         self._stay_open = False
 
     def deliveries(self, report: Callable[[str], None]) -> tuple[Delivery, ...]:
-        """Start to deliver a run's events, after those of the previous run.
-
-        Args:
-            report: Takes the messages about failures.
-        """
+        """Start to deliver a run's events, after those of the previous run; ``report`` takes messages."""
         each = zip(self.parts, self.latest, strict=True)
         self.latest = started = tuple(Delivery(part, report, after=before) for part, before in each)
         for delivery in started:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import getpass
-import itertools
 import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -159,15 +158,11 @@ class MLflowFrontend(Dashboard):
     @override
     def _show_epochs(self, epochs: Mapping[int, Mapping[str, float]]) -> None:
         now_ms = int(1000 * time.time())
-        self._log_metrics(
-            [
-                self._entities.Metric(name, value, now_ms, epoch)
-                for epoch, metrics in epochs.items()
-                for name, value in metrics.items()
-            ]
-        )
-
-    def _log_metrics(self, metrics: Sequence[Any]) -> None:
+        metrics = [
+            self._entities.Metric(name, value, now_ms, epoch)
+            for epoch, values in epochs.items()
+            for name, value in values.items()
+        ]
         for some in _batches(metrics, _MOST_METRICS):
             self._client.log_batch(self._run_id, metrics=some)
 
@@ -178,10 +173,7 @@ class MLflowFrontend(Dashboard):
 
     @override
     def _show_scores(self, scores: Mapping[str, float], event: RunScored) -> None:
-        now_ms = int(1000 * time.time())
-        self._log_metrics(
-            [self._entities.Metric(name, value, now_ms, self._num_shown) for name, value in scores.items()]
-        )
+        self._show_epochs({self._num_shown: scores})
         self._client.log_artifact(self._run_id, str(event.file))
 
     @override
@@ -244,10 +236,7 @@ def _database(uri: str) -> Path | None:
 @contextmanager
 def _alone(database: Path | None) -> Iterator[None]:
     """Keep other processes from opening a database that is being created."""
-    if database is None:
-        yield
-        return
-    with FileLock(database.with_name(f".{database.name}.lock")):
+    with nullcontext() if database is None else FileLock(database.with_name(f".{database.name}.lock")):
         yield
 
 
@@ -266,6 +255,5 @@ def _quietly() -> Iterator[None]:
 
 
 def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    iterator = iter(items)
-    while some := list(itertools.islice(iterator, size)):
-        yield some
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -48,11 +48,7 @@ _MEND = {
 
 
 class NotionError(CandyError):
-    """Notion refuses a request, and a retry would not help.
-
-    Attributes:
-        status: The HTTP status.
-    """
+    """Notion refuses a request with this HTTP status, and a retry would not help."""
 
     def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message)
@@ -60,11 +56,7 @@ class NotionError(CandyError):
 
 
 class NotionUnavailableError(CandyError):
-    """Notion cannot be reached, or asks for a later retry.
-
-    Attributes:
-        retry_after_s: The waiting time that Notion asks for.
-    """
+    """Notion cannot be reached, or asks for a later retry."""
 
     def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
@@ -72,17 +64,9 @@ class NotionUnavailableError(CandyError):
 
 
 class NotionClient:
-    """Sends requests to Notion.
+    """Sends requests to Notion; they raise `NotionError` if refused, `NotionUnavailableError` without an answer.
 
-    Args:
-        api_key: The secret of an integration.
-        base_url: The address of the API; must use HTTPS unless it is on this machine, since the key is sent there.
-        timeout_s: Time-out in seconds for connecting, and between two parts of a response.
-        clock: Tells seconds.
-        sleep: Waits for seconds.
-
-    Raises:
-        SettingsError: If the key or the address is invalid. The key is not shown.
+    The API's address must use HTTPS unless it is on this machine, since the key of an integration is sent there.
     """
 
     def __init__(
@@ -118,12 +102,7 @@ class NotionClient:
         self._authorize, self._without_key = authorize, without_key  # closures: no attribute holds the key
 
     def request(self, method: str, path: str, body: Object | None = None) -> Object:
-        """Send an idempotent request, with retries while Notion is unavailable.
-
-        Raises:
-            NotionError: If Notion refuses it.
-            NotionUnavailableError: If it stays unavailable.
-        """
+        """Send an idempotent request, with retries while Notion is unavailable."""
         return self.persist(lambda: self.send(method, path, body))
 
     def persist(self, attempt: Callable[[], T]) -> T:
@@ -151,17 +130,7 @@ class NotionClient:
         raise AssertionError("the last attempt returns or raises")
 
     def upload(self, name: str, content: bytes, *, content_type: str) -> str:
-        """Upload a file of at most 20 MB, and return its id, with which it can be attached to a page within an hour.
-
-        Args:
-            name: The file's name, with its suffix.
-            content: Its content.
-            content_type: Its MIME type.
-
-        Raises:
-            NotionError: If Notion refuses it.
-            NotionUnavailableError: If it stays unavailable.
-        """
+        """Upload a file of at most 20 MB, and return its id, with which it can be attached to a page within an hour."""
         body: Object = {"mode": "single_part", "filename": name, "content_type": content_type}
         form, form_type = _form(name, content, content_type)
 
@@ -173,12 +142,7 @@ class NotionClient:
         return self.persist(attempt)
 
     def send(self, method: str, path: str, body: Object | None = None) -> Object:
-        """Send a request once.
-
-        Raises:
-            NotionError: If Notion refuses it.
-            NotionUnavailableError: If there is no valid response.
-        """
+        """Send a request once."""
         content = None if body is None else json.dumps(body, allow_nan=False).encode()
         return self._send(method, path, content, "application/json")
 
@@ -229,11 +193,7 @@ class NotionClient:
 
 
 def id_of(thing: Json) -> str:
-    """Return the id in a response of Notion.
-
-    Raises:
-        NotionUnavailableError: If it has none.
-    """
+    """Return the id in a response of Notion; raise if it has none."""
     found = thing.get("id") if isinstance(thing, dict) else None
     if not isinstance(found, str):
         raise NotionUnavailableError("Notion's answer has no id")

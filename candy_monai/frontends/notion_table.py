@@ -80,15 +80,7 @@ _SYNONYMS = {
 
 
 def encoded(column: Object, value: Value) -> Object | None:
-    """Return a value encoded for a column.
-
-    Args:
-        column: The column as the database describes it, with its ``type``.
-        value: The value; numbers must be finite.
-
-    Returns:
-        The property's value in Notion's form; None if the column's type cannot show it.
-    """
+    """Return a value encoded for a column as the database describes it; None if its type cannot show it."""
     kind = column.get("type")
     if isinstance(value, Files):
         return {"files": [_attached(name, i) for name, i in value.ids.items()]} if kind == "files" else None
@@ -131,10 +123,7 @@ def _status(column: Object, value: str) -> Object | None:
 class NotionTable:
     """Writes values into the row of an experiment, which is a page whose title is the experiment's id.
 
-    Args:
-        client: Sends the requests.
-        database_id: The database's id.
-        log: Called once per run with the values that cannot be shown.
+    What cannot be shown is logged once per run.
     """
 
     def __init__(self, client: NotionClient, database_id: str, log: Callable[[str], None]) -> None:
@@ -158,16 +147,7 @@ class NotionTable:
         )
 
     def write(self, title: str, values: Mapping[str, Value]) -> None:
-        """Write values into the row of this title, which is created if necessary.
-
-        Args:
-            title: The row's title.
-            values: By column; those without a column that can show them are left out.
-
-        Raises:
-            NotionError: If Notion refuses it.
-            NotionUnavailableError: If it cannot be reached.
-        """
+        """Write values by column into the row of this title, which is created if necessary."""
         if not self._columns:
             self._find_columns()
         try:

@@ -57,10 +57,10 @@ class TensorBoardFrontend(Dashboard):
         experiment, session, self._success = self._tensorboard.summary.hparams(shown, dict.fromkeys(_COMPARED, 0.0))
         self._add(experiment)
         self._add(session)
-        self._text("settings", _as_table(flat), run.epoch)
-        self._text("model", f"```\n{run.summary}\n```", run.epoch)
+        self._writer.add_text("settings", _as_table(flat), run.epoch)
+        self._writer.add_text("model", f"```\n{run.summary}\n```", run.epoch)
         if run.note:
-            self._text("note", run.note, run.epoch)
+            self._writer.add_text("note", run.note, run.epoch)
         self._writer.flush()
         return done
 
@@ -87,14 +87,13 @@ class TensorBoardFrontend(Dashboard):
     def _show_scores(self, scores: Mapping[str, float], event: RunScored) -> None:
         for name, value in scores.items():
             self._writer.add_scalar(name, value, self._num_shown)
-        self._text(
-            "final scores", f"{_as_table(scores)}\n\nof {event.num_cases} cases: `{event.file}`", self._num_shown
-        )
+        text = f"{_as_table(scores)}\n\nof {event.num_cases} cases: `{event.file}`"
+        self._writer.add_text("final scores", text, self._num_shown)
         self._writer.flush()
 
     @override
     def _show_end(self, status: str, facts: Mapping[str, str]) -> None:
-        self._text("end", _as_table(facts), self._num_shown)
+        self._writer.add_text("end", _as_table(facts), self._num_shown)
         self._add(self._success if status == FINISHED else self._failed(self._success))
         self._writer.flush()
 
@@ -113,9 +112,6 @@ class TensorBoardFrontend(Dashboard):
         end.session_end_info.status = self._statuses.STATUS_FAILURE
         data.content = end.SerializeToString()
         return success
-
-    def _text(self, tag: str, text: str, epoch: int) -> None:
-        self._writer.add_text(tag, text, epoch)
 
 
 def _required(module: str) -> Any:

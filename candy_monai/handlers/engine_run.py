@@ -44,12 +44,7 @@ class TrainerHandler:
         """Add the options of this handler to those that the handlers of a run have in common."""
 
     def during(self, engine: Any, validators: list[Evaluator]) -> AbstractContextManager[None]:
-        """Return a context in which a run takes place.
-
-        Args:
-            engine: The trainer.
-            validators: The evaluators that its handlers run.
-        """
+        """Return a context in which a run takes place, given the evaluators that the trainer runs."""
         return nullcontext()
 
     def begin(self) -> None:
@@ -67,11 +62,7 @@ class EngineRun:
 
     @classmethod
     def of(cls, engine: Any, handler: object) -> EngineRun:
-        """Return the object of a trainer.
-
-        Raises:
-            BadInputError: If it is not a trainer of MONAI.
-        """
+        """Return the object of a trainer; raise if it is not a trainer of MONAI."""
         check_is_trainer(engine, handler)
         run: EngineRun | None = vars(engine).get(_RUN)
         if run is None:
@@ -79,11 +70,7 @@ class EngineRun:
         return run
 
     def add(self, handler: TrainerHandler) -> None:
-        """Add a handler.
-
-        Raises:
-            BadInputError: If there already is one of its kind.
-        """
+        """Add a handler; raise if there already is one of its kind."""
         if handler in self._handlers:
             return
         if not handler.may_be_several and any(type(handler) is type(other) for other in self._handlers):
@@ -117,11 +104,7 @@ class EngineRun:
 
 @contextmanager
 def connected_processes() -> Iterator[Processes]:
-    """Connect the processes that train together during a block, if there are several.
-
-    Raises:
-        SettingsError: If not all of them take part.
-    """
+    """Connect the processes that train together during a block; raise if not all of them take part."""
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         yield Processes()
         return

@@ -24,12 +24,8 @@ _BEST = ("best_metric", "best_metric_epoch")
 class EngineParts:
     """The parts of a trainer's run that have a state.
 
-    Attributes:
-        own: By name, the parts in the user's ``save_dict`` and those that the engines' handlers use: learning-rate
-            schedules, the best scores of MONAI's ``CheckpointSaver``, the patience of its ``EarlyStopHandler``.
-
-    Raises:
-        BadInputError: If a part in ``save_dict`` has no state.
+    Its ``own`` are those in the user's ``save_dict`` and those that the engines' handlers use: learning-rate schedules,
+    the best scores of MONAI's ``CheckpointSaver``, the patience of its ``EarlyStopHandler``.
     """
 
     def __init__(
@@ -50,8 +46,8 @@ class EngineParts:
                 )
         known = [engine, network_of(engine), engine.network, engine.optimizer, engine.loss_function, ema]
         given = {name: part for name, part in save_dict.items() if not any(part is other for other in known)}
-        self._given = dict(given)
-        self.own: dict[str, Any] = given
+        self._given = given
+        self.own: dict[str, Any] = dict(given)
         for owner in (engine, *self._validators):
             for name, part in _parts_of_handlers(owner):
                 if not any(part is other for other in (*known, *self.own.values())):
@@ -65,16 +61,9 @@ class EngineParts:
         first_epoch: int,
         example: Sequence[int] | None,
     ) -> TrainerState:
-        """Return the states of all parts.
+        """Return the states of all parts; raise if one of the user's ``save_dict`` cannot be saved.
 
-        Args:
-            processes: For each process, its random generators.
-            num_epochs: The number of epochs of the run.
-            first_epoch: The number of the trainer's epochs before the first one of the run.
-            example: The shape ``(C, *spatial)`` of an image; None if it is not known.
-
-        Raises:
-            BadInputError: If the state of a part of the user's ``save_dict`` contains something that cannot be saved.
+        ``processes`` holds the random generators of each process, ``example`` the shape ``(C, *spatial)`` of an image.
         """
         engine, loss = self._engine, self._engine.loss_function
         own = {}
@@ -99,11 +88,7 @@ class EngineParts:
         )
 
     def load(self, state: TrainerState) -> list[str]:
-        """Load the states of all parts, and return the names of those that were not saved.
-
-        Raises:
-            BadInputError: If a part that was saved no longer exists.
-        """
+        """Load the states of all parts, which must exist, and return the names of those that were not saved."""
         engine, loss, extra = self._engine, self._engine.loss_function, state.extra
         engine.optimizer.load_state_dict(restored(state.optimizer, engine.optimizer.state_dict()))
         if engine.scaler is not None and state.scaler:

@@ -29,24 +29,21 @@ def contexts_around(engine: Any) -> list[RunContext]:
     An engine reports an exception only to its handlers up to the first that raises it again, and some ways to end are
     not reported at all. A context is always exited, regardless of the handlers and their order.
     """
-    contexts: list[RunContext] | None = vars(engine).get(_CONTEXTS)
-    if contexts is None:
-        contexts = vars(engine)[_CONTEXTS] = []
-        _surround(engine, contexts)
-    return contexts
-
-
-def _surround(engine: Any, contexts: list[RunContext]) -> None:
+    known: list[RunContext] | None = vars(engine).get(_CONTEXTS)
+    if known is not None:
+        return known
+    contexts: list[RunContext] = []
     run = engine.run
 
     @functools.wraps(run)
     def surrounded(*arguments: Any, **keywords: Any) -> Any:
         with ExitStack() as stack:
-            for context in list(contexts):
+            for context in contexts.copy():  # a run may change them
                 stack.enter_context(context())
             return run(*arguments, **keywords)
 
-    engine.run = surrounded
+    engine.run, vars(engine)[_CONTEXTS] = surrounded, contexts
+    return contexts
 
 
 @contextmanager
@@ -107,11 +104,7 @@ def metric_names(engine: Engine) -> list[str]:
 
 
 def check_is_trainer(engine: object, handler: object) -> None:
-    """Raise if the engine that a handler is attached to is not a trainer of MONAI.
-
-    Raises:
-        BadInputError: If it is an evaluator or another engine.
-    """
+    """Raise if the engine that a handler is attached to is not a trainer of MONAI."""
     name = type(handler).__name__
     if isinstance(engine, Evaluator):
         raise BadInputError(
@@ -123,11 +116,7 @@ def check_is_trainer(engine: object, handler: object) -> None:
 
 
 def check_is_evaluator(validator: object) -> None:
-    """Raise if the ``validator=`` of a handler is not an evaluator of MONAI.
-
-    Raises:
-        BadInputError: If it is not.
-    """
+    """Raise if the ``validator=`` of a handler is not an evaluator of MONAI."""
     if not isinstance(validator, Evaluator):
         raise BadInputError(
             "validator must be one of MONAI's evaluators, such as a SupervisedEvaluator, got "
@@ -136,11 +125,7 @@ def check_is_evaluator(validator: object) -> None:
 
 
 def network_of(engine: Any) -> nn.Module:
-    """Return the user's network of a trainer or evaluator, without PyTorch's wrappers.
-
-    Raises:
-        BadInputError: If the engine has none, such as an engine with several networks.
-    """
+    """Return the user's network of a trainer or evaluator, without PyTorch's wrappers; raise if it has none."""
     network = getattr(engine, "network", None)
     if not isinstance(network, nn.Module):
         raise BadInputError(

@@ -23,21 +23,15 @@ from candy_monai.training.description import check_score_range
 class ScoreSource:
     """Defines which number of which evaluator is the score of an epoch.
 
-    Attributes:
-        validator: The evaluator; None for the one that the trainer's handlers run.
-        key_metric_name: Its metric; None for its key metric.
-        key_metric_negative_sign: Whether lower values are better; None to follow the evaluator's ``metric_cmp_fn``.
-        score_range: The smallest and the largest possible score; None if it is not known.
-
     Raises:
         SettingsError: If a value is invalid.
         BadInputError: If the evaluator is not one.
     """
 
-    validator: Evaluator | None = None
-    key_metric_name: str | None = None
-    key_metric_negative_sign: bool | None = None
-    score_range: ScoreRange | None = None
+    validator: Evaluator | None = None  # the evaluator; None for the one that the trainer's handlers run
+    key_metric_name: str | None = None  # its metric; None for its key metric
+    key_metric_negative_sign: bool | None = None  # None to follow the evaluator's ``metric_cmp_fn``
+    score_range: ScoreRange | None = None  # the smallest and the largest possible score; None if it is not known
 
     def __post_init__(self) -> None:
         if self.validator is not None:
@@ -49,11 +43,7 @@ class ScoreSource:
         check_score_range(self.score_range)
 
     def merged(self, other: ScoreSource) -> ScoreSource:
-        """Return a combination of both.
-
-        Raises:
-            BadInputError: If they contradict each other.
-        """
+        """Return a combination of both; raise if they contradict each other."""
         together = {}
         for name, mine in vars(self).items():
             theirs = getattr(other, name)
@@ -65,11 +55,7 @@ class ScoreSource:
         return ScoreSource(**together)
 
     def found(self, validators: list[Evaluator]) -> FoundScore | None:
-        """Return the evaluator and its metric; None if there is none.
-
-        Raises:
-            BadInputError: If there are several evaluators, or the name of a metric is misspelt.
-        """
+        """Return the evaluator and its metric, None if there is none; raise if it is not clear which."""
         validator = self.validator
         if validator is None:
             if len(validators) > 1:
@@ -94,51 +80,28 @@ class ScoreSource:
 
 @dataclass(frozen=True, kw_only=True)
 class FoundScore:
-    """A metric of an evaluator.
-
-    Attributes:
-        validator: The evaluator.
-        name: The metric.
-        negative: Whether lower values are better: the score is then the negative metric.
-    """
+    """A metric of an evaluator."""
 
     validator: Evaluator
-    name: str
-    negative: bool
+    name: str  # of the metric
+    negative: bool  # whether lower values are better: the score is then the negative metric
 
 
 @dataclass(kw_only=True)
 class RunOptions:
-    """The combined options of a trainer's handlers.
+    """The combined options of a trainer's handlers."""
 
-    Attributes:
-        records: Whether any handler needs the progress of the run.
-        save_dir: The folder for experiments; None for none.
-        save_dict: Further objects to save, by name.
-        resume: The experiment to continue, or ``"latest"``; None for a new one.
-        force: Whether to continue a run that was composed differently.
-        note: The user's note.
-        num_checkpoints: Number of evenly spaced weight files to keep.
-        output_transform: Returns an iteration's loss, or several named numbers, from ``engine.state.output``.
-        console: Whether to report on the screen.
-        score: Which number is the score.
-        ema: The average that is evaluated; None for the network itself.
-        stop: The confidence and the margin for early stopping; None to disable it.
-        preview: Returns the cases of the last validation to draw, given the experiment folder; None for none.
-        dashboards: The dashboards to report to.
-    """
-
-    records: bool = False
-    save_dir: PathLike | None = None
-    save_dict: Mapping[str, Any] = field(default_factory=dict)
-    resume: PathLike | None = None
-    force: bool = False
+    records: bool = False  # whether any handler needs the progress of the run
+    save_dir: PathLike | None = None  # None for no experiment folder
+    save_dict: Mapping[str, Any] = field(default_factory=dict)  # further objects to save
+    resume: PathLike | None = None  # also ``"latest"``
+    force: bool = False  # continue a run that was composed differently
     note: str = ""
     num_checkpoints: int = 5
-    output_transform: Callable[[Any], Any] | None = None
+    output_transform: Callable[[Any], Any] | None = None  # of ``engine.state.output`` to its numbers
     console: bool = False
     score: ScoreSource = field(default_factory=ScoreSource)
-    ema: ExponentialMovingAverage | None = None
-    stop: tuple[float, float] | None = None
-    preview: Callable[[Any], Preview | None] | None = None
+    ema: ExponentialMovingAverage | None = None  # the average that is evaluated
+    stop: tuple[float, float] | None = None  # confidence and margin of early stopping; None to disable it
+    preview: Callable[[Any], Preview | None] | None = None  # the cases of the last validation, given the folder
     dashboards: list[Dashboards] = field(default_factory=list)

@@ -177,19 +177,12 @@ class PreviewHandler(TrainerHandler):
 
 @dataclass(frozen=True, kw_only=True)
 class _Case:
-    """A validated case, on the CPU.
+    """A validated case, on the CPU."""
 
-    Attributes:
-        image: ``(C, *spatial)``.
-        label: ``(1, *spatial)``, ids.
-        prediction: ``(1, *spatial)``, ids.
-        name: The name of its file, if known.
-    """
-
-    image: Tensor
-    label: Tensor
-    prediction: Tensor
-    name: str
+    image: Tensor  # ``(C, *spatial)``
+    label: Tensor  # ``(1, *spatial)``, ids
+    prediction: Tensor  # ``(1, *spatial)``, ids
+    name: str  # of its file; empty if unknown
 
     @classmethod
     def of(cls, image: Tensor, label: Tensor, prediction: Tensor) -> Self:
@@ -204,26 +197,17 @@ class _Case:
 
 
 def dice_of_case(prediction: Tensor, label: Tensor) -> float:
-    """Return the mean Dice of the classes of one case; NaN if it has none and none is predicted.
-
-    Args:
-        prediction: ``(C, *spatial)``, of any kind that `ids_of` accepts.
-        label: The same.
-    """
+    """Return the mean Dice of the classes of one case, of any kind that `ids_of` accepts; NaN without any."""
     found, expected = ids_of(prediction), ids_of(label)
     num_classes = 1 + max(1, int(found.max()), int(expected.max()))
     return float(mean_dice(found[None], expected[None], num_classes=num_classes))
 
 
 def ids_of(values: Tensor) -> Tensor:
-    """Return label ids ``(1, *spatial)`` from the output of an engine.
+    """Return label ids ``(1, *spatial)``, int16, from the output ``(C, *spatial)`` of an engine.
 
-    Args:
-        values: ``(C, *spatial)``. A single channel holds ids, or probabilities or logits of one class. Several are
-            one-hot codes, probabilities or logits; for overlapping regions, later channels overwrite earlier ones.
-
-    Returns:
-        Ids as int16.
+    A single channel holds ids, or probabilities or logits of one class. Several are one-hot codes, probabilities or
+    logits; for overlapping regions, later channels overwrite earlier ones.
     """
     values = torch.as_tensor(values.as_tensor() if hasattr(values, "as_tensor") else values).detach()
     if values.shape[0] == 1:
@@ -235,9 +219,7 @@ def ids_of(values: Tensor) -> Tensor:
     if is_code and not bool((values.sum(0) == 1).all()):
         numbers = torch.arange(1, values.shape[0] + 1, device=values.device).view(-1, *[1] * (values.ndim - 1))
         return ((values > 0) * numbers).amax(0, keepdim=True).to(torch.int16)
-    return (
-        values.to(torch.int16 if values.dtype == torch.bool else values.dtype).argmax(0, keepdim=True).to(torch.int16)
-    )
+    return (values.to(torch.int16) if values.dtype == torch.bool else values).argmax(0, keepdim=True).to(torch.int16)
 
 
 def _image_label_and_prediction(output: Any) -> tuple[Any, Any, Any]:

@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,22 +46,10 @@ LOGGER = logging.getLogger("candy_monai.handlers")
 
 
 class Recorder:
-    """One run of a trainer, on disk if requested.
+    """One run of a trainer, on disk if requested, by the options of its handlers and the evaluators that they run.
 
-    Args:
-        engine: The trainer.
-        options: The options of its handlers.
-        validators: The evaluators that its handlers run.
-        processes: The connected processes that train together.
-        before: The recorder of the trainer's previous run; None for its first.
-
-    Attributes:
-        experiment: The run; None before `begin`.
-        last_epoch: The trainer's epoch at the end of the run.
-
-    Raises:
-        BadInputError: If the handlers contradict each other or the engines.
-        ExperimentError: If a run to continue is not usable or differs from this one.
+    ``before`` is the recorder of the trainer's previous run. An error is raised if the handlers contradict each other
+    or the engines, or if a run to continue is not usable or differs from this one.
     """
 
     def __init__(
@@ -80,22 +69,22 @@ class Recorder:
         self._validators = [*chosen, *(one for one in validators if one not in chosen)]
         self._parts = EngineParts(engine, self._validators, options.save_dict, options.ema)
         whole_number(1).check("the trainer's max_epochs", engine.state.max_epochs)
+        stop: dict[str, Any] = {"early_stop_tolerance": None}
+        if options.stop is not None:
+            confidence, margin = options.stop
+            stop = {
+                "early_stop_tolerance": "forecast",
+                "early_stop_confidence": confidence,
+                "early_stop_margin": margin,
+            }
         self._settings = TrainSettings(
             num_epochs=engine.state.max_epochs,
             note=options.note,
             num_checkpoints=options.num_checkpoints,
             ema=options.ema is not None,
-            early_stop_tolerance=None,
             save_preview=options.preview is not None,
+            **stop,
         )
-        if options.stop is not None:
-            confidence, margin = options.stop
-            self._settings = dataclasses.replace(
-                self._settings,
-                early_stop_tolerance="forecast",
-                early_stop_confidence=confidence,
-                early_stop_margin=margin,
-            )
         self._saved = self._run_to_go_on_with(before)
         self._reporter = Reporter()
         self._generators = OwnGenerators()
@@ -103,21 +92,21 @@ class Recorder:
         self._example: tuple[int, ...] | None = None
         self._num_steps = 0
         self._first_epoch = 0
-        self.experiment: HostedExperiment | None = None
-        self.last_epoch = 0
+        self.experiment: HostedExperiment | None = None  # until `begin`
+        self.last_epoch = 0  # of the trainer, at the end of the run
 
     def handlers(self) -> Mapping[Any, Callable[..., None]]:
         """Return the handlers of the trainer's events."""
         return {
             Events.EPOCH_STARTED: self._epoch_started,
             Events.ITERATION_COMPLETED: self._iteration_completed,
-            Events.EPOCH_COMPLETED: self._epoch_completed,
+            Events.EPOCH_COMPLETED: self._finish_epoch,
         }
 
     @contextmanager
     def lasting(self) -> Iterator[None]:
         """Surround the run: collect its evaluators' metrics, and close it however it ends."""
-        validating = {one: self._validation(one) for one in self._validators}
+        validating = {one: partial(self._validating, one) for one in self._validators}
         for one, context in validating.items():
             contexts_around(one).append(context)
         try:
@@ -232,9 +221,8 @@ class Recorder:
             )
         experiment = self._opened(saved.folder)
         with experiment.closed_on_failure():
-            generators, unsaved = saved.reopened(
-                experiment, self._parts, network_of(engine), self._options.ema, self._processes
-            )
+            parts = self._parts, network_of(engine), self._options.ema
+            generators, unsaved = saved.reopened(experiment, *parts, self._processes)
         experiment.is_stopped = False
         self.experiment = experiment
         if unsaved:
@@ -317,20 +305,14 @@ class Recorder:
             )
         return measured
 
-    def _validation(self, validator: Evaluator) -> Callable[[], Any]:
-        @contextmanager
-        def validating() -> Iterator[None]:
-            yield
-            if self.experiment is not None:
-                metrics = dict(validator.state.metrics)
-                self._validated[self._validators.index(validator)] = self._engine.state.iteration, metrics
+    @contextmanager
+    def _validating(self, validator: Evaluator) -> Iterator[None]:
+        yield
+        if self.experiment is not None:
+            metrics = dict(validator.state.metrics)
+            self._validated[self._validators.index(validator)] = self._engine.state.iteration, metrics
 
-        return validating
-
-    def _epoch_completed(self) -> None:
-        self._finish_epoch(is_cut=False)
-
-    def _finish_epoch(self, *, is_cut: bool) -> None:
+    def _finish_epoch(self, *, is_cut: bool = False) -> None:
         experiment, engine, processes = self._current(), self._engine, self._processes
         self._reporter.report_saved_epoch(wait=True)
         score = None if is_cut else self._take_metrics()
@@ -404,11 +386,8 @@ class Recorder:
             self._finish_epoch(is_cut=True)
         self._reporter.report_saved_epoch(wait=True)
         if not experiment.is_complete:
-            self._report_failure(
-                RunFailedError(
-                    f"the trainer ended in epoch {experiment.progress.epoch + 1}, and a handler suppressed the error"
-                )
-            )
+            where = f"the trainer ended in epoch {experiment.progress.epoch + 1}"
+            self._report_failure(RunFailedError(f"{where}, and a handler suppressed the error"))
             return
         is_early = engine.should_terminate or experiment.progress.epoch < self._settings.num_epochs
         if is_early and not experiment.early_stopping.triggered:
@@ -447,11 +426,8 @@ class Recorder:
         """Return what a resumed run needs, from all processes; None if nothing is saved."""
         if self._options.save_dir is None:
             return None
-        own = {
-            "generators": GeneratorStates.capture(self._generators).state_dict(),
-            "epoch_generators": None,
-            "pending": {},
-        }
+        generators = GeneratorStates.capture(self._generators).state_dict()
+        own = {"generators": generators, "epoch_generators": None, "pending": {}}
         return self._parts.state(
             processes=self._processes.all_gather(own),
             num_epochs=self._settings.num_epochs,

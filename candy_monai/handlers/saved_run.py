@@ -42,16 +42,7 @@ def describe_engines(
     example_shape: Sequence[int] | None,
     averages: bool,
 ) -> ExperimentDescription:
-    """Return the content of ``experiment.json`` for a run of MONAI's engines.
-
-    Args:
-        engine: The trainer.
-        score: The evaluator and its metric that is the score; None without.
-        processes: Number of processes that train.
-        score_range: The smallest and the largest score; None if it is not known.
-        example_shape: The shape ``(C, *spatial)`` of an image; None if it is not known.
-        averages: Whether the average of the weights is evaluated.
-    """
+    """Return the content of ``experiment.json`` for a run of MONAI's engines; ``averages``: of the weights, by EMA."""
     validator = None if score is None else score.validator
     inferer = getattr(validator, "inferer", None)
     loss = engine.loss_function
@@ -87,30 +78,19 @@ def _described_loader(loader: object) -> dict[str, object] | None:
 class SavedEngineRun:
     """A run of MONAI's engines on disk.
 
-    Attributes:
-        folder: The experiment folder.
-        description: The content of ``experiment.json``.
-        num_epochs_done: Number of saved epochs.
-        first_epoch: Number of the trainer's epochs before the first one of the run.
-        example_shape: The shape ``(C, *spatial)`` of an image; None if it is not known.
-        before: The run as the engines left it, if they are still in that state, so that nothing is loaded: its last
-            epochs may not be on the disk.
+    If the engines are still as they left the run ``before``, nothing is loaded: its last epochs may not be on the disk.
     """
 
     folder: Path
     description: ExperimentDescription
-    num_epochs_done: int
-    first_epoch: int
-    example_shape: tuple[int, ...] | None
+    num_epochs_done: int  # number of saved epochs
+    first_epoch: int  # number of the trainer's epochs before the first one of the run
+    example_shape: tuple[int, ...] | None  # the shape ``(C, *spatial)`` of an image; None if it is not known
     before: HostedExperiment | None = None
 
     @classmethod
     def load(cls, folder: Path, *, before: HostedExperiment | None = None) -> Self:
-        """Read a run's description and state; ``before`` is the run as the engines left it, if they are in that state.
-
-        Raises:
-            ExperimentError: If it is not a run of MONAI's engines, or cannot be read.
-        """
+        """Read a run's description and state; ``before`` is the run as the engines left it, if they are as it did."""
         description, state = read_description(folder), load_state(folder)
         if description.host != HOST:
             raise ExperimentError(f"{folder}: was trained by {description.trainer}, not by MONAI's engines")
@@ -130,16 +110,7 @@ class SavedEngineRun:
 
     @classmethod
     def find(cls, resume: PathLike, parent: Path, processes: Processes) -> Self | None:
-        """Return the run to continue.
-
-        Args:
-            resume: An experiment folder, the id of one in ``parent``, or ``"latest"``.
-            parent: The folder of the trainer's experiments.
-            processes: The processes that train; the first one chooses.
-
-        Raises:
-            ExperimentError: If there is no such run.
-        """
+        """Return the run to continue: a folder, an id in ``parent``, or ``"latest"``, which the first process finds."""
         if resume == LATEST_RUN:
             newest = None
             if processes.is_main:
@@ -163,9 +134,6 @@ class SavedEngineRun:
 
         Returns:
             The saved random generators, None if they are not to be changed; and the names of parts that were not saved.
-
-        Raises:
-            ExperimentError: If a file is damaged or a state does not fit.
         """
         state = restored_in_all(experiment, processes, "these engines")
         if self.before is not None:

@@ -54,31 +54,19 @@ _TYPES = {
 class BundleConfig:
     """The ``inference.json`` of a bundle, and its metadata.
 
-    Args:
-        folder: The bundle.
-        trust: Run the Python in it, with MONAI's ``ConfigParser``, if plain data are not sufficient.
-
-    Attributes:
-        folder: The bundle.
-        file: The configuration's file.
-        content: Its content, unresolved.
-        metadata: The content of ``metadata.json``; empty without one.
-        trust: Whether Python in it may run.
-
-    Raises:
-        BadInputError: If the folder is not a bundle, or a file cannot be read.
+    If it is trusted, the Python in it is run, with MONAI's ``ConfigParser``, where plain data are not sufficient.
     """
 
     def __init__(self, folder: PathLike, *, trust: bool = False) -> None:
         self.folder, self.trust = Path(folder), trust
-        places = [self.folder / CONFIGS / f"inference{suffix}" for suffix in SUFFIXES]
-        found = next((path for path in places if path.is_file()), None)
+        found, described = (
+            next((path for suffix in SUFFIXES if (path := self.folder / CONFIGS / f"{name}{suffix}").is_file()), None)
+            for name in ("inference", "metadata")
+        )
         if found is None:
             raise BadInputError(f"{self.folder}: not a MONAI Bundle, it has no {CONFIGS}/inference.json (or .yaml)")
         self.file = found
-        self.content = _read(found)
-        places = [self.folder / CONFIGS / f"metadata{suffix}" for suffix in SUFFIXES]
-        described = next((path for path in places if path.is_file()), None)
+        self.content = _read(found)  # unresolved
         self.metadata = {} if described is None else _read(described)
         self._parser: Any = None
         self._num_resolved = 0
@@ -87,30 +75,20 @@ class BundleConfig:
         return name in self.content
 
     def value(self, name: str) -> Any:
-        """Return an entry with all references in it resolved.
-
-        Args:
-            name: A name, or the path of a nested entry, such as ``evaluator#amp``.
-
-        Raises:
-            BadInputError: If there is none, or it cannot be resolved without running Python.
-        """
+        """Return an entry, or a nested one such as ``evaluator#amp``, with all references in it resolved."""
         return self.resolved(self._at(name, where=name), name)
 
     def resolved(
         self, value: Any, where: str, *, keep: Sequence[str] = (), skip: Sequence[str] = (), depth: int = 0
     ) -> Any:
-        """Return a value with all references in it resolved and its simple expressions computed.
+        """Return plain data with all references in them resolved and simple expressions computed.
 
         Args:
-            value: Plain data.
-            where: A description of the value, for messages.
+            value: The data.
+            where: Their place, for messages.
             keep: References that are not resolved.
             skip: Names of classes whose arguments are ignored: for their entries only the target is returned.
             depth: Number of enclosing references and containers.
-
-        Raises:
-            BadInputError: As for `value`.
         """
 
         def part(value: Any, where: str) -> Any:

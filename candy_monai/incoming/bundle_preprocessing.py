@@ -36,16 +36,8 @@ LEFT_OUT = ("EnsureChannelFirstd", "SaveImaged")
 class BundlePreprocessor(Preprocessor):
     """The preprocessing of a bundle, and the restoration of its results to the grid of the image.
 
-    Args:
-        config: The bundle's configuration.
-        num_channels: Number of channels of an image.
-        num_dims: Number of its spatial axes.
-        num_outputs: Number of channels of the network's output; None if unknown.
-        paints: As for `load_bundle`.
-
-    Raises:
-        BadInputError: If a step is not known, its arguments cannot be resolved without running Python, or
-            postprocessing derives no label ids from a single channel of output.
+    Raises an error if a step is not known, its arguments cannot be resolved without running Python, or postprocessing
+    derives no label ids from a single channel of output.
     """
 
     paints: tuple[int, ...] = ()
@@ -76,22 +68,12 @@ class BundlePreprocessor(Preprocessor):
             _check_way_from_one_channel(config, after)
         self._is_sigmoid = any(entry.get("sigmoid") is True for entry in after)
         if paints:
-            after.append(
-                {
-                    "_target_": "candy_monai.transforms.PaintLabelsd",
-                    "keys": PREDICTION,
-                    "paints": list(paints),
-                    "are_probabilities": True,
-                }
-            )
+            step: Entry = {"_target_": "candy_monai.transforms.PaintLabelsd", "keys": PREDICTION}
+            after.append({**step, "paints": list(paints), "are_probabilities": True})
         self.pipelines = {"preprocessing": before, "augmentation": [], "postprocessing": after}
 
     def check(self) -> None:
-        """Build both pipelines.
-
-        Raises:
-            BadInputError: If a step is not known, or does not accept its arguments.
-        """
+        """Build both pipelines; raise if a step is not known, or does not accept its arguments."""
         try:
             _ = self.preprocessing, self.postprocessing
         except SettingsError as error:
@@ -154,8 +136,8 @@ class BundlePreprocessor(Preprocessor):
 def _preprocessing_of(config: BundleConfig) -> tuple[list[Entry], str, bool]:
     """Return the steps of preprocessing, the key of the image, and whether pictures are transposed."""
     entries = _steps(config, ("preprocessing", "pre_transforms"))
-    loading = next((entry for entry in entries if _name(entry).startswith("LoadImage")), None)
-    keys = (loading or {"keys": IMAGE}).get("keys", IMAGE)
+    loading = next((entry for entry in entries if _name(entry).startswith("LoadImage")), {})
+    keys = loading.get("keys", IMAGE)
     names = keys if isinstance(keys, list) else [keys]
     if not names or not all(isinstance(name, str) for name in names):
         raise BadInputError(
@@ -163,10 +145,9 @@ def _preprocessing_of(config: BundleConfig) -> tuple[list[Entry], str, bool]:
         )
     # By default, these readers swap rows and columns: PIL's with reverse_indexing, ITK's without it.
     by_default = {"PILReader": True, "ITKReader": False, "None": True}
-    reader = str(None if loading is None else loading.get("reader"))
-    swaps = loading is not None and reader in by_default
-    if swaps and loading is not None and loading.get("reverse_indexing", by_default[reader]) is not by_default[reader]:
-        swaps = False
+    reader = str(loading.get("reader"))
+    swaps = bool(loading) and reader in by_default
+    swaps = swaps and loading.get("reverse_indexing", by_default[reader]) is by_default[reader]
     read: Entry = {"_target_": "monai.transforms.LoadImaged", "keys": IMAGE}
     others = [entry for entry in entries if entry is not loading and _name(entry) not in LEFT_OUT]
     if any(entry.get("func") == _CHECKING for entry in others):
@@ -185,11 +166,7 @@ def _postprocessing_of(config: BundleConfig, image_key: str) -> list[Entry]:
 
 
 def _check_way_from_one_channel(config: BundleConfig, steps: Sequence[Entry]) -> None:
-    """Check that postprocessing compares the single channel with a threshold.
-
-    Raises:
-        BadInputError: If it takes the argmax, which is meaningless for one channel, or none of its steps returns ids.
-    """
+    """Check that postprocessing compares the single channel with a threshold."""
     if any(_name(step) == "PaintLabelsd" for step in steps):
         return
     for step in steps:

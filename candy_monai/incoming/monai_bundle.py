@@ -201,11 +201,7 @@ def load_bundle(
 
 
 def bundle_network(config: BundleConfig) -> nn.Module:
-    """Build the network of ``network_def``, with random weights.
-
-    Raises:
-        BadInputError: If it is unknown, or its arguments do not fit.
-    """
+    """Build the network of ``network_def``, with random weights; raise if class or arguments do not fit."""
     name = "network_def" if "network_def" in config else "network"
     if name not in config:
         raise BadInputError(f"{config.file}: has no network_def, expected the network by its class and arguments")
@@ -303,11 +299,7 @@ def _network_of_nnunet(config: BundleConfig, entry: Mapping[str, Any], where: st
 
 
 def _bytes_of_weights(config: BundleConfig) -> int:
-    """Return the size of the largest file of weights.
-
-    Raises:
-        BadInputError: If there is none.
-    """
+    """Return the size of the largest file of weights; raise if there is none."""
     files = [file for file in (config.folder / "models").glob("*") if file.is_file()]
     return max(file.stat().st_size for file in files or [weights_file_of(config.folder)])
 
@@ -357,20 +349,14 @@ def bundle_inferer(config: BundleConfig, num_dims: int) -> tuple[Inferer | None,
     Returns:
         The inferer, None to run an image at once; the axis across the slices if our inferer applies a 2-D network to
         slices; and the precision, ``auto`` if the bundle's evaluator uses mixed precision.
-
-    Raises:
-        BadInputError: If the inferer is unknown.
     """
     amp = _AMP.get(str(config.content.get("amp_dtype")), "auto" if _is_on(config, "evaluator#amp") else None)
     if "inferer" not in config:
         return None, None, amp
     entry = config.resolved(config.content["inferer"], "inferer", keep=REFERENCES)
-    target = entry.get("_target_") if isinstance(entry, Mapping) else None
-    arguments = {
-        key: value
-        for key, value in (entry.items() if isinstance(entry, Mapping) else ())
-        if key not in ("_target_", *_OF_THE_MACHINE)
-    }
+    given = dict(entry) if isinstance(entry, Mapping) else {}
+    target = given.get("_target_")
+    arguments = {key: value for key, value in given.items() if key not in ("_target_", *_OF_THE_MACHINE)}
     try:
         if target in _OUR_INFERERS:
             return _our_inferer(str(target), arguments)
@@ -379,8 +365,7 @@ def bundle_inferer(config: BundleConfig, num_dims: int) -> tuple[Inferer | None,
             raise SettingsError(f"{target!r}")
         if name == "SimpleInferer":
             return None, None, amp
-        inferer = inferer_from_description({"_target_": f"monai.inferers.{name}", **arguments})
-        return inferer, None, amp
+        return inferer_from_description({"_target_": f"monai.inferers.{name}", **arguments}), None, amp
     except (SettingsError, TypeError, ValueError, LookupError) as error:
         if config.trust:
             built = config.built("inferer")

@@ -51,12 +51,7 @@ NUMPY_NUMBERS: tuple[Any, ...] = (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ForeignWeights:
-    """Tensors by name, from a file that may be written by others.
-
-    Attributes:
-        file: The file.
-        tensors: The tensors, on the CPU.
-    """
+    """Tensors by name, from a file that may be written by others."""
 
     file: Path
     tensors: Mapping[str, Tensor]
@@ -64,23 +59,14 @@ class ForeignWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsReport:
-    """The result of loading weights into a network.
-
-    Attributes:
-        file: The file of the weights.
-        loaded: Names of the network's tensors that were loaded from the file.
-        adapted: Those of them whose input channels were repeated or averaged, as ``name: shape -> shape``.
-        mismatched: Names with different shapes, as ``name: shape in the file -> the network's``; initialised randomly.
-        missing: Names of the network that are not in the file; initialised randomly.
-        skipped: Names in the file that are not in the network.
-    """
+    """The result of loading weights into a network: the names of tensors."""
 
     file: Path
     loaded: tuple[str, ...]
-    adapted: tuple[str, ...]
-    mismatched: tuple[str, ...]
-    missing: tuple[str, ...]
-    skipped: tuple[str, ...]
+    adapted: tuple[str, ...]  # of the loaded, with input channels repeated or averaged, as ``name: shape -> shape``
+    mismatched: tuple[str, ...]  # as ``name: shape in the file -> the network's``; initialised randomly
+    missing: tuple[str, ...]  # in the file; initialised randomly
+    skipped: tuple[str, ...]  # not in the network
 
     def __str__(self) -> str:
         total = len(self.loaded) + len(self.mismatched) + len(self.missing)
@@ -112,15 +98,9 @@ class WeightsReport:
 def read_weights(source: PathLike) -> ForeignWeights:
     """Read the weights of an experiment, a file, a MONAI Bundle or an nnU-Net model folder onto the CPU.
 
-    Nothing in a file is executed: anything but tensors and plain values is refused.
-
-    Args:
-        source: An experiment folder, for its best weights; a file written by ``torch.save`` or safetensors, with a
-            state_dict or a dictionary that contains one; the folder of a MONAI Bundle, for its ``models/model.pt``; or
-            an nnU-Net model folder, for its first fold.
-
-    Raises:
-        BadInputError: If there are no weights, or the file cannot be read safely.
+    Nothing in a file is executed: anything but tensors and plain values is refused. Of an experiment these are its best
+    weights, of a bundle its ``models/model.pt``, of an nnU-Net folder those of its first fold; a file, written by
+    ``torch.save`` or safetensors, holds a state_dict or a dictionary that contains one.
     """
     file = weights_file_of(source)
     if file.suffix.casefold() == ".safetensors":
@@ -131,11 +111,7 @@ def read_weights(source: PathLike) -> ForeignWeights:
 
 
 def weights_file_of(source: PathLike) -> Path:
-    """Return the file of weights that a path refers to.
-
-    Raises:
-        BadInputError: If it refers to none.
-    """
+    """Return the file of weights that a path refers to; raise if it refers to none."""
     path = Path(source)
     if path.is_file():
         return path
@@ -168,8 +144,7 @@ _EXPECTED = (
 def read_checkpoint(file: Path) -> Any:
     """Read a file written by ``torch.save`` onto the CPU: only tensors, plain values and NumPy's numbers.
 
-    Raises:
-        BadInputError: If it is damaged, contains anything else, which is not executed, or would expand when unpacked.
+    Nothing else in it is executed: it is refused, as are a damaged file and one that would expand when unpacked.
     """
     try:
         if zipfile.is_zipfile(file):
@@ -208,11 +183,7 @@ def _is_pickle(file: Path) -> bool:
 
 
 def check_archive(file: Path) -> None:
-    """Check an archive written by ``torch.save``, since ``torch.load`` does not verify checksums.
-
-    Raises:
-        BadInputError: If it contains a program, would expand when unpacked, or has changed since it was written.
-    """
+    """Check that an archive holds no program, does not expand and is unchanged, which ``torch.load`` does not do."""
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         if any(entry.filename.endswith("constants.pkl") or "/code/" in entry.filename for entry in entries):
@@ -284,22 +255,11 @@ def _candidates(content: object, *, depth: int = 0) -> Iterator[Mapping[Any, Any
 
 
 def load_into(network: nn.Module, weights: ForeignWeights, *, num_channels: int) -> WeightsReport:
-    """Load weights into a network where name and shape fit; the rest of the network is unchanged.
+    """Load weights into a network where name and shape fit, unless none does; the rest of the network is unchanged.
 
     Prefixes that wrappers add to all names, such as ``module.``, are removed. If images have another number of
     channels, the weights of the layers that read them are repeated, or averaged, so that an image of equal channels
-    leads to the same activations.
-
-    Args:
-        network: The network; for a 2-D one that is applied to slices, the network inside is loaded.
-        weights: The weights.
-        num_channels: Number of channels of the images that the network reads.
-
-    Returns:
-        The result for each tensor.
-
-    Raises:
-        BadInputError: If no tensor fits.
+    leads to the same activations. For a 2-D network that is applied to slices, the network inside is loaded.
     """
     target = network.network if isinstance(network, Slicewise | WithPreviousStage) else network
     state = {name: value for name, value in target.state_dict().items() if isinstance(value, Tensor)}
@@ -337,11 +297,7 @@ def load_into(network: nn.Module, weights: ForeignWeights, *, num_channels: int)
 
 
 def load_whole(network: nn.Module, weights: ForeignWeights) -> None:
-    """Load weights completely into the network that they belong to.
-
-    Raises:
-        BadInputError: If any name or shape differs.
-    """
+    """Load weights completely into the network that they belong to; raise if any name or shape differs."""
     source = _without_prefixes(weights.tensors, network.state_dict())
     try:
         network.load_state_dict(source)
@@ -353,16 +309,9 @@ def load_whole(network: nn.Module, weights: ForeignWeights) -> None:
 
 
 def with_channels(weight: Tensor, num_channels: int) -> Tensor:
-    """Return a layer's weights for another number of image channels: repeated, or else averaged.
+    """Return weights ``(out, in, *kernel)`` for another number of image channels: repeated, or else averaged.
 
     An image whose channels are all equal leads to the same activations before and after.
-
-    Args:
-        weight: ``(out, in, *kernel)``.
-        num_channels: The new number of input channels.
-
-    Returns:
-        ``(out, num_channels, *kernel)``.
     """
     before = weight.shape[1]
     if num_channels < before:

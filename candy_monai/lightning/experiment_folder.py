@@ -57,19 +57,12 @@ _PRECISIONS: dict[str, Literal["bf16", "fp16"]] = {"16-mixed": "fp16", "bf16-mix
 
 @dataclass(frozen=True, kw_only=True)
 class _Pending:
-    """An epoch that has ended but is not yet part of the experiment.
+    """An epoch that has ended but is not yet part of the experiment."""
 
-    Attributes:
-        is_scored: Whether it was validated at its end.
-        is_over: Whether metrics logged per epoch are known, not only those logged per step and by the validation.
-        score: Its score, once it is read.
-        metrics: The metrics logged in it, once they are read.
-    """
-
-    is_scored: bool
-    is_over: bool = True
-    score: float | None = None
-    metrics: Mapping[str, Any] = field(default_factory=dict)
+    is_scored: bool  # whether it was validated at its end
+    is_over: bool = True  # whether metrics logged per epoch are known, too
+    score: float | None = None  # once it is read
+    metrics: Mapping[str, Any] = field(default_factory=dict)  # once they are read
 
 
 class ExperimentFolder(Callback):
@@ -178,19 +171,19 @@ class ExperimentFolder(Callback):
         if is_resumed:
             num_done = experiment.progress.epoch + (self._pending is not None)
             self._reporter.log(f"Continued after epoch {num_done}")
-        self._reporter.notify(
-            RunStarted(
-                experiment_id=experiment.experiment_id,
-                folder=experiment.folder,
-                trainer=type(pl_module).__name__,
-                model=type(self._saved_module(pl_module)).__name__,
-                note=self._note,
-                num_params=num_parameters(self._saved_module(pl_module)),
-                num_macs=math.nan,  # counting them would require an additional call of the module
-                num_epochs=settings.num_epochs,
-                early_stop_tolerance=None,
-            )
+        module = self._saved_module(pl_module)
+        started = RunStarted(
+            experiment_id=experiment.experiment_id,
+            folder=experiment.folder,
+            trainer=type(pl_module).__name__,
+            model=type(module).__name__,
+            note=self._note,
+            num_params=num_parameters(module),
+            num_macs=math.nan,  # counting them would require an additional call of the module
+            num_epochs=settings.num_epochs,
+            early_stop_tolerance=None,
         )
+        self._reporter.notify(started)
         return experiment.folder
 
     def _reopened(self, settings: TrainSettings, trainer: Trainer, parent: Path) -> HostedExperiment | None:
@@ -283,16 +276,11 @@ class ExperimentFolder(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if (
-            batch_idx
-            or dataloader_idx
-            or not is_fitting(trainer)
-            or not _is_averaging(trainer, WEIGHT_AVERAGING_IN_VALIDATION)
-        ):
+        is_first = batch_idx == dataloader_idx == 0
+        if not is_first or not is_fitting(trainer) or not _is_averaging(trainer, WEIGHT_AVERAGING_IN_VALIDATION):
             return
         # The averaged weights are in the module only during the validation.
-        state = self._state_dict(trainer, pl_module)
-        self._averaged = {name: _copied(value) for name, value in state.items()}
+        self._averaged = self._copied(trainer, pl_module)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -310,7 +298,7 @@ class ExperimentFolder(Callback):
         elif self._pending is not None:
             self._pending = dataclasses.replace(self._pending, is_over=True)
         if _is_averaging(trainer):  # at the end of training, such a callback leaves its average in the module
-            self._raw = {name: _copied(value) for name, value in self._state_dict(trainer, pl_module).items()}
+            self._raw = self._copied(trainer, pl_module)
 
     def _finish_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finish the last epoch, if one has ended.
@@ -378,6 +366,10 @@ class ExperimentFolder(Callback):
         kind: WeightsKind = "raw" if self._averaged is None else "ema"
         return RunWeights(raw=raw, scored=raw if self._averaged is None else self._averaged, kind=kind)
 
+    def _copied(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        state = self._state_dict(trainer, pl_module)
+        return {name: value.detach().clone() if isinstance(value, Tensor) else value for name, value in state.items()}
+
     def _state_dict(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         state: dict[str, Any] = trainer.strategy.lightning_module_state_dict()
         if self._network is None:
@@ -417,7 +409,7 @@ class ExperimentFolder(Callback):
     def _entries(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, object]:
         """Return the content of ``experiment.json`` except the run's settings."""
         optimizers = [{"kind": type(each).__name__, **each.defaults} for each in trainer.optimizers]
-        package = type(trainer).__module__.partition(".")[0].replace("_", "-")
+        module, package = self._saved_module(pl_module), type(trainer).__module__.partition(".")[0].replace("_", "-")
         return {
             "host": f"{package} {metadata.version(package)}",
             "monitor": {"metric": self.monitor, "mode": self.mode},
@@ -425,8 +417,7 @@ class ExperimentFolder(Callback):
             "processes": trainer.world_size,
             "hyperparameters": dict(pl_module.hparams),
             "parts": {
-                "network": f"{type(self._saved_module(pl_module)).__name__} of "
-                f"{num_parameters(self._saved_module(pl_module))} parameters",
+                "network": f"{type(module).__name__} of {num_parameters(module)} parameters",
                 "optimizer": optimizers,
                 "scheduler": [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs],
             },
@@ -446,18 +437,8 @@ def _is_averaging(trainer: Trainer, kinds: tuple[type, ...] = WEIGHT_AVERAGING) 
     return any(isinstance(callback, kinds) for callback in trainer.callbacks)
 
 
-def _copied(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value
-
-
 def _numbers(trainer: Trainer, earlier: Mapping[str, Any], *, known: Container[str]) -> dict[str, Any]:
-    """Return the metrics logged in an epoch, each once: Lightning also keeps those of a step under separate names.
-
-    Args:
-        trainer: The Trainer, which keeps a metric until it is logged again.
-        earlier: Its metrics at the start of the epoch.
-        known: The metrics of earlier epochs.
-    """
+    """Return the metrics logged since the earlier ones, each once: Lightning keeps those of a step, too."""
     metrics = trainer.callback_metrics
     found = {}
     for name, value in metrics.items():

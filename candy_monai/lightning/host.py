@@ -61,11 +61,7 @@ Mode = Literal["min", "max"]
 
 
 def checked_mode(mode: str) -> Mode:
-    """Return a callback's ``mode``.
-
-    Raises:
-        SettingsError: If it is neither ``min`` nor ``max``.
-    """
+    """Return a callback's ``mode``; raise if it is neither ``min`` nor ``max``."""
     if mode not in ("min", "max"):
         raise SettingsError(f"mode must be 'min' or 'max', got {mode!r}")
     return mode  # type: ignore[return-value]  # checked above

@@ -139,11 +139,7 @@ class SegmentationPreviews(Callback):
     def _cases(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any
     ) -> tuple[Tensor, Tensor, Tensor, int]:
-        """Return the images, labels and predicted ids of a batch's cases, and the number of classes.
-
-        Raises:
-            SettingsError: If the batch or the output does not contain them.
-        """
+        """Return the images, labels and predicted ids of a batch's cases, and the number of classes."""
         image, label = (_member(batch, key, what) for key, what in ((self._image, "image"), (self._label, "label")))
         if label.ndim == image.ndim - 1:
             label = label[:, None]

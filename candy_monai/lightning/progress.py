@@ -10,13 +10,7 @@ from typing_extensions import override
 from candy_monai.experiment.score_prediction import chance_as_text
 from candy_monai.forecasting.best_score import Forecast
 from candy_monai.forecasting.curve import ScoreRange
-from candy_monai.lightning.host import (
-    Callback,
-    LightningModule,
-    Trainer,
-    is_fitting,
-    planned_epochs,
-)
+from candy_monai.lightning.host import Callback, LightningModule, Trainer, is_fitting, planned_epochs
 from candy_monai.lightning.scores import MonitoredScores
 from candy_monai.observers.forecast import NOTABLE
 

@@ -20,14 +20,7 @@ _DEGREE = 5
 class MonitoredScores:
     """The monitored metric of each epoch as a score, higher is better, with the learning rates.
 
-    Args:
-        monitor: The metric's name, as it is logged.
-        mode: Whether the metric is better when it is lower or higher.
-        score_range: The smallest and the largest value of the metric, each None for no bound; None if it is unknown.
-        by: The callback that monitors it, for messages.
-
-    Raises:
-        SettingsError: If ``mode`` or ``score_range`` is invalid.
+    Arguments are those of the callbacks; ``by`` names the one that monitors, for messages.
     """
 
     def __init__(self, monitor: str, mode: str, score_range: ScoreRange | None, *, by: str) -> None:
@@ -56,11 +49,7 @@ class MonitoredScores:
         return metrics.get(self._monitor) is not self._earlier
 
     def new_value(self, trainer: Trainer) -> float | None:
-        """Return the metric's value in this epoch; None if it was not logged in it.
-
-        Raises:
-            SettingsError: If it was never logged, although there is a validation, as for Lightning's own callbacks.
-        """
+        """Return the metric's value in this epoch, None if it was not logged in it; raise if it never was."""
         metrics: dict[str, Any] = trainer.callback_metrics
         if self._monitor in metrics:
             return float(metrics[self._monitor]) if self.is_new(metrics) else None

@@ -21,9 +21,6 @@ def study_page(study: Study, *, title: str, value_name: str) -> str:
     """Return an HTML page with the plots of a study, in one file that needs no network.
 
     A plot for which there are too few trials is replaced by a sentence that says so.
-
-    Raises:
-        MissingExtraError: If Optuna or Plotly is not installed.
     """
     plots = _plots(study, value_name)
     parts, has_script = [], False
@@ -47,20 +44,20 @@ def study_page(study: Study, *, title: str, value_name: str) -> str:
 
 def _plots(study: Study, value_name: str) -> dict[str, Callable[[], Any]]:
     """Return a function that draws each plot, by its heading."""
-    require("plotly", extra="optuna", purpose="draw the plots of a study")
-    visualization = require("optuna.visualization", extra="optuna", purpose="draw the plots of a study")
-    importance = require("optuna.importance", extra="optuna", purpose="draw the plots of a study")
-    states = require("optuna.trial", extra="optuna", purpose="draw the plots of a study").TrialState
+    _, visualization, importance, trial = (
+        require(name, extra="optuna", purpose="draw the plots of a study")
+        for name in ("plotly", "optuna.visualization", "optuna.importance", "optuna.trial")
+    )
 
     def importances() -> Any:
-        _ask_for(study, states, 4)
+        _ask_for(study, trial.TrialState, 4)
         # Optuna's default evaluator needs scikit-learn.
         evaluator = importance.PedAnovaImportanceEvaluator()
         return visualization.plot_param_importances(study, evaluator=evaluator, target_name=value_name)
 
     def drawn(name: str, **arguments: Any) -> Callable[[], Any]:
         def draw() -> Any:
-            _ask_for(study, states, 1)
+            _ask_for(study, trial.TrialState, 1)
             return getattr(visualization, name)(study, **arguments)
 
         return draw
@@ -76,11 +73,7 @@ def _plots(study: Study, value_name: str) -> dict[str, Callable[[], Any]]:
 
 
 def _ask_for(study: Study, states: Any, least: int) -> None:
-    """Raise if too few trials are completed.
-
-    Raises:
-        ValueError: With the number of completed trials.
-    """
+    """Raise a ValueError if too few trials are completed, as Optuna does."""
     completed = len(study.get_trials(deepcopy=False, states=(states.COMPLETE,)))
     if completed < least:
         raise ValueError(f"{completed} completed trials, {least} are needed")

@@ -36,7 +36,7 @@ from candy_monai.report.facts import shown
 from candy_monai.report.page import write_page
 from candy_monai.report.progress import RunProgress, progress_of_folder
 from candy_monai.report.script import as_script
-from candy_monai.report.tables import Cell, Column, ScoredCase, Table, as_cell, main_metric
+from candy_monai.report.tables import Cell, Column, ScoredCase, Table, as_cell, main_metric, texts
 from candy_monai.report.viewing import read_kept
 
 COMPARISON = "comparison.html"
@@ -50,25 +50,15 @@ _ABOUT_THE_RUN = ("format", "id", "settings", "environment", "plan", "dataset", 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedRun:
-    """A run of a comparison.
+    """A run of a comparison."""
 
-    Attributes:
-        name: A unique name.
-        facts: The content of its folder.
-        progress: Its progress.
-        kept: The cases of its last validation.
-        views: The cases for viewing.
-        final: The scores of the best weights; None if there are none.
-        damaged: A sentence if their file is damaged; otherwise empty.
-    """
-
-    name: str
+    name: str  # unique
     facts: RunFacts
     progress: RunProgress
-    kept: Mapping[str, Any] = field(repr=False)
-    views: Sequence[Any] = field(repr=False)
-    final: Summary | None = field(repr=False)
-    damaged: str = ""
+    kept: Mapping[str, Any] = field(repr=False)  # of its page: the cases of its last validation
+    views: Sequence[Any] = field(repr=False)  # of its page: the cases for viewing
+    final: Summary | None = field(repr=False)  # the scores of the best weights; None if there are none
+    damaged: str = ""  # a sentence if their file is damaged; otherwise empty
 
     def cases(self, *, final: bool) -> tuple[list[ScoredCase], Mapping[int, str]]:
         """Return the scored cases, of the best weights or of the last validation, and the names of their classes."""
@@ -77,11 +67,7 @@ class ComparedRun:
 
 
 def write_comparison(folders: Sequence[PathLike], to: PathLike) -> Path:
-    """Write a page that compares runs, and return its path.
-
-    Args:
-        folders: Their experiment folders, also of earlier versions.
-        to: The file.
+    """Write a page that compares runs, given their experiment folders, also of earlier versions; return its path.
 
     Raises:
         BadInputError: If there are fewer than two, or one is given twice.
@@ -91,12 +77,7 @@ def write_comparison(folders: Sequence[PathLike], to: PathLike) -> Path:
 
 
 def compared_runs(folders: Sequence[PathLike], *, names: Sequence[str] | None = None) -> list[ComparedRun]:
-    """Read the runs to compare; see `write_comparison`.
-
-    Args:
-        folders: Their experiment folders.
-        names: Their names; by default the parts of their paths that differ.
-    """
+    """Read the runs to compare, named by the parts of their paths that differ; see `write_comparison`."""
     paths = [Path(folder) for folder in folders]
     if len(paths) < 2 and names is None:
         raise BadInputError(f"a comparison needs two runs or more, got {len(paths)}")
@@ -220,14 +201,8 @@ def paired(first: Sequence[float], other: Sequence[float]) -> tuple[float, float
 
 def _table_of_runs(names: Sequence[str], scores: Sequence[Sequence[float]]) -> Table:
     best = [max(column) for column in zip(*scores, strict=True)]
-    columns = [
-        Column(name="run", is_number=False),
-        Column(name="mean score", better="higher"),
-        Column(name=f"better than {names[0]} by"),
-        Column(name="95 % interval", is_number=False),
-        Column(name="cases won"),
-        Column(name="shared"),
-    ]
+    columns = [*texts("run"), Column(name="mean score", better="higher"), Column(name=f"better than {names[0]} by")]
+    columns += [*texts("95 % interval"), Column(name="cases won"), Column(name="shared")]
     rows: list[list[Cell]] = []
     for index, (name, own) in enumerate(zip(names, scores, strict=True)):
         mean, half = paired(scores[0], own)
@@ -237,24 +212,16 @@ def _table_of_runs(names: Sequence[str], scores: Sequence[Sequence[float]]) -> T
             if score > best[place] - _SAME:
                 alone = sum(other[place] > best[place] - _SAME for other in scores) == 1
                 won, shared = won + alone, shared + (not alone)
-        rows.append(
-            [
-                name,
-                as_cell(statistics.fmean(own)),
-                as_cell(mean) if index else None,
-                shows or None,
-                float(won),
-                float(shared),
-            ]
-        )
+        by = as_cell(mean) if index else None
+        rows.append([name, as_cell(statistics.fmean(own)), by, shows or None, float(won), float(shared)])
     count = f"{len(best)} cases" if len(best) > 1 else "one case"
     note = f"On the {count} that all runs have scored; differences and their intervals are computed case by case."
     return Table(title="Scores", note=note, columns=columns, rows=rows)
 
 
 def _table_of_cases(names: Sequence[str], known: Sequence[str], scores: Sequence[Sequence[float]]) -> Table:
-    columns = [Column(name="case", is_number=False), *(Column(name=name, better="higher") for name in names)]
-    columns += [Column(name="best", is_number=False), Column(name="apart")]
+    columns = [*texts("case"), *(Column(name=name, better="higher") for name in names), *texts("best")]
+    columns.append(Column(name="apart"))
     rows: list[list[Cell]] = []
     for place, case_id in enumerate(known):
         own = [one[place] for one in scores]
@@ -279,8 +246,7 @@ def _table_of_classes(
     if not metric or not ids:
         return []
     better = better_of(metric)
-    columns = [Column(name="class", is_number=False), *(Column(name=name, better=better) for name in names)]
-    columns.append(Column(name="apart"))
+    columns = [*texts("class"), *(Column(name=name, better=better) for name in names), Column(name="apart")]
     rows: list[list[Cell]] = []
     for name, by_run in ids.items():
         means = [
@@ -306,17 +272,8 @@ def _names_of_other_case(ids: Mapping[str, Mapping[int, int]]) -> str:
 
 
 def _overview(runs: Sequence[ComparedRun]) -> Table:
-    columns = [
-        Column(name="run", is_number=False),
-        Column(name="dataset", is_number=False),
-        Column(name="trainer", is_number=False),
-    ]
-    columns += [Column(name="state", is_number=False), Column(name="epochs"), Column(name="time", is_number=False)]
-    columns += [
-        Column(name="best score", better="higher"),
-        Column(name="final Dice", better="higher"),
-        Column(name="note", is_number=False),
-    ]
+    columns = [*texts("run", "dataset", "trainer", "state"), Column(name="epochs"), *texts("time")]
+    columns += [Column(name="best score", better="higher"), Column(name="final Dice", better="higher"), *texts("note")]
     rows: list[list[Cell]] = []
     for run in runs:
         description, progress = run.facts.description, run.progress

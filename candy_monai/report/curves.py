@@ -35,66 +35,38 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One curve.
+    """One curve."""
 
-    Attributes:
-        name: The name in the legend.
-        color: ``training``, ``validation``, ``plain``, or a colour as ``#rrggbb``.
-        x: Epochs, counted from 1.
-        y: The values.
-    """
-
-    name: str
-    color: str
-    x: Sequence[int]
+    name: str  # in the legend
+    color: str  # ``training``, ``validation``, ``plain``, or a colour as ``#rrggbb``
+    x: Sequence[int]  # epochs, counted from 1
     y: Sequence[float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """An area between two curves.
+    """An area between two curves."""
 
-    Attributes:
-        name: What the legend says.
-        x: Epochs.
-        low: The lower end at each.
-        high: The upper end at each.
-    """
-
-    name: str
-    x: Sequence[int]
+    name: str  # in the legend
+    x: Sequence[int]  # epochs
     low: Sequence[float]
     high: Sequence[float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """Curves that share a scale.
+    """Curves that share a scale."""
 
-    Attributes:
-        key: Identifies the figure, also on the page of another run.
-        title: Its title.
-        better: ``higher``, ``lower``, or None if it is unknown which values are better.
-        series: The curves.
-        bands: The areas behind them.
-        note: A sentence below.
-    """
-
-    key: str
+    key: str  # identifies it, also on the page of another run
     title: str
-    better: str | None
+    better: str | None  # ``higher``, ``lower``, or None if unknown
     series: Sequence[Series]
-    bands: Sequence[Band] = ()
-    note: str = ""
+    bands: Sequence[Band] = ()  # behind the curves
+    note: str = ""  # a sentence below
 
 
 def figures(metrics: Mapping[str, Sequence[float]], class_names: Mapping[int, str]) -> list[Figure]:
-    """Return the figures of a run: score, loss, classes, other metrics, learning rate and time.
-
-    Args:
-        metrics: Each metric's values over all epochs, as in ``metrics.csv``; ``val dice`` is ``dice`` in validation.
-        class_names: Names by label id.
-    """
+    """Return the figures of a run: score, loss, classes, other metrics, learning rate and time."""
     groups: dict[str, list[str]] = {}
     for name in metrics:
         groups.setdefault(_group(name, class_names), []).append(name)

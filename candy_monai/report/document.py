@@ -47,48 +47,28 @@ _LOST = (
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """A page in plain values.
-
-    Attributes:
-        title: Its title.
-        status: One line below it.
-        content: The content drawn in the browser.
-        kept: The cases of the last validation, which cannot be read from the folder again.
-        views: The cases for viewing, written by `as_script`.
-    """
+    """A page in plain values."""
 
     title: str
-    status: str
-    content: Mapping[str, Any] = field(repr=False)
-    kept: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    views: str = field(default="[]", repr=False)
+    status: str  # one line below the title
+    content: Mapping[str, Any] = field(repr=False)  # drawn in the browser
+    kept: Mapping[str, Any] = field(default_factory=dict, repr=False)  # cases that cannot be read from the folder again
+    views: str = field(default="[]", repr=False)  # written by `as_script`
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """The content of a run's folder that does not change during the run.
-
-    Attributes:
-        folder: The experiment folder.
-        description: The content of ``experiment.json``.
-        class_names: Names by label id.
-        findings: The content of ``findings.json``; None without it.
-        damaged: A sentence if it cannot be read; otherwise empty.
-    """
+    """The content of a run's folder that does not change during the run."""
 
     folder: Path
     description: ExperimentDescription
     class_names: Mapping[int, str]
-    findings: Mapping[str, Any] | None
-    damaged: str = ""
+    findings: Mapping[str, Any] | None  # None without ``findings.json``
+    damaged: str = ""  # a sentence if the findings cannot be read
 
     @classmethod
     def of(cls, folder: Path) -> RunFacts:
-        """Read them.
-
-        Raises:
-            ExperimentError: If the folder is no experiment, or ``experiment.json`` is damaged.
-        """
+        """Read them; raise if the folder is no experiment, or ``experiment.json`` is damaged."""
         description = read_description(folder)
         names, findings, damaged = class_names_of(description), None, ""
         try:
@@ -138,11 +118,7 @@ def document_of_run(
 
 
 def document_of_folder(folder: Path, *, now: datetime) -> Document:
-    """Return the document of the page of a run from its folder, also for runs of earlier versions.
-
-    Raises:
-        ExperimentError: If the folder is no experiment, or ``experiment.json`` is damaged.
-    """
+    """Return the document of the page of a run from its folder, also for runs of earlier versions."""
     facts = RunFacts.of(folder)
     kept, views = read_kept(folder / REPORT)
     progress = with_kept(progress_of_folder(folder, facts.description), kept)
@@ -184,11 +160,7 @@ def steps_per_epoch(description: ExperimentDescription) -> int | None:
 
 
 def read_final(folder: Path) -> tuple[Summary | None, str]:
-    """Return the scores of the best weights, ``validation.json``, and a sentence if they are damaged.
-
-    Returns:
-        The scores, None if the file is missing or damaged; and the problem, empty if there is none.
-    """
+    """Return the scores of the best weights, ``validation.json``, and a sentence if they are damaged, else empty."""
     path = folder / VALIDATION_SCORES
     if not os.path.lexists(path):
         return None, ""

@@ -16,7 +16,7 @@ from candy_monai.experiment.summary import summary_of
 from candy_monai.report.comparison import ComparedRun, compared_runs, content_of_runs, overlaid
 from candy_monai.report.document import VERSION, Document, as_plain
 from candy_monai.report.page import write_page
-from candy_monai.report.tables import Cell, Column, ScoredCase, Table, as_cell, scored_cases, tables_of_cases
+from candy_monai.report.tables import Cell, Column, ScoredCase, Table, as_cell, scored_cases, tables_of_cases, texts
 
 CROSS_VALIDATION_PAGE = "crossval.html"
 
@@ -26,21 +26,12 @@ def write_evaluation(
 ) -> Path:
     """Write the page of an evaluation, and return its path.
 
-    Args:
-        summary: The result of `EvalResult.to_dict`.
-        to: The file.
-        title: What was evaluated.
-        notes: Sentences about omitted cases.
-        names: Names of classes by id.
+    The summary is that of `EvalResult.to_dict`; the notes are sentences about omitted cases.
     """
     cases = scored_cases(summary_of(summary, source=title))
     note = " ".join(f"{sentence.rstrip('.')}." for sentence in notes)
     content = {
-        "version": VERSION,
-        "kind": "evaluation",
-        "note": "",
-        "written": datetime.now().timestamp(),
-        "status": {"state": "finished"},
+        **_common("evaluation"),
         "tiles": _tiles(cases, {**(summary.get("foreground_mean") or {}), **summary.get("mean_values", {})}),
         "tables": as_plain(tables_of_cases(cases, names, note=note)),
     }
@@ -51,14 +42,9 @@ def write_evaluation(
 
 
 def write_cross_validation(folder: PathLike, *, to: PathLike | None = None) -> Path:
-    """Write the page of a cross-validation: its folds, their curves, and the cases of all of them.
+    """Write the page of a cross-validation: its folds, their curves, and the cases of all of them; return its path.
 
-    Args:
-        folder: The folder of the cross-validation.
-        to: The file; None for ``crossval.html`` in the folder.
-
-    Raises:
-        BadInputError: If none of its folds has an experiment.
+    It is ``crossval.html`` in the folder unless another file is given. One of the folds must have an experiment.
     """
     folder = Path(folder)
     found = {fold: run for fold, run in folds_below(folder).items() if run is not None}
@@ -79,15 +65,11 @@ def write_cross_validation(folder: PathLike, *, to: PathLike | None = None) -> P
     note += "".join(f" {run.name}: {run.damaged}" for run in runs if run.damaged)
     tables = as_plain(tables_of_cases(cases, names, note=note))
     if tables:
-        tables[0]["columns"].insert(1, as_plain(Column(name="fold", is_number=False)))
+        tables[0]["columns"].insert(1, *as_plain(texts("fold")))
         for row in tables[0]["rows"]:
             row.insert(1, fold_of[row[0]])
     content = {
-        "version": VERSION,
-        "kind": "crossval",
-        "note": "",
-        "written": datetime.now().timestamp(),
-        "status": {"state": "finished"},
+        **_common("crossval"),
         "tiles": _tiles(cases),
         "runs": content_of_runs(runs),
         "folds": as_plain(_table_of_folds(runs, by_run)),
@@ -101,11 +83,16 @@ def write_cross_validation(folder: PathLike, *, to: PathLike | None = None) -> P
     )
 
 
+def _common(kind: str) -> dict[str, Any]:
+    now = datetime.now().timestamp()
+    return {"version": VERSION, "kind": kind, "note": "", "written": now, "status": {"state": "finished"}}
+
+
 def _table_of_folds(
     runs: Sequence[ComparedRun], by_run: Sequence[tuple[Sequence[ScoredCase], Mapping[int, str]]]
 ) -> Table:
-    columns = [Column(name="fold", is_number=False), Column(name="state", is_number=False), Column(name="epochs")]
-    columns += [Column(name="cases"), Column(name="final Dice", better="higher"), Column(name="run", is_number=False)]
+    columns = [*texts("fold", "state"), Column(name="epochs"), Column(name="cases")]
+    columns += [Column(name="final Dice", better="higher"), *texts("run")]
     rows: list[list[Cell]] = []
     for run, (cases, _) in zip(runs, by_run, strict=True):
         score = None if run.final is None or run.final.dice is None else as_cell(run.final.dice)
@@ -116,12 +103,7 @@ def _table_of_folds(
 
 
 def _tiles(cases: Sequence[ScoredCase], means: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """Return the mean of each metric, with the spread of the cases.
-
-    Args:
-        cases: The cases.
-        means: The means of the summary, taken over the means of the classes; None to average the cases.
-    """
+    """Return the mean of each metric, that of the summary or else of the cases, with the spread of the cases."""
     tiles = []
     for name in dict.fromkeys(name for case in cases for name in case.metrics):
         known = [value for case in cases if not math.isnan(value := case.metrics.get(name, math.nan))]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from candy_monai.data.planning.entries import as_text
-from candy_monai.data.values import join_names
+from candy_monai.data.values import frozen, join_names
 from candy_monai.errors import BadInputError
 from candy_monai.experiment.description import CUSTOM, ExperimentDescription
 from candy_monai.experiment.folder import LOGS
@@ -34,15 +34,10 @@ Rows = list[list[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A command to copy.
-
-    Attributes:
-        title: Its purpose.
-        command: One line for a shell, or of Python.
-    """
+    """A command to copy."""
 
     title: str
-    command: str
+    command: str  # one line for a shell, or of Python
 
 
 def findings_as_text(warnings: Sequence[str], choices: Sequence[Any], facts: Sequence[tuple[str, str]]) -> str:
@@ -76,11 +71,7 @@ def _range(values: Sequence[Sequence[float]]) -> str:
 
 
 def read_findings(folder: Path) -> dict[str, Any] | None:
-    """Return the findings in a folder, written by `findings_as_text`; None if there is no such file.
-
-    Raises:
-        BadInputError: If it is damaged.
-    """
+    """Return the findings in a folder; None if there is no such file; raise if it is damaged."""
     path = folder / FINDINGS
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -142,7 +133,7 @@ def settings_of(description: ExperimentDescription) -> Rows:
     """Return the arguments of ``train``: name, value, and whether it is the default."""
     defaults = {entry.name: entry.default for entry in dataclasses.fields(TrainSettings)}
     return [
-        [name, shown(value), _plain(defaults.get(name)) == _plain(value)]
+        [name, shown(value), frozen(defaults.get(name)) == frozen(value)]
         for name, value in (description.settings or {}).items()
     ]
 
@@ -197,6 +188,13 @@ def budget_of(description: ExperimentDescription) -> dict[str, Any] | None:
 
 def log_of(folder: Path) -> dict[str, Any]:
     """Return the last lines of a run's log, and whether there are more."""
+    lines, is_cut = end_of_log(folder)
+    lines = [line[:_LONGEST_LINE] for line in lines if line]
+    return {"lines": lines[-MOST_LINES:], "is_cut": is_cut or len(lines) > MOST_LINES}
+
+
+def end_of_log(folder: Path) -> tuple[list[str], bool]:
+    """Return the whole lines at the end of a run's log, none if it cannot be read, and whether there are more."""
     path = folder / LOGS
     try:
         size = path.stat().st_size
@@ -204,10 +202,8 @@ def log_of(folder: Path) -> dict[str, Any]:
             file.seek(max(0, size - _MOST_BYTES))
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
-        return {"lines": [], "is_cut": False}
-    lines = text.split("\n")[int(size > _MOST_BYTES) :]
-    lines = [line[:_LONGEST_LINE] for line in lines if line]
-    return {"lines": lines[-MOST_LINES:], "is_cut": size > _MOST_BYTES or len(lines) > MOST_LINES}
+        return [], False
+    return text.splitlines()[int(size > _MOST_BYTES) :], size > _MOST_BYTES
 
 
 def commands_of(
@@ -257,12 +253,4 @@ def shown(value: object) -> str:
         return ", ".join(f"{name}: {shown(entry)}" for name, entry in value.items())
     if isinstance(value, list | tuple) and any(isinstance(entry, Mapping | str) for entry in value):
         return "; ".join(map(shown, value))
-    return as_text(_as_tuples(value))
-
-
-def _as_tuples(value: object) -> object:
-    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
+    return as_text(frozen(value))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -34,12 +35,7 @@ def page_of(document: Document) -> str:
         "kept": as_script(document.kept),
         "views": document.views,
     }
-    pieces = assets["page"].split("{{")
-    written = [pieces[0]]
-    for piece in pieces[1:]:
-        name, _, rest = piece.partition("}}")
-        written += [parts[name], rest]
-    return "".join(written)
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], assets["page"])
 
 
 def _escaped(text: str) -> str:

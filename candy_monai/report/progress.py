@@ -17,7 +17,7 @@ from candy_monai.columns import EPOCH_DURATION, SCORE
 from candy_monai.errors import ExperimentError
 from candy_monai.experiment.description import ExperimentDescription
 from candy_monai.experiment.events import EpochFinished
-from candy_monai.experiment.folder import LOCK, LOGS, METRICS, STATE
+from candy_monai.experiment.folder import LOCK, METRICS, STATE
 from candy_monai.experiment.history import History, load_metrics
 from candy_monai.experiment.score_prediction import (
     chance_as_text,
@@ -31,51 +31,36 @@ from candy_monai.experiment.summary import Summary
 from candy_monai.experiment.time_limit import epochs_in_time
 from candy_monai.forecasting.best_score import Forecast
 from candy_monai.metrics.interval import half_width
+from candy_monai.report.facts import end_of_log
 
 State = Literal["running", "finished", "interrupted", "failed"]
 
+_FINISHED: tuple[State, str] = ("finished", "")
 _END = re.compile(r"\] Interrupted in epoch \d+(?:: (.*))?$")
 _BEGIN = re.compile(r"\] Experiment .+ in .+$")
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "KeyboardInterrupt", "SystemExit")
 _CONCLUSION = re.compile(r"\] (Best validation score|Early stopping triggered|The time is up)")
-_TAIL = 65_536
 _STALE_AFTER_S, _STALE_AFTER_EPOCHS = 600.0, 3.0
 """A page is written after each epoch: one of a run that goes on is not older than its longest epochs, and more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunProgress:
-    """How far a run has come.
-
-    Attributes:
-        state: Whether it goes on, or how it ended.
-        epoch: Epochs done.
-        num_epochs: Epochs that it will have, as far as can be told.
-        metrics: Every metric over the epochs.
-        best_score: The best score; None before the first.
-        best_epoch: Its epoch.
-        reason: The reason for ending early; empty if it did not, or if unknown.
-        forecast: The forecast of its best score; None if there is none.
-        is_estimate: Whether ``num_epochs`` is an estimate, since time decides.
-        num_validated: Number of cases in the best mean score; None if unknown.
-        standard_error: The standard error of that mean.
-        can_go_on: Whether its state can be read, so that it can be resumed.
-        lacking: A sentence about files that could not be read; otherwise empty.
-    """
+    """How far a run has come."""
 
     state: State
-    epoch: int = 0
-    num_epochs: int | None = None
-    metrics: Mapping[str, Sequence[float]] = field(default_factory=dict, repr=False)
-    best_score: float | None = None
+    epoch: int = 0  # done
+    num_epochs: int | None = None  # as far as can be told
+    metrics: Mapping[str, Sequence[float]] = field(default_factory=dict, repr=False)  # over the epochs
+    best_score: float | None = None  # None before the first
     best_epoch: int = 0
-    reason: str = ""
-    forecast: Forecast | None = None
-    is_estimate: bool = False
-    num_validated: int | None = None
-    standard_error: float = math.nan
-    can_go_on: bool = True
-    lacking: str = ""
+    reason: str = ""  # for ending early; empty if it did not, or if unknown
+    forecast: Forecast | None = None  # of its best score
+    is_estimate: bool = False  # whether ``num_epochs`` is an estimate, since time decides
+    num_validated: int | None = None  # cases in the best mean score
+    standard_error: float = math.nan  # of that mean
+    can_go_on: bool = True  # whether its state can be read
+    lacking: str = ""  # a sentence about files that could not be read
 
 
 def progress_of_event(event: EpochFinished) -> RunProgress:
@@ -105,34 +90,29 @@ def progress_of_folder(folder: Path, description: ExperimentDescription) -> RunP
     history = History()
     history.load_state_dict(state.history)
     metrics, progress, settings = history.metrics(), state.progress, state.settings
-    best = progress.best_score if progress.best_epoch else None
-    if state.is_complete:
-        how: tuple[State, str] = ("finished", "")
-        num_epochs = progress.epoch
-    else:
-        how = _unfinished(folder)
-        num_epochs = epochs_in_time(
-            metrics.get(EPOCH_DURATION, ()),
-            elapsed_s=progress.total_s,
-            num_epochs=settings.num_epochs,
-            limit_s=settings.time_limit_s,
+    how, reason = _FINISHED if state.is_complete else _unfinished(folder)
+    num_epochs = progress.epoch
+    if not state.is_complete:
+        durations, limit_s = metrics.get(EPOCH_DURATION, ()), settings.time_limit_s
+        planned_epochs = epochs_in_time(
+            durations, elapsed_s=progress.total_s, num_epochs=settings.num_epochs, limit_s=limit_s
         )
-        num_epochs = max(num_epochs, progress.epoch)
+        num_epochs = max(num_epochs, planned_epochs)
     forecast = None
-    if how[0] == "running" and settings.val_score_prediction:
+    if how == "running" and settings.val_score_prediction:
         found = description.score_range
         score_range = (found[0], found[1]) if found is not None and len(found) == 2 else None
         forecast = predict_safely(
             metrics, num_epochs, degree=settings.val_score_prediction_degree, score_range=score_range
         )
     return RunProgress(
-        state=how[0],
+        state=how,
         epoch=progress.epoch,
         num_epochs=num_epochs,
         metrics=metrics,
-        best_score=best,
+        best_score=progress.best_score if progress.best_epoch else None,
         best_epoch=progress.best_epoch,
-        reason=how[1],
+        reason=reason,
         forecast=forecast,
         is_estimate=settings.time_limit_s is not None and not state.is_complete,
     )
@@ -264,10 +244,10 @@ def _from_metrics(folder: Path, planned: int | None) -> RunProgress:
     known = [score for score in scores if math.isfinite(score)]
     epoch = max(map(len, metrics.values()), default=0)
     is_done = (planned is not None and epoch >= planned) or _says_that_it_is_over(folder)
-    state: tuple[State, str] = ("finished", "") if is_done else _unfinished(folder)
+    how, reason = _FINISHED if is_done else _unfinished(folder)
     return RunProgress(
-        state=state[0],
-        reason=state[1],
+        state=how,
+        reason=reason,
         epoch=epoch,
         num_epochs=planned,
         metrics=metrics,
@@ -280,7 +260,7 @@ def _from_metrics(folder: Path, planned: int | None) -> RunProgress:
 
 def _says_that_it_is_over(folder: Path) -> bool:
     """Return whether the log ends like that of a run that finished or was stopped early."""
-    for line in reversed(_last_lines(folder)):
+    for line in reversed(end_of_log(folder)[0]):
         if _CONCLUSION.search(line):
             return True
         if _END.search(line) or _BEGIN.search(line):
@@ -292,7 +272,7 @@ def _unfinished(folder: Path) -> tuple[State, str]:
     """Return the state of a run that has epochs left, and the reason why it ended."""
     if _is_being_trained(folder):
         return "running", ""
-    for line in reversed(_last_lines(folder)):
+    for line in reversed(end_of_log(folder)[0]):
         if match := _END.search(line):
             reason = match[1] or ""
             return ("interrupted" if reason.startswith(_SIGNALS) or not reason else "failed"), reason
@@ -314,13 +294,3 @@ def _is_being_trained(folder: Path) -> bool:
         return False
     lock.release()
     return False
-
-
-def _last_lines(folder: Path) -> list[str]:
-    path = folder / LOGS
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL))
-            return file.read().decode("utf-8", errors="replace").splitlines()
-    except OSError:
-        return []

@@ -18,12 +18,7 @@ def as_script(content: object) -> str:
 
 
 def read_script(page: str, element: str) -> Any:
-    """Return the value that `as_script` wrote into an element of a page.
-
-    Raises:
-        LookupError: If there is no such element.
-        ValueError: If it is not valid JSON.
-    """
+    """Return the value that `as_script` wrote into an element of a page; raise if there is none."""
     match = re.search(rf'<script type="application/json" id="{re.escape(element)}">(.*?)</script>', page, re.DOTALL)
     if match is None:
         raise LookupError(f"no element {element!r}")

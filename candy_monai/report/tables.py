@@ -19,59 +19,40 @@ Cell = str | float | None
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One column.
-
-    Attributes:
-        name: Its heading.
-        better: ``higher`` or ``lower``; None if neither is better.
-        is_number: Whether it holds numbers.
-    """
+    """One column."""
 
     name: str
-    better: str | None = None
+    better: str | None = None  # ``higher``, ``lower``, or None for neither
     is_number: bool = True
+
+
+def texts(*names: str) -> list[Column]:
+    """Return columns of text."""
+    return [Column(name=name, is_number=False) for name in names]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of cells.
-
-    Attributes:
-        title: Its title.
-        note: A sentence above.
-        columns: Its columns.
-        rows: A cell for each column; None for no value.
-    """
+    """Rows of cells."""
 
     title: str
-    note: str = ""
+    note: str = ""  # a sentence above
     columns: Sequence[Column]
-    rows: Sequence[Sequence[Cell]] = field(repr=False)
+    rows: Sequence[Sequence[Cell]] = field(repr=False)  # a cell for each column; None for no value
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredCase:
-    """The scores of one case.
-
-    Attributes:
-        case_id: Its id.
-        score: The score by which cases are ranked; NaN for none.
-        metrics: Further values of the whole case, by name.
-        classes: The values of each metric by class id.
-    """
+    """The scores of one case."""
 
     case_id: str
-    score: float
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    classes: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    score: float  # by which cases are ranked; NaN for none
+    metrics: Mapping[str, float] = field(default_factory=dict)  # further values of the whole case
+    classes: Mapping[str, Mapping[int, float]] = field(default_factory=dict)  # of each metric by class id
 
 
 def scored_cases(summary: Summary) -> list[ScoredCase]:
-    """Return the cases of a summary whose classes are ids, ranked by their mean Dice.
-
-    Raises:
-        BadInputError: If a class is not an id.
-    """
+    """Return the cases of a summary, whose classes must be ids, ranked by their mean Dice."""
     cases = []
     for case in summary.cases:
         classes: dict[str, dict[int, float]] = {}
@@ -101,14 +82,13 @@ def table_of_cases(cases: Sequence[ScoredCase], class_names: Mapping[int, str], 
     metric = main_metric(cases)
     ids = sorted({i for case in cases for i in case.classes.get(metric, {}) if i != 0})
     with_score = not names or _differs(cases)
-    columns = [Column(name="case", is_number=False)]
-    columns += [Column(name="score", better="higher")] if with_score else []
+    columns = [*texts("case"), *([Column(name="score", better="higher")] if with_score else [])]
     columns += [Column(name=_heading(name, cases), better=better_of(name)) for name in names]
     by_class = 1 < len(ids) <= MOST_CLASS_COLUMNS
     if by_class:
         columns += [Column(name=class_names.get(i, f"class {i}"), better=better_of(metric)) for i in ids]
     elif len(ids) > 1:
-        columns += [Column(name="worst class", is_number=False), Column(name=f"its {metric}", better=better_of(metric))]
+        columns += [*texts("worst class"), Column(name=f"its {metric}", better=better_of(metric))]
     rows: list[list[Cell]] = []
     for case in cases:
         values = case.classes.get(metric, {})
@@ -130,12 +110,9 @@ def table_of_classes(cases: Sequence[ScoredCase], class_names: Mapping[int, str]
         return None
     metric = main_metric(cases)
     better = better_of(metric)
-    columns = [Column(name="class", is_number=False), Column(name="cases")]
-    columns += [Column(name=name, better=better_of(name)) for name in metrics]
-    columns += [
-        Column(name=f"least {metric}" if better != "lower" else f"largest {metric}", better=better),
-        Column(name="in case", is_number=False),
-    ]
+    columns = [*texts("class"), Column(name="cases"), *(Column(name=name, better=better_of(name)) for name in metrics)]
+    columns.append(Column(name=f"least {metric}" if better != "lower" else f"largest {metric}", better=better))
+    columns += texts("in case")
     rows: list[list[Cell]] = []
     for i in ids:
         known = {

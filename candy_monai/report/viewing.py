@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from candy_monai.experiment.events import Validated, ValidatedCase, ViewedCase
+from candy_monai.experiment.events import Validated, ViewedCase
 from candy_monai.plotting.case.views import dice_in_view
 from candy_monai.report.curves import class_of_metric, hex_color
 from candy_monai.report.script import read_script
@@ -28,13 +28,7 @@ _LEVEL = 6
 
 
 def encoded_case(case: ViewedCase, class_names: Mapping[int, str], *, epoch: int | None) -> dict[str, Any]:
-    """Return a case as plain values for a page.
-
-    Args:
-        case: The case.
-        class_names: Names by label id.
-        epoch: The epoch of its validation; None if there was none.
-    """
+    """Return a case as plain values for a page, with the epoch of its validation, if there was one."""
     view = case.view
     in_label, in_prediction = view.present()
     dice = dice_in_view(view)
@@ -75,7 +69,11 @@ def kept_of(validated: Validated, epoch: int) -> dict[str, Any]:
     return {
         "epoch": epoch,
         "cases": [
-            {"id": case.case_id, "score": _finite(case.score), "metrics": _finite_ones(case)}
+            {
+                "id": case.case_id,
+                "score": _finite(case.score),
+                "metrics": {name: _finite(value) for name, value in case.metrics.items()},
+            }
             for case in validated.cases
         ],
     }
@@ -133,7 +131,3 @@ def _as_text(array: NDArray[Any], *, is_image: bool = False) -> str:
 
 def _finite(value: float) -> float | None:
     return float(f"{value:.6g}") if math.isfinite(value) else None
-
-
-def _finite_ones(case: ValidatedCase) -> dict[str, float | None]:
-    return {name: _finite(value) for name, value in case.metrics.items()}

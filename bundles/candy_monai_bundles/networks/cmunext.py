@@ -22,15 +22,10 @@ NUM_GROUPS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Layers:
-    """The layers of a network, in 2-D or 3-D.
+    """The layers of a network, in 2-D or 3-D."""
 
-    Attributes:
-        num_dims: 2 or 3 spatial axes.
-        norm: Builds the normalisation for a number of channels.
-    """
-
-    num_dims: int
-    norm: Norm
+    num_dims: int  # 2 or 3 spatial axes
+    norm: Norm  # builds the normalisation for a number of channels
 
     def conv(self, *arguments: Any, **options: Any) -> nn.Conv2d | nn.Conv3d:
         """Build a convolution, with the arguments of PyTorch's class."""

@@ -84,7 +84,7 @@ def export_monai_bundle(
     overwrite: bool = False,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> Path:
-    """Write a MONAI Bundle, which runs where MONAI is installed and candy_monai is not.
+    """Write a MONAI Bundle, which runs where MONAI is installed and candy_monai is not; return its folder.
 
     Its configurations are derived from the experiment's own pipelines. If these need classes that MONAI lacks, their
     modules are copied to ``scripts/``. The bundle is run once on the images given, or on validation cases if the
@@ -95,8 +95,8 @@ def export_monai_bundle(
     Args:
         experiments: The experiment folder; several become one bundle that averages their probabilities. Or the folder
             of a trained nnU-Net, whose folds become one network.
-        out: The bundle's folder, created if missing, which must be empty or, to be replaced, a bundle. MONAI Label
-            treats a bundle as one for segmentation if this word is in the folder's name.
+        out: The bundle's folder, empty or, to be replaced, a bundle. MONAI Label treats a bundle as one for
+            segmentation if this word is in the folder's name.
         portable: Use only MONAI's own classes: its nearest equivalents replace ours.
         checkpoint: ``best``, ``latest``, or the name of a weight file in the experiment.
         images: The images for the comparison; None for cases that the experiment was validated on.
@@ -104,14 +104,6 @@ def export_monai_bundle(
         thresholds: The probability that each region must exceed; empty for 0.5.
         overwrite: Replace the bundle at ``out``.
         on_progress: Called with the result of the comparison.
-
-    Returns:
-        The bundle's folder.
-
-    Raises:
-        BadInputError: If ``out`` is not empty; an experiment cannot be exported, with what to do instead; or the
-            experiments do not fit together.
-        RunFailedError: If the written bundle does not run.
     """
     out = Path(out)
     _check_place(out, overwrite=overwrite)
@@ -252,11 +244,7 @@ def _validation_files(origin: Origin) -> dict[str, Sequence[Path]]:
 
 
 def _given_files(images: Inputs, source: BundleSource) -> dict[str, Sequence[Path]]:
-    """Return the files of each of the images for the comparison.
-
-    Raises:
-        BadInputError: If their file format is not that of the bundle.
-    """
+    """Return the files of each of the images for the comparison, which must have the format of the bundle."""
     predictor = source.predictor
     found: dict[str, Sequence[Path]] = {}
     for case in input_cases(images, channels=predictor.channels, num_dims=predictor.num_dims):

@@ -7,12 +7,7 @@ from collections.abc import Sequence
 from candy_monai.data.images.pictures import PICTURES, TIFFS
 from candy_monai.data.pipelines.description import IMAGE, LABEL, PREDICTION, Entry
 from candy_monai.export.monai_bundle.source import MAX_GRAD_NORM, BundleSource, Config
-from candy_monai.export.monai_bundle.steps import (
-    for_image_alone,
-    monai,
-    region_masks,
-    without_ignored,
-)
+from candy_monai.export.monai_bundle.steps import for_image_alone, monai, region_masks, without_ignored
 from candy_monai.inference.outputs import IN_ONE_FILE
 
 _THREADS = 1
@@ -40,10 +35,10 @@ def inference_config(source: BundleSource) -> Config:
         # MONAI Label looks for every key that LoadImaged names.
         "preprocessing": _compose(_with_spacing_check(source, for_image_alone(source.preprocessing()))),
         "dataset": {"_target_": "monai.data.Dataset", "data": "@datalist", "transform": "@preprocessing"},
-        "dataloader": _loader("@dataset", batch_size=1),
+        "dataloader": _loader("@dataset"),
         "inferer": source.inferer(),
         "postprocessing": _compose([*source.postprocessing("@preprocessing"), *_saving(source)]),
-        "handlers": [_checkpoint_loader(), {"_target_": "monai.handlers.StatsHandler", "iteration_log": False}],
+        "handlers": [_checkpoint_loader(), _handler("StatsHandler", iteration_log=False)],
         "evaluator": {
             "_target_": "monai.engines.SupervisedEvaluator",
             "device": "@device",
@@ -60,12 +55,7 @@ def inference_config(source: BundleSource) -> Config:
 
 
 def training_config(source: BundleSource, validation: Sequence[str]) -> Config:
-    """Return ``train.json``: training on ``dataset_dir/imagesTr`` and ``labelsTr``.
-
-    Args:
-        source: The bundle's source.
-        validation: The validation cases of the experiment, which this training uses as well if they exist.
-    """
+    """Return ``train.json``: training, with the validation cases of the experiment held out if they exist."""
     plan, ending, supervision = source.plan, source.file_ending, source.network.supervision
     main = [] if supervision is None else [monai("Lambdad", keys=PREDICTION, func="$lambda outputs: outputs[0]")]
     images = source.image_files("@dataset_dir + '/imagesTr/' + c + '_'")
@@ -101,38 +91,17 @@ def training_config(source: BundleSource, validation: Sequence[str]) -> Config:
                 "_target_": "monai.transforms.Compose",
                 "transforms": "$@train#deterministic_transforms + @train#random_transforms",
             },
-            "dataset": {
-                "_target_": "monai.data.CacheDataset",
-                "data": "$[d for d in @datalist if d['case'] in @training_cases]",
-                "transform": "@train#preprocessing",
-                "num_workers": _THREADS,
-            },
-            "dataloader": {
-                **_loader("@train#dataset", batch_size=plan.batch_size),
-                "shuffle": True,
-                "num_workers": _WORKERS,
-            },
+            "dataset": _cached("@training_cases", "@train#preprocessing"),
+            "dataloader": _loader("@train#dataset", batch_size=plan.batch_size, shuffle=True, num_workers=_WORKERS),
             "num_steps": "$@epochs * len(@train#dataloader)",
             "inferer": {"_target_": "monai.inferers.SimpleInferer"},
             "postprocessing": _compose([*main, *_as_channels(source, with_masks=source.loss_takes_masks)]),
             "handlers": [
-                {
-                    "_target_": "monai.handlers.LrScheduleHandler",
-                    "lr_scheduler": "@lr_scheduler",
-                    "print_lr": False,
-                    "epoch_level": False,
-                },
-                {
-                    "_target_": "monai.handlers.ValidationHandler",
-                    "validator": "@validate#evaluator",
-                    "epoch_level": True,
-                    "interval": "@val_interval",
-                },
-                {
-                    "_target_": "monai.handlers.StatsHandler",
-                    "tag_name": "train_loss",
-                    "output_transform": _from_engine(["loss"], first=True),
-                },
+                _handler("LrScheduleHandler", lr_scheduler="@lr_scheduler", print_lr=False, epoch_level=False),
+                _handler(
+                    "ValidationHandler", validator="@validate#evaluator", epoch_level=True, interval="@val_interval"
+                ),
+                _handler("StatsHandler", tag_name="train_loss", output_transform=_from_engine(["loss"], first=True)),
             ],
             "key_metric": {"train_mean_dice": _mean_dice(source)},
             "hooks": _hooks(source),
@@ -155,24 +124,19 @@ def training_config(source: BundleSource, validation: Sequence[str]) -> Config:
         "validate": {
             **_validated_network(source),
             "preprocessing": _compose("%train#deterministic_transforms"),
-            "dataset": {
-                "_target_": "monai.data.CacheDataset",
-                "data": "$[d for d in @datalist if d['case'] in @held_out]",
-                "transform": "@validate#preprocessing",
-                "num_workers": _THREADS,
-            },
-            "dataloader": _loader("@validate#dataset", batch_size=1),
+            "dataset": _cached("@held_out", "@validate#preprocessing"),
+            "dataloader": _loader("@validate#dataset"),
             "inferer": source.inferer(),
             "postprocessing": _compose(_as_channels(source)),
             "handlers": [
-                {"_target_": "monai.handlers.StatsHandler", "iteration_log": False},
-                {
-                    "_target_": "monai.handlers.CheckpointSaver",
-                    "save_dir": "@ckpt_dir",
-                    "save_dict": {"model": "@validate#network"},
-                    "save_key_metric": True,
-                    "key_metric_filename": "model.pt",
-                },
+                _handler("StatsHandler", iteration_log=False),
+                _handler(
+                    "CheckpointSaver",
+                    save_dir="@ckpt_dir",
+                    save_dict={"model": "@validate#network"},
+                    save_key_metric=True,
+                    key_metric_filename="model.pt",
+                ),
             ],
             "key_metric": {"val_mean_dice": _mean_dice(source)},
             "evaluator": {
@@ -210,15 +174,15 @@ def evaluation_config(source: BundleSource) -> Config:
         "validate#postprocessing": _compose([*source.postprocessing("@validate#preprocessing"), *masks, *channels]),
         "validate#handlers": [
             _checkpoint_loader("@validate#network"),
-            {"_target_": "monai.handlers.StatsHandler", "iteration_log": False},
-            {
-                "_target_": "monai.handlers.MetricsSaver",
-                "save_dir": "@output_dir",
-                "metrics": ["val_mean_dice"],
-                "metric_details": ["val_mean_dice"],
-                "batch_transform": "$lambda batch: [item['image'].meta for item in batch]",
-                "summary_ops": "*",
-            },
+            _handler("StatsHandler", iteration_log=False),
+            _handler(
+                "MetricsSaver",
+                save_dir="@output_dir",
+                metrics=["val_mean_dice"],
+                metric_details=["val_mean_dice"],
+                batch_transform="$lambda batch: [item['image'].meta for item in batch]",
+                summary_ops="*",
+            ),
         ],
         **_precision(source),
         "initialize": ["$monai.utils.set_determinism(seed=123)", *_in_precision(source, "@validate#network")],
@@ -365,44 +329,36 @@ def _compose(steps: list[Entry] | str) -> Config:
     return {"_target_": "monai.transforms.Compose", "transforms": steps}
 
 
-def _loader(dataset: str, *, batch_size: int) -> Config:
-    return {
-        "_target_": "monai.data.DataLoader",
-        "dataset": dataset,
-        "batch_size": batch_size,
-        "shuffle": False,
-        "num_workers": 0,
-    }
+def _cached(cases: str, transform: str) -> Config:
+    data = f"$[d for d in @datalist if d['case'] in {cases}]"
+    return {"_target_": "monai.data.CacheDataset", "data": data, "transform": transform, "num_workers": _THREADS}
+
+
+def _loader(dataset: str, **options: object) -> Config:
+    common = {"batch_size": 1, "shuffle": False, "num_workers": 0}
+    return {"_target_": "monai.data.DataLoader", "dataset": dataset, **common, **options}
+
+
+def _handler(name: str, **arguments: object) -> Config:
+    return {"_target_": f"monai.handlers.{name}", **arguments}
 
 
 def _checkpoint_loader(network: str = "@network") -> Config:
-    return {
-        "_target_": "monai.handlers.CheckpointLoader",
-        "load_path": "$@bundle_root + '/models/model.pt'",
-        "load_dict": {"model": network},
-        "map_location": "@device",
-    }
+    path = "$@bundle_root + '/models/model.pt'"
+    return _handler("CheckpointLoader", load_path=path, load_dict={"model": network}, map_location="@device")
 
 
 def _from_engine(keys: Sequence[str], **options: object) -> Config:
-    return {"_target_": "monai.handlers.from_engine", "keys": list(keys), **options}
+    return _handler("from_engine", keys=list(keys), **options)
 
 
 def _mean_dice(source: BundleSource) -> Config:
-    return {
-        "_target_": "monai.handlers.MeanDice",
-        "include_background": source.is_sigmoid,
-        "output_transform": _from_engine([PREDICTION, LABEL]),
-    }
+    of_maps = _from_engine([PREDICTION, LABEL])
+    return _handler("MeanDice", include_background=source.is_sigmoid, output_transform=of_maps)
 
 
 def _as_channels(source: BundleSource, *, with_masks: bool = False) -> list[Entry]:
-    """Return the steps from logits and label ids on the plan's grid to maps of 0 and 1, one channel each.
-
-    Args:
-        source: The bundle's source.
-        with_masks: Whether the labels are already masks.
-    """
+    """Return the steps from logits and ids (or masks) on the plan's grid to maps of 0 and 1, one channel each."""
     ignored = without_ignored(source.plan, [PREDICTION, LABEL])
     if source.is_sigmoid:
         return [

@@ -33,36 +33,22 @@ _MOST_VOXELS = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class DeepSupervision:
-    """A network with outputs for training only.
+    """A network with outputs for training only."""
 
-    Attributes:
-        entry: ``{"_target_": ..., arguments}``.
-        num_outputs: Number of outputs in training, the main one first.
-        is_stacked: Whether they are one tensor ``(B, outputs, K, *spatial)`` instead of a list.
-    """
-
-    entry: dict[str, Any]
-    num_outputs: int
-    is_stacked: bool
+    entry: dict[str, Any]  # ``{"_target_": ..., arguments}``
+    num_outputs: int  # number of outputs in training, the main one first
+    is_stacked: bool  # whether they are one tensor ``(B, outputs, K, *spatial)`` instead of a list
 
 
 @dataclass(frozen=True, kw_only=True)
 class BundleNetwork:
-    """A network for a bundle.
+    """A network for a bundle."""
 
-    Attributes:
-        entry: ``{"_target_": ..., arguments}``.
-        weights: The state_dict of the network built from it.
-        spatial_shape: The valid input sizes, as in ``metadata.json``: ``16*n``, or a number for a fixed size.
-        supervision: The same network as it was trained, if with deep supervision; else None.
-        scripts: By name, the text of the module with the network's class, if MONAI does not have it.
-    """
-
-    entry: dict[str, Any]
-    weights: dict[str, Tensor]
-    spatial_shape: list[str | int]
-    supervision: DeepSupervision | None = None
-    scripts: Mapping[str, str] = field(default_factory=dict)
+    entry: dict[str, Any]  # ``{"_target_": ..., arguments}``
+    weights: dict[str, Tensor]  # the state_dict of the network built from it
+    spatial_shape: list[str | int]  # as in ``metadata.json``: ``16*n``, or a number for a fixed size
+    supervision: DeepSupervision | None = None  # the network as it was trained, if deeply supervised
+    scripts: Mapping[str, str] = field(default_factory=dict)  # the modules of networks that MONAI does not have
 
     @property
     def num_members(self) -> int:
@@ -73,9 +59,7 @@ class BundleNetwork:
 def describe_network(predictor: Predictor) -> BundleNetwork:
     """Describe an experiment's network by its class, MONAI's or a bundle's, without outputs for training only.
 
-    Raises:
-        ExperimentError: If a MONAI Bundle cannot use its class, or the network built from the description computes
-            something else.
+    Raises an error if a MONAI Bundle cannot use its class, or what is built from the description computes otherwise.
     """
     trained = plain_network(predictor.model)
     trained = trained.network if isinstance(trained, Slicewise) else trained
@@ -143,11 +127,7 @@ def _arguments_of(kind: type[nn.Module], predictor: Predictor) -> dict[str, Any]
 
 
 def checked_sizes(built: nn.Module, trained: nn.Module, predictor: NetworkPredictor, where: str) -> list[str | int]:
-    """Check that two networks are equivalent, and return the input sizes that they accept.
-
-    Raises:
-        ExperimentError: If they differ, or return more than one tensor.
-    """
+    """Check that two networks are equivalent, and return the input sizes that they accept."""
     plan = predictor.plan
     assert plan is not None
     axes = [axis for axis in range(plan.num_dims) if axis != plan.slice_axis]
@@ -189,31 +169,14 @@ def checked_sizes(built: nn.Module, trained: nn.Module, predictor: NetworkPredic
 
 
 def ensemble_of(members: Sequence[BundleNetwork], *, sigmoid: bool, of_logits: bool = False) -> BundleNetwork:
-    """Return one network that averages several.
-
-    Args:
-        members: The networks.
-        sigmoid: Whether each channel is decided separately.
-        of_logits: Whether logits are averaged, as nnU-Net does, instead of probabilities.
-
-    Raises:
-        BadInputError: If their input sizes differ.
-    """
+    """Return one network that averages the probabilities of several, or their logits, as nnU-Net does."""
     if any(member.spatial_shape != members[0].spatial_shape for member in members):
         shapes = "; ".join(str(member.spatial_shape) for member in members)
         raise BadInputError(
             f"the experiments' networks take images of different sizes ({shapes}): export each separately"
         )
-    entry = {
-        TARGET: "scripts.ensemble.Ensemble",
-        "networks": [member.entry for member in members],
-        "sigmoid": sigmoid,
-        **({"of_logits": True} if of_logits else {}),
-    }
-    weights = {
-        f"networks.{index}.{name}": value
-        for index, member in enumerate(members)
-        for name, value in member.weights.items()
-    }
+    networks, logits = [member.entry for member in members], {"of_logits": True} if of_logits else {}
+    entry = {TARGET: "scripts.ensemble.Ensemble", "networks": networks, "sigmoid": sigmoid, **logits}
+    weights = {f"networks.{i}.{name}": value for i, each in enumerate(members) for name, value in each.weights.items()}
     scripts = {name: text for member in members for name, text in member.scripts.items()}
     return BundleNetwork(entry=entry, weights=weights, spatial_shape=members[0].spatial_shape, scripts=scripts)

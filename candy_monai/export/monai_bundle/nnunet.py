@@ -28,11 +28,7 @@ from candy_monai.nn.slicewise import Slicewise
 
 
 def describe_nnunet(predictor: NNUNetPredictor) -> BundleNetwork:
-    """Describe the network of a trained nnU-Net, for several folds their mean.
-
-    Raises:
-        ExperimentError: If the described network computes something else.
-    """
+    """Describe the network of a trained nnU-Net, for several folds their mean."""
     network = plain_network(predictor.model)
     network = network.network if isinstance(network, Slicewise) else network
     entry = _entry(predictor)
@@ -42,11 +38,7 @@ def describe_nnunet(predictor: NNUNetPredictor) -> BundleNetwork:
 
 
 def _entry(predictor: NNUNetPredictor) -> dict[str, Any]:
-    """Return the network as its own class and arguments.
-
-    Raises:
-        ExperimentError: If an argument is not plain data.
-    """
+    """Return the network as its own class and arguments, which must be plain data."""
     unet = import_module("dynamic_network_architectures.architectures.unet")
     with noted_arguments(*(getattr(unet, name) for name in ARCHITECTURES)) as noted:
         network, _ = load_nnunet_network(predictor.folder, checkpoint=predictor.checkpoints[0].name)

@@ -27,45 +27,25 @@ _WINDOW_ARGUMENTS = {"_target_", "roi_size", "sw_batch_size", "overlap", "mode",
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """The origin of a model.
+    """The origin of a model."""
 
-    Attributes:
-        name: The name of the experiment, or of nnU-Net's configuration.
-        trainer: The trainer's class.
-        inferer: The inferer of validation: ``plan``, or windows in MONAI's configuration language.
-        file_ending: The suffix of the dataset's images; None if unknown.
-        amp: The precision of prediction, as a setting of `Trainer.train`.
-        average: The kind of the moving average of the weights in training; None without one.
-        optimizer: The ``kind`` and the arguments of its optimizer; empty if unknown.
-        schedule: The kind of its learning-rate schedule, apart from a warm-up; None if unknown.
-        training: The training cases.
-        validation: The validation cases.
-        dataset: The dataset's folder; None if unknown.
-        scores: Files with the validation scores, by the name of the network.
-        of_nnunet: Whether nnU-Net trained it.
-    """
-
-    name: str
+    name: str  # the name of the experiment, or of nnU-Net's configuration
     trainer: str
-    inferer: Any
-    file_ending: str | None
-    amp: str | None = None
-    average: str | None = None
-    optimizer: Mapping[str, Any] = field(default_factory=dict)
-    schedule: str | None = None
+    inferer: Any  # the inferer of validation: ``plan``, or windows in MONAI's configuration language
+    file_ending: str | None  # the suffix of the dataset's images; None if unknown
+    amp: str | None = None  # the precision of prediction, as a setting of `Trainer.train`
+    average: str | None = None  # the kind of the moving average of the weights in training; None without one
+    optimizer: Mapping[str, Any] = field(default_factory=dict)  # its ``kind`` and arguments; empty if unknown
+    schedule: str | None = None  # the kind of its learning-rate schedule, apart from a warm-up; None if unknown
     training: Sequence[str] = ()
     validation: Sequence[str] = ()
-    dataset: Path | None = None
-    scores: Mapping[str, Path]
+    dataset: Path | None = None  # its folder; None if unknown
+    scores: Mapping[str, Path]  # files with the validation scores, by the name of the network
     of_nnunet: bool = False
 
 
 def origin_of(predictor: NetworkPredictor) -> Origin:
-    """Return the origin of a model.
-
-    Raises:
-        ExperimentError: If it cannot be exported as a bundle, with what to do instead.
-    """
+    """Return the origin of a model; raise if it cannot be exported as a bundle, with what to do instead."""
     if isinstance(predictor, NNUNetPredictor):
         found = _of_nnunet(predictor)
     elif isinstance(predictor, Predictor):

@@ -32,14 +32,11 @@ _LAST_LINES = 12
 class Parity:
     """The comparison of a bundle with its experiment.
 
-    Attributes:
-        shares: For each case, the fraction of voxels with equal ids among those that either labelled; None if neither
-            labelled any.
-        reason: Why nothing was compared; empty if something was.
+    By case the fraction of equal ids among the voxels that either labelled; None if neither labelled any.
     """
 
     shares: Mapping[str, float | None]
-    reason: str = ""
+    reason: str = ""  # why nothing was compared; empty if something was
 
     @property
     def mean(self) -> float | None:
@@ -65,16 +62,7 @@ class Parity:
 
 
 def measure_parity(bundle: Path, predictor: CasePredictor, cases: Mapping[str, Sequence[Path]]) -> Parity:
-    """Predict cases with a bundle and with its experiment, and compare the label maps.
-
-    Args:
-        bundle: The bundle's folder.
-        predictor: The predictor of the experiment or experiments.
-        cases: The image files of each case; the first `NUM_CASES` are used.
-
-    Raises:
-        RunFailedError: If the bundle does not run.
-    """
+    """Predict the first cases with a bundle and with its experiment, and compare the label maps."""
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         return Parity(shares={}, reason=f"{' and '.join(missing)} not installed: pip install candy_monai[bundle]")
     if not cases:
@@ -107,11 +95,7 @@ def _copy_image(file: Path, to: Path) -> None:
 
 
 def run_inference(bundle: Path, dataset: Path, output: Path) -> None:
-    """Run ``configs/inference.json`` with MONAI's command line, in the bundle's folder.
-
-    Raises:
-        RunFailedError: If it ends with an error; the message contains its last lines.
-    """
+    """Run ``configs/inference.json`` with MONAI's command line, in the bundle's folder."""
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json"]
     options = ["--dataset_dir", str(dataset), "--output_dir", str(output)]
     # On the device of the experiment's prediction, and without leaving compiled modules in the bundle.
@@ -123,11 +107,7 @@ def run_inference(bundle: Path, dataset: Path, output: Path) -> None:
 
 
 def equal_foreground(one: Path, other: Path) -> float | None:
-    """Return the fraction of equal ids among the voxels that either label map has; None if both are empty.
-
-    Raises:
-        RunFailedError: If their shapes differ.
-    """
+    """Return the fraction of equal ids among the voxels that either label map has; None if both are empty."""
     first, second = (load_image(path, is_label=True).as_tensor() for path in (one, other))
     if first.shape != second.shape:
         raise RunFailedError(f"{other}: has the shape {tuple(second.shape)}, expected {tuple(first.shape)}")

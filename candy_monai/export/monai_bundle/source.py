@@ -33,24 +33,16 @@ MAX_GRAD_NORM = 12.0
 class BundleSource:
     """The source of a bundle's configurations.
 
-    Attributes:
-        predictor: The trained model's predictor; for an ensemble the first one's.
-        origin: The origin of the model.
-        network: The network.
-        portable: Whether only MONAI's own classes are used.
-        by_monai: Whether an inferer of MONAI runs whole images, and its ``Spacingd`` replaces a resampling that none of
-            the experiment's cases needs.
-        chosen_steps: Steps on the label map after the experiment's postprocessing.
-        thresholds: The probability that each region must exceed; empty for 0.5.
+    Where MONAI's inferer runs whole images, its ``Spacingd`` also replaces a resampling that none of the cases needs.
     """
 
-    predictor: NetworkPredictor
+    predictor: NetworkPredictor  # the trained model's predictor; for an ensemble the first one's
     origin: Origin
     network: BundleNetwork
-    portable: bool
-    by_monai: bool = False
-    chosen_steps: tuple[Entry, ...] = ()
-    thresholds: tuple[float, ...] = ()
+    portable: bool  # whether only MONAI's own classes are used
+    by_monai: bool = False  # whether MONAI's inferer runs whole images
+    chosen_steps: tuple[Entry, ...] = ()  # steps on the label map after the experiment's postprocessing
+    thresholds: tuple[float, ...] = ()  # the probability that each region must exceed; empty for 0.5
 
     @property
     def may_run_by_monai(self) -> bool:
@@ -161,11 +153,7 @@ class BundleSource:
         return bool(self.regions) and self.plan.ignore_label is None
 
     def loss(self) -> Entry:
-        """Return the criterion, with deep supervision that of all outputs.
-
-        Raises:
-            ExperimentError: If MONAI has none, and only MONAI's classes are allowed.
-        """
+        """Return the criterion, with deep supervision that of all outputs; raise if MONAI alone has none."""
         if self.network.supervision is None:
             return self._loss_of_one()
         halves = [0.5**level for level in range(self.network.supervision.num_outputs)]
@@ -213,11 +201,7 @@ class BundleSource:
         return {"_target_": f"torch.optim.{kind}", **common, **options}
 
     def schedule(self, *, num_steps: str) -> Entry:
-        """Return the learning-rate schedule, which steps once per batch.
-
-        Args:
-            num_steps: A reference to the number of steps.
-        """
+        """Return the learning-rate schedule, which steps once per batch; ``num_steps`` is a reference."""
         if self.origin.schedule == CosineLR.__name__:  # used by trainers of this package with a warm-up
             return {
                 "_target_": "monai.optimizers.WarmupCosineSchedule",
@@ -284,11 +268,7 @@ class BundleSource:
         return max(1, math.ceil(plan.num_epochs * plan.iterations_per_epoch / steps_a_pass))
 
     def image_files(self, stem: str) -> str:
-        """Return an expression for the files of a case, which may have one per channel.
-
-        Args:
-            stem: An expression for folder, case and underscore.
-        """
+        """Return an expression for the files of a case; ``stem`` is one for folder, case and underscore."""
         if len(self.plan.channel_names) == 1:
             return f"{stem} + '0000{self.file_ending}'"
         return f"sorted(glob.glob(glob.escape({stem}) + '[0-9][0-9][0-9][0-9]{self.file_ending}'))"

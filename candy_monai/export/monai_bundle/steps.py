@@ -21,8 +21,6 @@ _CARRIED = ("candy_monai.export.monai_bundle.carried", _OURS, "candy_monai.nn")
 _INSTEAD = {"monai.transforms.KeepLargestConnectedComponentd": f"{_OURS}.KeepLargestComponentd"}
 """The transforms that prediction uses in place of MONAI's, since they need no further package."""
 
-_SCHEMES_WITHOUT_STEP = ("nonorm",)
-
 
 def monai(name: str, /, **arguments: object) -> Entry:
     """Return an entry for MONAI's transform of this name."""
@@ -30,20 +28,17 @@ def monai(name: str, /, **arguments: object) -> Entry:
 
 
 def for_bundle(entries: Iterable[Mapping[str, Any]], plan: Plan, *, portable: bool) -> list[Entry]:
-    """Return a pipeline's entries for a bundle.
+    """Return a pipeline's entries for a bundle; raise if a step is neither MONAI's nor ours.
 
-    Args:
-        entries: The entries in ``experiment.json``.
-        plan: The plan.
-        portable: Whether MONAI's nearest equivalents replace our transforms, which otherwise are in ``scripts/``.
-
-    Raises:
-        ExperimentError: If MONAI has no equivalent, or a step is neither MONAI's nor ours.
+    Our transforms are in ``scripts/``; if the bundle is ``portable``, MONAI's nearest equivalents replace them.
     """
     done: list[Entry] = []
     for entry in entries:
-        step = _without_our_reader(dict(entry))
-        target = step["_target_"] = _full_name(step["_target_"])
+        step = dict(entry)
+        if str(step.get("reader", "")).startswith("candy_monai."):
+            del step["reader"]
+        name = str(step["_target_"])
+        target = step["_target_"] = name if "." in name else f"monai.transforms.{name}"
         if target.startswith(_OURS) and portable:
             done += _equivalents(step, plan)
             continue
@@ -79,12 +74,7 @@ def for_image_alone(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def scripts_in(configs: object, networks: Mapping[str, str]) -> dict[str, str]:
-    """Return the text of each module of ``scripts`` that configurations name, and of the modules imported by these.
-
-    Args:
-        configs: The configurations.
-        networks: The text of each module with a network.
-    """
+    """Return the text of each module of ``scripts`` that configurations name, and of those that it imports."""
     found: dict[str, str] = {}
     waiting = set(re.findall(rf'"{SCRIPTS}\.(\w+)\.', str(configs).replace("'", '"')))
     while waiting:
@@ -127,20 +117,10 @@ def without_ignored(plan: Plan, keys: Sequence[str]) -> list[Entry]:
     ]
 
 
-def _full_name(target: str) -> str:
-    return target if "." in target else f"monai.transforms.{target}"
-
-
 def _in_scripts(target: str) -> str:
     name = target.rpartition(".")[2]
     kind = getattr(candy_monai.transforms, name)
     return f"{SCRIPTS}.{kind.__module__.rpartition('.')[2]}.{name}"
-
-
-def _without_our_reader(step: Entry) -> Entry:
-    if str(step.get("reader", "")).startswith("candy_monai."):
-        del step["reader"]
-    return step
 
 
 def _equivalents(step: Entry, plan: Plan) -> list[Entry]:
@@ -167,10 +147,6 @@ def like_resampling(step: Entry) -> Entry:
     return monai("Spacingd", **step, mode=made, padding_mode=padding, scale_extent=True, dtype="float32")
 
 
-def _resampling(step: Entry, plan: Plan) -> list[Entry]:
-    return [like_resampling(step)]
-
-
 def _normalization(step: Entry, plan: Plan) -> list[Entry]:
     channels, key = step["channels"], step["keys"]
     if all(channel == channels[0] for channel in channels):
@@ -187,7 +163,7 @@ def _normalization(step: Entry, plan: Plan) -> list[Entry]:
 
 def _scheme(channel: Mapping[str, Any], key: str) -> list[Entry]:
     scheme = channel["scheme"]
-    if scheme in _SCHEMES_WITHOUT_STEP:
+    if scheme == "nonorm":
         return []
     if scheme == "zscore":
         nonzero = bool(channel.get("nonzero_only", False))
@@ -220,14 +196,6 @@ def _label_ids(step: Entry, plan: Plan) -> list[Entry]:
         monai("Lambdad", keys=key, func=f"$lambda x: (x * {count}).amax(0, keepdim=True)", track_meta=True),
         monai("MapLabelValued", keys=key, orig_labels=list(range(len(paints) + 1)), target_labels=[0, *paints]),
     ]
-
-
-def _crop(step: Entry, plan: Plan) -> list[Entry]:
-    return [monai("CropForegroundd", **step)]
-
-
-def _largest_component(step: Entry, plan: Plan) -> list[Entry]:
-    return [monai("KeepLargestConnectedComponentd", **step)]
 
 
 def _without_small_components(step: Entry, plan: Plan) -> list[Entry]:
@@ -283,19 +251,15 @@ def _low_resolution(step: Entry, plan: Plan) -> list[Entry]:
     return [monai("RandSimulateLowResolutiond", keys=step["keys"], prob=prob, zoom_range=zoom, **modes)]
 
 
-def _gamma(step: Entry, plan: Plan) -> list[Entry]:
-    return [monai("RandAdjustContrastd", **step, retain_stats=True)]
-
-
 _EQUIVALENTS_OF: dict[str, Callable[[Entry, Plan], list[Entry]]] = {
-    "ResampleToSpacingd": _resampling,
+    "ResampleToSpacingd": lambda step, _: [like_resampling(step)],
     "NormalizeForegroundd": _normalization,
     "PaintLabelsd": _label_ids,
-    "CropForegroundIfAnyd": _crop,
-    "KeepLargestComponentd": _largest_component,
+    "CropForegroundIfAnyd": lambda step, _: [monai("CropForegroundd", **step)],
+    "KeepLargestComponentd": lambda step, _: [monai("KeepLargestConnectedComponentd", **step)],
     "RemoveSmallComponentsd": _without_small_components,
     "RandWarpd": _warp,
     "RandBlurd": _blur,
     "RandLowResolutiond": _low_resolution,
-    "RandGammad": _gamma,
+    "RandGammad": lambda step, _: [monai("RandAdjustContrastd", **step, retain_stats=True)],
 }

@@ -32,26 +32,13 @@ _WRAPPERS = ("module.", "_orig_mod.")
 
 @dataclass(frozen=True, kw_only=True)
 class NNUNetFolder:
-    """The folder of one trained configuration, and those of its selected folds.
+    """The folder of one trained configuration, and those of its selected folds."""
 
-    Attributes:
-        path: The folder ``TRAINER__PLANS__CONFIGURATION``.
-        folds: The folders of the folds.
-    """
-
-    path: Path
+    path: Path  # the folder ``TRAINER__PLANS__CONFIGURATION``
     folds: tuple[Path, ...]
 
     def checkpoints(self, name: str = "best") -> tuple[Path, ...]:
-        """Return the weight file of each fold that has one.
-
-        Args:
-            name: ``best`` for ``checkpoint_final.pth``, which nnU-Net itself predicts with, or ``checkpoint_best.pth``
-                if no fold has finished; ``latest`` for ``checkpoint_latest.pth``; or the name of a file.
-
-        Raises:
-            ExperimentError: If no fold has such a file.
-        """
+        """Return the weight file of each fold that has one; for names see `NNUNetPredictor`."""
         for wanted in _CHECKPOINTS.get(name, (name,)):
             files = tuple(fold / wanted for fold in self.folds if (fold / wanted).is_file())
             if files:
@@ -62,11 +49,7 @@ class NNUNetFolder:
         raise ExperimentError(f"{self.path}: no fold has {expected} ({found} in {_names(self.folds)})")
 
     def json(self, name: str) -> dict[str, Any]:
-        """Read one of the folder's JSON files, which must contain an object.
-
-        Raises:
-            ExperimentError: If it is missing or damaged.
-        """
+        """Read one of the folder's JSON files, which must contain an object; raise if it is missing or damaged."""
         path = self.path / name
         try:
             content = read_json(path)
@@ -79,21 +62,13 @@ class NNUNetFolder:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NNUNetCheckpoint:
-    """The parts of one of nnU-Net's checkpoints that prediction needs.
-
-    Attributes:
-        path: The file.
-        weights: The network's state_dict.
-        trainer: The name of the trainer's class.
-        configuration: The name of the configuration in the plans.
-        mirror_axes: The axes that training mirrored, in the order of the network.
-    """
+    """The parts of one of nnU-Net's checkpoints that prediction needs."""
 
     path: Path
     weights: Mapping[str, Tensor]
-    trainer: str
-    configuration: str
-    mirror_axes: tuple[int, ...]
+    trainer: str  # the class's name
+    configuration: str  # its name in the plans
+    mirror_axes: tuple[int, ...]  # in the order of the network
 
 
 def is_nnunet_folder(path: PathLike) -> bool:
@@ -105,12 +80,8 @@ def is_nnunet_folder(path: PathLike) -> bool:
 def find_nnunet_folder(path: PathLike) -> NNUNetFolder:
     """Return the trained configuration in a folder, with its folds.
 
-    Args:
-        path: The folder of a configuration; of one of its folds, which alone is then used; or of a dataset, if it
-            contains only one configuration.
-
-    Raises:
-        ExperimentError: If it is none of these, contains several configurations, or was written by nnU-Net v1.
+    The folder is that of a configuration; of one of its folds, which alone is then used; or of a dataset, if it
+    contains only one configuration.
     """
     path = Path(path)
     models = _models_at(path)
@@ -143,11 +114,7 @@ def find_nnunet_folder(path: PathLike) -> NNUNetFolder:
 
 
 def resolved_configuration(plans: Mapping[str, Any], name: str, where: PathLike) -> dict[str, Any]:
-    """Return a configuration of the plans, with the entries that it inherits from others.
-
-    Raises:
-        ExperimentError: If there is no such configuration, or it inherits from itself.
-    """
+    """Return a configuration of the plans, with the entries that it inherits from others."""
     all_of_them = plans.get("configurations")
     known: Mapping[str, Any] = all_of_them if isinstance(all_of_them, dict) else {}
     chain: list[str] = []
@@ -174,9 +141,6 @@ def read_checkpoint(path: Path) -> NNUNetCheckpoint:
 
     Tensors stay in the file until they are used. Besides tensors and plain values, nnU-Net's files contain NumPy's
     numbers; only their constructors are allowed.
-
-    Raises:
-        ExperimentError: If the file is missing or damaged, contains anything else, or is not a checkpoint of nnU-Net.
     """
     if not path.is_file():
         raise ExperimentError(f"{path}: no such checkpoint")

@@ -35,11 +35,7 @@ _OLD = {"PlainConvUNet": "n_conv_per_stage", "ResidualEncoderUNet": "n_blocks_pe
 
 
 def described_architecture(configuration: Mapping[str, Any], num_dims: int, where: PathLike) -> dict[str, Any]:
-    """Return the entry ``architecture`` of a configuration, converted from the format of versions before 2.3 if needed.
-
-    Raises:
-        ExperimentError: If there is none.
-    """
+    """Return the entry ``architecture`` of a configuration, converted from that of versions before 2.3."""
     if isinstance(configuration.get("architecture"), dict):
         return dict(configuration["architecture"])
     kind = configuration.get("UNet_class_name")
@@ -75,11 +71,7 @@ def described_architecture(configuration: Mapping[str, Any], num_dims: int, wher
 
 
 def stages_of(architecture: Mapping[str, Any], num_dims: int, where: PathLike) -> dict[str, list[tuple[int, ...]]]:
-    """Return kernel sizes and strides of each stage, in the network's own axes.
-
-    Raises:
-        ExperimentError: If they, or the numbers of layers, are not those of a U-Net.
-    """
+    """Return kernel sizes and strides of each stage, in the network's own axes; raise if it is no U-Net."""
     arguments = architecture.get("arch_kwargs")
     if not isinstance(arguments, dict):
         raise ExperimentError(f"{where}: architecture.arch_kwargs is {arguments!r}, expected an object")
@@ -115,18 +107,10 @@ def build_network(
     order: Sequence[int],
     where: PathLike,
 ) -> nn.Module:
-    """Build the network of the plans on the meta device, with its axes in another order.
+    """Build the network of the plans' ``architecture`` on the meta device, with its axes in another order.
 
-    Args:
-        architecture: The plans' entry of this name.
-        num_inputs: Number of channels of the image.
-        num_outputs: Number of channels of the output.
-        order: For each axis of the built network, the axis in the plans.
-        where: The file, for messages.
-
-    Raises:
-        MissingExtraError: If ``dynamic-network-architectures`` is not installed.
-        ExperimentError: If its class or its layers are not listed here, or the arguments do not fit.
+    ``order`` is for each axis of the built network the axis in the plans; ``where`` is the file, for messages. Classes
+    and layers that are not listed here are refused.
     """
     name = str(architecture.get("network_class_name"))
     kind = name.rpartition(".")[2]
@@ -154,11 +138,7 @@ def build_network(
 
 
 def load_weights_into(network: nn.Module, checkpoint: NNUNetCheckpoint, order: Sequence[int]) -> nn.Module:
-    """Load a checkpoint's weights, with the axes of all kernels reordered, into a network on the meta device.
-
-    Raises:
-        ExperimentError: If they do not fit; the message gives the first name that does not.
-    """
+    """Load a checkpoint's weights, with the axes of all kernels reordered, into a network on the meta device."""
     weights = {name: _in_order(value, order) for name, value in checkpoint.weights.items()}
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}

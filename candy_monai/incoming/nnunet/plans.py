@@ -50,33 +50,20 @@ _LARGEST_PATCH = 1 << 14  # along an axis
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedPlans:
-    """One configuration of nnU-Net's plans.
-
-    Attributes:
-        plan: The same as a plan of this library.
-        own: The differences of its preprocessing from that of the plan.
-        order: For each axis of the network, as it is built here, the axis in the plans.
-        architecture: The plans' entry of this name.
-        where: The file, for messages.
-    """
+    """One configuration of nnU-Net's plans."""
 
     plan: Plan
-    own: OwnTransforms
-    order: tuple[int, ...]
-    architecture: Mapping[str, Any]
-    where: Path
+    own: OwnTransforms  # the differences of its preprocessing from that of the plan
+    order: tuple[int, ...]  # for each axis of the network, as it is built here, the axis in the plans
+    architecture: Mapping[str, Any]  # the plans' entry of this name
+    where: Path  # the file, for messages
 
 
 def open_plans(folder: NNUNetFolder, checkpoint: NNUNetCheckpoint) -> OpenedPlans:
-    """Read ``plans.json`` and ``dataset.json`` of a trained nnU-Net.
+    """Read ``plans.json`` and ``dataset.json`` for a checkpoint, which names the configuration and the mirrored axes.
 
-    Args:
-        folder: The folder.
-        checkpoint: One of its checkpoints, which names the configuration and the mirrored axes.
-
-    Raises:
-        ExperimentError: If a file is missing or damaged, or requires something that is not reproduced here: a cascade,
-            or a resampling, reader, normalisation, preprocessor or label manager other than nnU-Net's own.
+    What is not reproduced here is refused: a cascade, or a resampling, reader, normalisation, preprocessor or label
+    manager other than nnU-Net's own.
     """
     where, plans, dataset = folder.path / PLANS, folder.json(PLANS), _described_dataset(folder)
     name = checkpoint.configuration

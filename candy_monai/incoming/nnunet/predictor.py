@@ -147,17 +147,10 @@ def mean_of_rounded_folds(network: ScoreFunction, num_folds: int, window: Shape)
 
 
 def load_nnunet_network(folder: PathLike, *, checkpoint: str = "best") -> tuple[nn.Module, Plan]:
-    """Return the network of a trained nnU-Net with its weights, for images with their axes as in the file.
+    """Return the network of a trained nnU-Net, for images with their axes as in the file, and its plan.
 
-    Args:
-        folder: As for `NNUNetPredictor`.
-        checkpoint: As for `NNUNetPredictor`; of several folds the first one's weights are used.
-
-    Returns:
-        The network, which is 2-D if the plan has a ``slice_axis``, and the plan that it was trained with.
-
-    Raises:
-        ExperimentError: As for `NNUNetPredictor`.
+    Arguments are those of `NNUNetPredictor`; of several folds the first one's weights are used. The network is 2-D if
+    the plan has a ``slice_axis``.
     """
     opened, checkpoints = _opened(folder, checkpoint)
     return _network(opened, checkpoints[0]), opened.plan

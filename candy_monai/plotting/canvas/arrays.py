@@ -46,11 +46,7 @@ def as_array(image: ImageLike) -> NDArray[np.generic]:
 
 
 def as_channels(image: ImageLike, num_spatial: int) -> NDArray[np.generic]:
-    """Return an image ``(C, *spatial)`` or ``(*spatial)`` as ``(C, *spatial)``.
-
-    Raises:
-        BadInputError: If the number of axes fits neither, or an axis is empty.
-    """
+    """Return an image ``(C, *spatial)`` or ``(*spatial)`` as ``(C, *spatial)``; raise for any other shape."""
     array = as_array(image)
     if array.ndim == num_spatial:
         array = array[None]
@@ -61,11 +57,7 @@ def as_channels(image: ImageLike, num_spatial: int) -> NDArray[np.generic]:
 
 
 def as_ids(label: ImageLike, num_spatial: int) -> Ids:
-    """Return label ids ``(1, *spatial)`` or ``(*spatial)`` as integers ``(*spatial)``; NaN becomes background.
-
-    Raises:
-        BadInputError: If there are several channels: ids are expected, not probabilities.
-    """
+    """Return label ids ``(1, *spatial)`` or ``(*spatial)`` as integers ``(*spatial)``; NaN becomes background."""
     array = as_channels(label, num_spatial)
     if len(array) != 1:
         raise BadInputError(
@@ -95,12 +87,7 @@ def intensity_range(values: NDArray[np.generic]) -> tuple[float, float]:
 
 
 def to_unit(values: NDArray[np.generic], *, limits: tuple[float, float] | None = None) -> Floats:
-    """Scale intensities of any shape to 0..1; a constant image becomes mid-grey, NaN becomes 0.
-
-    Args:
-        values: The intensities, with a common scale.
-        limits: The values that become 0 and 1; by default ``intensity_range(values)``.
-    """
+    """Scale intensities by their limits to 0..1; a constant image becomes mid-grey, NaN becomes 0."""
     low, high = limits or intensity_range(values)
     numbers = values.astype(np.float64)
     if high <= low:
@@ -114,14 +101,7 @@ def has_colors(image: NDArray[np.generic], rgb: bool | None = None) -> bool:
     """Return whether the channels of an image ``(C, *spatial)`` are red, green and blue rather than modalities.
 
     They are for a 2-D image if the values are those of a picture file (8 bit, 0..1 or integers up to 255), or if the
-    channels are correlated, as they still are after normalisation.
-
-    Args:
-        image: The image.
-        rgb: The user's choice; ``None`` decides by the values.
-
-    Raises:
-        BadInputError: If ``rgb`` is true and there are not three channels.
+    channels are correlated, as they still are after normalisation; the user's choice ``rgb`` takes precedence.
     """
     if rgb and len(image) != 3:
         raise BadInputError(f"an image of {len(image)} channels was called RGB: expected 3 channels")

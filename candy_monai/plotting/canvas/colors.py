@@ -58,13 +58,8 @@ _PROTANOPIA = np.array(
 def class_color(class_id: int) -> RGB:
     """Return the colour of a class as red, green, blue in 0..255.
 
-    Distinct ids have distinct colours. The background, id 0, is black here and transparent in every overlay.
-
-    Args:
-        class_id: The label id; negative ids, such as an ignore value of -1, also have a colour.
-
-    Raises:
-        BadInputError: If the absolute value of the id is above four million.
+    Distinct ids up to ±4 million have distinct colours, also negative ones, such as an ignore value of -1. The
+    background, id 0, is black here and transparent in every overlay.
     """
     class_id = int(class_id)
     if class_id == 0:

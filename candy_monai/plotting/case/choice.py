@@ -25,12 +25,9 @@ class HeldCase(Generic[Case]):
 
 
 class CaseChoice(Generic[Case]):
-    """Keeps the worst and the best of the offered cases and some near the median.
+    """Keeps the worst and the best of the offered cases and some near the median, at least 3 together.
 
     Memory does not grow with the number of cases.
-
-    Args:
-        most: The maximum number of cases in memory, at least 3.
     """
 
     def __init__(self, most: int = MOST_HELD) -> None:
@@ -41,9 +38,7 @@ class CaseChoice(Generic[Case]):
     def offer(self, score: float, look: Callable[[], Case | None]) -> None:
         """Keep a case if it is the worst or the best so far, or nearer to the median than one of the kept cases.
 
-        Args:
-            score: Higher is better; a case whose score is NaN is ignored.
-            look: Returns the case, or None if there is nothing to draw. Called only if it is to be kept.
+        It is looked at only if it is to be kept, and may then be None. A case whose score is NaN is ignored.
         """
         if math.isnan(score):
             return
@@ -60,11 +55,7 @@ class CaseChoice(Generic[Case]):
         self._held.append(HeldCase(score=score, case=case))
 
     def chosen(self, scores: Sequence[float] = ()) -> dict[Role, HeldCase[Case]]:
-        """Return the worst, the median and the best case, without duplicates if there are fewer than three.
-
-        Args:
-            scores: The scores for the median; by default those of the offered cases.
-        """
+        """Return the worst, the case nearest to the median of the scores, and the best, each once."""
         held = sorted(self._held, key=lambda one: one.score)
         found: dict[Role, HeldCase[Case]] = {}
         if held:

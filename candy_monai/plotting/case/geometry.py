@@ -16,19 +16,12 @@ from candy_monai.plotting.canvas.arrays import Ids, ImageLike, Spacing, as_array
 
 @dataclass(frozen=True, kw_only=True)
 class PatientAxes:
-    """The orientation of the axes of a volume in the patient.
-
-    Args:
-        spacing_mm: Distance between voxel centres along each of the three axes, in millimetres.
-        order: The array axes that are closest to left-right, front-back, and bottom-top.
-        flipped: Which of these run towards the right, the front or the top; all do in a file with axis codes RAS.
-        known: Whether this is from a file; otherwise RAS is assumed and pictures have no direction labels.
-    """
+    """The orientation of the axes of a volume in the patient."""
 
     spacing_mm: Spacing = (1.0, 1.0, 1.0)
-    order: Shape3d = (0, 1, 2)
-    flipped: tuple[bool, bool, bool] = (True, True, True)
-    known: bool = False
+    order: Shape3d = (0, 1, 2)  # the array axes that are closest to left-right, front-back, and bottom-top
+    flipped: tuple[bool, bool, bool] = (True, True, True)  # which run to the right, front or top; in RAS all do
+    known: bool = False  # from a file; otherwise RAS is assumed and pictures have no direction labels
 
     def to_view(self, volume: NDArray[Any]) -> NDArray[Any]:
         """Return a view of a volume with axes to the patient's left, back and feet, the radiological convention."""
@@ -45,16 +38,9 @@ class PatientAxes:
 def patient_axes(
     image: ImageLike, *, spacing_mm: Sequence[float] | None = None, orientation: str | None = None
 ) -> PatientAxes:
-    """Return the orientation of a volume in the patient.
+    """Return the orientation of a volume in the patient, by a MetaTensor's affine unless it is given.
 
-    Args:
-        image: The volume; the affine of a MetaTensor is used.
-        spacing_mm: One number for each array axis; overrides the affine's.
-        orientation: Axis codes such as ``"RAS"`` or ``"LPS"``, one letter for the direction of each array axis;
-            overrides the affine's.
-
-    Raises:
-        BadInputError: If the spacing is not three positive numbers, or the orientation not three directions.
+    Both are by array axis; the orientation is axis codes such as ``"RAS"`` or ``"LPS"``.
     """
     affine = getattr(image, "affine", None)
     matrix = np.eye(4) if affine is None else as_array(affine).astype(np.float64)
@@ -87,17 +73,11 @@ def _directions(matrix: NDArray[np.float64], orientation: str | None) -> NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class Plane:
-    """One of the three planes of a volume in view order (see ``PatientAxes.to_view``).
-
-    Args:
-        name: Its anatomical name.
-        normal: The axis that it is perpendicular to.
-        sides: The letters of the patient's sides at the left edge, the right edge, the top and the bottom.
-    """
+    """One of the three planes of a volume in view order (see ``PatientAxes.to_view``)."""
 
     name: str
-    normal: int
-    sides: tuple[str, str, str, str]
+    normal: int  # the axis that it is perpendicular to
+    sides: tuple[str, str, str, str]  # the patient's, at the left edge, the right edge, the top and the bottom
 
     @property
     def axes(self) -> tuple[int, int]:

@@ -64,11 +64,9 @@ def arrange(sizes_mm: Sequence[tuple[float, float]]) -> Layout:
 
 
 def alone(size_mm: tuple[float, float], shape: tuple[int, int]) -> Layout:
-    """Place the only plane of a picture or of a single slice.
+    """Place the only plane of a picture or a slice, given its width and height and its columns and rows.
 
-    Args:
-        size_mm: Its width and height.
-        shape: Its columns and rows. Square pixels are enlarged by an integer factor, so that they stay even.
+    Square pixels are enlarged by an integer factor, so that they stay even.
     """
     wide, high = size_mm
     if wide / shape[0] == high / shape[1]:

@@ -17,9 +17,6 @@ def case_panel(image: ImageLike, label: ImageLike, prediction: ImageLike) -> Pix
     """Draw a case in one row: image, reference, prediction with its mean Dice, and for a volume the two surfaces.
 
     For an image ``(C, *spatial)`` the plane with the smallest pixels is shown; labels are ids ``(1, *spatial)``.
-
-    Raises:
-        BadInputError: If the shapes do not match.
     """
     case = CasePictures(image, [label, prediction])
     plane, size = case.finest_plane, _size_in_a_row(case)
@@ -36,26 +33,14 @@ def case_panel(image: ImageLike, label: ImageLike, prediction: ImageLike) -> Pix
 
 
 def region_panel(image: ImageLike, label: ImageLike, prediction: ImageLike, region: ImageLike) -> Pixels:
-    """Draw one plane of a case through a region: the image, the region, the label, the prediction.
+    """Draw the plane of a case through a region, which is 1, else 0: image, region, label and prediction.
 
-    Args:
-        image: ``(C, *spatial)``.
-        label: Ids ``(1, *spatial)``.
-        prediction: The same.
-        region: 1 in the region, else 0, ``(1, *spatial)``; it determines the plane.
-
-    Raises:
-        BadInputError: If the shapes do not match.
+    The image is ``(C, *spatial)``, the others are ids ``(1, *spatial)``.
     """
     case = CasePictures(image, [region, label, prediction])
     plane, size = case.finest_plane, _size_in_a_row(case)
-    tiles = [
-        ("image", case.plane(plane, size)),
-        ("region", case.plane(plane, size, layer=0)),
-        ("label", case.plane(plane, size, layer=1)),
-        ("prediction", case.plane(plane, size, layer=2)),
-    ]
-    return _in_a_row(tiles)
+    layers = {"image": None, "region": 0, "label": 1, "prediction": 2}
+    return _in_a_row([(name, case.plane(plane, size, layer=layer)) for name, layer in layers.items()])
 
 
 def case_tile(image: ImageLike, label: ImageLike, *, size: int) -> Pixels:

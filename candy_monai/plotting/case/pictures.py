@@ -37,14 +37,11 @@ class CasePictures:
         labels: Label ids of the image's spatial shape, ``(1, *spatial)`` or ``(*spatial)``, the most reliable first, as
             it determines the slices.
         num_spatial: 2 for pictures, 3 for volumes; by default the number of spatial axes of the first label.
-        spacing_mm: The spacing of the three axes of a volume; by default from the image's affine.
+        spacing_mm: Of the three axes of a volume; by default from the image's affine.
         orientation: Axis codes of a volume such as ``"RAS"``; by default from the image's affine.
         max_volume: The maximum number of voxels for a surface.
         class_names: Names of the ids in the legend; by default ``class 1``.
         rgb: Whether three channels are colours; by default decided by the values for 2-D images.
-
-    Raises:
-        BadInputError: If the shapes do not match.
     """
 
     def __init__(
@@ -166,16 +163,10 @@ class CasePictures:
         tint: Pixels | None = None,
         reference: int | None = None,
     ) -> Pixels:
-        """Draw one plane.
+        """Draw one plane, in a height and width in pixels: a channel of the image, or black, and a label over it.
 
-        Args:
-            plane: The plane.
-            size: Height and width in pixels.
-            image: Whether to draw the image, or black.
-            layer: The index of the label to draw, if any.
-            channel: The channel of the image.
-            tint: The colour map, 256 colours from dark to bright, ``(256, 3)``; by default grey.
-            reference: The index of the label to outline in white below the other one, to show missed regions.
+        The ``tint`` is a colour map, 256 colours from dark to bright, ``(256, 3)``; by default grey. The label of index
+        ``reference`` is outlined in white below that of index ``layer``, to show missed regions.
         """
         index = self.slices[plane.normal]
         picture = drawing.blank(*size, 0)
@@ -289,15 +280,10 @@ class CasePictures:
 
 
 def dice_by_class(label: Ids, prediction: Ids, *, num_classes: int | None = None) -> dict[int, float]:
-    """Compute the Dice of each foreground id in a label or its prediction, for display in a picture.
+    """Compute the Dice of each foreground id in a label or its prediction, for display; an id in only one scores 0.
 
-    An id in only one of them scores 0. Not a metric for training: see ``candy_monai.metrics`` for those.
-
-    Args:
-        label: The reference.
-        prediction: Of the same shape.
-        num_classes: Ids from this number on, such as an ignore value, are not classes: voxels where the reference has
-            one, or a negative id, are ignored. ``None`` treats every positive id as a class.
+    Ids from ``num_classes`` on, such as an ignore value, are not classes: voxels where the reference has one, or a
+    negative id, are ignored. ``None`` treats every positive id as a class.
     """
     counted = (label >= 0) & ((label > 0) | (prediction > 0))
     if num_classes is not None:

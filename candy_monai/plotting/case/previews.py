@@ -30,7 +30,7 @@ def save_preview_files(
     title: str | None = None,
     rgb: bool | None = None,
 ) -> tuple[Path, ...]:
-    """Write the image, the label and the prediction of a case as five PNG files.
+    """Write the image, the label and the prediction of a case as five PNG files, and return their paths.
 
     ``input`` is the image, one row for each of its first four channels; ``label`` and ``prediction`` are label ids;
     ``expected`` and ``actual`` draw them over the first channel. A volume is shown in three planes, the same slices in
@@ -41,20 +41,14 @@ def save_preview_files(
         folder: The folder of the files; existing ones are replaced.
         image: ``(C, *spatial)``, any range of values.
         label: ``(1, *spatial)`` label ids.
-        prediction: ``(1, *spatial)`` label ids.
+        prediction: The same.
         quality: The maximum number of voxels for a surface, in millions.
         num_classes: The number with background; higher ids get no Dice. ``None`` treats every positive id as a class.
-        spacing_mm: The spacing of the three axes of a volume; by default from the image's affine.
+        spacing_mm: Of the three axes of a volume; by default from the image's affine.
         orientation: Axis codes of a volume such as ``"RAS"``; by default from the image's affine.
         class_names: Names of the ids in the legend.
         title: The title above each picture.
-        rgb: Whether three channels are colours; by default decided by the values for 2-D images.
-
-    Returns:
-        The paths of the five files.
-
-    Raises:
-        BadInputError: If the shapes do not match or the quality is not positive.
+        rgb: Whether three channels are colours.
     """
     if not quality > 0:
         raise BadInputError(f"quality is {quality}: expected millions of voxels, more than 0")

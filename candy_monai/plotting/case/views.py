@@ -28,33 +28,20 @@ class CaseView:
     """A reduced case.
 
     Arrays run from the patient's feet to head, front to back and right to left: ``(Z, Y, X)`` with the first slice on
-    top. A picture is one slice.
-
-    Attributes:
-        image: ``(C, Z, Y, X)``, 8 bits.
-        limits: For each channel the intensities represented by 0 and 255.
-        windows: For each channel the intensities that are initially black and white.
-        label: ``(Z, Y, X)``, ids; None without a reference.
-        prediction: The same for the prediction.
-        spacing_mm: The spacing of the elements, along X, Y and Z.
-        is_oriented: Whether the directions of the axes in the patient are known.
-        is_rgb: Whether the channels are red, green and blue.
-        first: The first voxel of the crop in the whole case, along X, Y and Z.
-        factors: The downsampling factors along X, Y and Z.
-        whole: The size of the whole case, along X, Y and Z.
+    top. A picture is one slice. Sizes and places are along X, Y and Z.
     """
 
-    image: NDArray[np.uint8] = field(repr=False)
-    limits: Sequence[tuple[float, float]]
-    windows: Sequence[tuple[float, float]]
-    label: NDArray[np.uint16] | None = field(repr=False)
+    image: NDArray[np.uint8] = field(repr=False)  # ``(C, Z, Y, X)``
+    limits: Sequence[tuple[float, float]]  # the intensities represented by 0 and 255, of each channel
+    windows: Sequence[tuple[float, float]]  # those that are initially black and white
+    label: NDArray[np.uint16] | None = field(repr=False)  # ``(Z, Y, X)``, ids; None without a reference
     prediction: NDArray[np.uint16] | None = field(repr=False)
     spacing_mm: tuple[float, float, float]
-    is_oriented: bool
+    is_oriented: bool  # whether the directions of the axes in the patient are known
     is_rgb: bool
-    first: tuple[int, int, int]
-    factors: tuple[int, int, int]
-    whole: tuple[int, int, int]
+    first: tuple[int, int, int]  # voxel of the crop in the whole case
+    factors: tuple[int, int, int]  # of downsampling
+    whole: tuple[int, int, int]  # the size of the whole case
 
     def present(self) -> tuple[set[int], set[int]]:
         """Return the ids, without the background, in the reference and in the prediction."""
@@ -73,18 +60,11 @@ def case_view(
     orientation: str | None = None,
     most_values: int = MOST_VALUES,
 ) -> CaseView:
-    """Return a case prepared for a page.
+    """Return a case prepared for a page: an image ``(C, *spatial)``, and ids ``(1, *spatial)`` of both maps.
 
     A case that is too large is cropped to its foreground, and then downsampled along its finest axes: images by means,
-    label maps by subsampling, so that no new ids are created. Tensors on a GPU are reduced there.
-
-    Args:
-        image: ``(C, *spatial)``, two or three axes; at most four channels are kept.
-        label: The reference, ``(1, *spatial)`` of ids; None for none.
-        prediction: The same for the prediction.
-        spacing_mm: The spacing of the axes of a volume; by default from the image's affine.
-        orientation: Axis codes such as ``"RAS"``; by default from the image's affine.
-        most_values: The maximum number of values of the image to keep.
+    label maps by subsampling, so that no new ids are created. Tensors on a GPU are reduced there. At most four channels
+    are kept. Spacing and orientation of a volume are by default those of the image's affine.
     """
     is_volume = image.ndim == 4
     axes = patient_axes(image, spacing_mm=spacing_mm, orientation=orientation) if is_volume else PatientAxes()

@@ -22,33 +22,20 @@ _DOTS, _BOX, _MEAN = "#0072b2", "#dbe9f4", "#d55e00"
 
 @dataclass(frozen=True, kw_only=True)
 class PairedDifferences:
-    """The differences of two methods, case by case.
+    """The differences of two methods, case by case."""
 
-    Attributes:
-        name: The names of the methods, with the direction of the difference.
-        values: One for each case.
-        mean: The mean of the finite ones.
-        interval: The confidence interval of the mean; None if undefined.
-    """
-
-    name: str
-    values: Sequence[float] = field(repr=False)
-    mean: float
-    interval: tuple[float, float] | None
+    name: str  # the names of the methods
+    values: Sequence[float] = field(repr=False)  # one for each case
+    mean: float  # of the finite ones
+    interval: tuple[float, float] | None  # of the mean; None if undefined
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedMetric:
-    """One metric of several methods.
-
-    Attributes:
-        title: The metric, and which values are better.
-        values: The values of the cases, by method.
-        pairs: The differences between pairs of methods.
-    """
+    """One metric of several methods."""
 
     title: str
-    values: Mapping[str, Sequence[float]] = field(repr=False)
+    values: Mapping[str, Sequence[float]] = field(repr=False)  # of the cases, by method
     pairs: Sequence[PairedDifferences]
 
 

@@ -29,16 +29,10 @@ _CLASS_COLORS = ("#56a5d8", "#d98e00", "#009e73", "#cc79a7", "#b3a400", "#d55e00
 
 
 def curve_figure(name: str, values: Sequence[float], *, x: Sequence[float] | None = None) -> Figure:
-    """Draw one metric over the epochs, with its best value marked if its name implies a direction.
+    """Draw one metric over the epochs, or over ``x``, with its best value marked if its name implies a direction.
 
-    Args:
-        name: The metric's name. Names with "loss" or "distance" are better when lower, those with "score" or "dice"
-            when higher; for others no best value is marked.
-        values: One value for each epoch; NaN or infinity leaves a gap.
-        x: The positions of the values; by default epochs 1, 2, ...
-
-    Raises:
-        BadInputError: If the lengths of ``x`` and ``values`` differ.
+    Names with "loss" or "distance" are better when lower, those with "score" or "dice" when higher; for others no best
+    value is marked. NaN or infinity leaves a gap.
     """
     numbers = _numbers(values)
     epochs = np.arange(1, len(numbers) + 1, dtype=float) if x is None else np.asarray(x, dtype=float)
@@ -55,14 +49,10 @@ def curve_figure(name: str, values: Sequence[float], *, x: Sequence[float] | Non
 
 
 def class_figure(name: str, curves: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw a metric of each class over the epochs.
+    """Draw a metric of each class over the epochs; NaN or infinity leaves a gap.
 
     For more than eight classes the median, the middle half and the whole range are drawn, and separately the five that
     are worst in the last epoch.
-
-    Args:
-        name: The metric's name.
-        curves: One value for each epoch, by class name; NaN or infinity leaves a gap.
     """
     figure = new_figure(8.6, 4.2)
     axes = figure.add_axes((0.085, 0.13, 0.66, 0.76))
@@ -86,11 +76,10 @@ def progress_figure(
     Training and validation of the same metric share a panel, as do the classes of one; all panels share the epochs.
 
     Args:
-        metrics: Each metric's values over the epochs, as in ``metrics.csv``: ``val dice`` is the validation of
-            ``dice``. At most twelve panels are drawn.
+        metrics: Each metric's values over the epochs, as in ``metrics.csv``. At most twelve panels are drawn.
         classes: The columns with metrics of classes, with the name of each class, from `columns.by_class`.
-        forecast: Drawn into the panel of the score if it has an interval.
-        num_epochs: The planned number of epochs, up to which a forecast is drawn.
+        forecast: Drawn into the panel of the score, up to ``num_epochs``, if it has an interval.
+        num_epochs: The planned number.
     """
     classes = classes or {}
     shared = {column for members in classes.values() for column in members}

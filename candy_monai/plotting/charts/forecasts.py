@@ -50,12 +50,7 @@ def forecast_figure(
 ) -> Figure:
     """Draw the scores so far, the forecast of the best, its 80 % interval and its epoch; or why there is none.
 
-    Args:
-        scores: One for each epoch so far; NaN leaves a gap.
-        forecast: The forecast from these scores.
-        horizon: The planned number of epochs.
-        name: The name of the score.
-        first_epoch: The number of the first epoch in the tool that trained the model.
+    ``horizon`` is the planned number of epochs, ``first_epoch`` the number of the first in the tool that trained.
     """
     values = np.asarray(scores, dtype=float)
     values = np.where(np.isfinite(values), values, np.nan)

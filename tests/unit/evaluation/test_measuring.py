@@ -52,13 +52,13 @@ def test_a_class_in_neither_has_no_value_and_an_entry_only_when_it_was_asked_for
     assert math.isnan(_measure(label_ids=(0, 1, 2))(_case([1], [1]))[0].classes[2]["dice"])
 
 
-def test_the_spacing_is_the_reference_s():
+def test_the_geometry_is_the_reference_s():
     case = _case([1], [1])
-    assert case.spacing_mm() == (1.0, 1.0)
+    assert case.geometry() is None
     affine = torch.diag(torch.tensor([2.0, 3.0, 1.0, 1.0]))
     reference = MetaTensor(case.reference, affine=affine)
     placed = ComparedCase(case_id="a", prediction=case.prediction, reference=reference)
-    assert placed.spacing_mm() == (2.0, 3.0)
+    assert placed.geometry().spacing_mm == (2.0, 3.0)
 
 
 def test_voxels_are_counted_by_where_they_are():
