@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from monai.losses import FocalLoss
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
 
 from candy_monai.errors import BadInputError
+from candy_monai.nn.deep_supervision import main_output
 from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits
 
 _NUM_CALLS = 10
@@ -20,6 +23,7 @@ _NUM_CALLS = 10
 _TOLERANCE = 1e-3
 # Losses are known by their own class: a subclass elsewhere may apply the activation itself.
 _MONAI = "monai.losses."
+_ACTIVATIONS = ("sigmoid", "sigmoid_", "softmax", "expit", "special_expit")
 _OPTIONS = ("sigmoid", "softmax", "other_act")
 _OURS = (DiceBCELossWithLogits, DiceCELossWithLogits)
 _OF_LOGITS = (*_OURS, FocalLoss, nn.BCEWithLogitsLoss, nn.CrossEntropyLoss)
@@ -51,6 +55,40 @@ def refuse_logits(criterion: nn.Module) -> Callable[[], None]:
 def takes_logits(criterion: nn.Module) -> bool:
     """Return whether a criterion or one in it is a known loss that applies a sigmoid or softmax to its input."""
     return any(type(loss) in _OF_LOGITS or (_has_options(loss) and any(_given(loss))) for loss in _within(criterion))
+
+
+def ends_in_activation(network: nn.Module, images: Tensor) -> bool:
+    """Return whether the logits of a network are the result of a sigmoid or softmax, wherever it applies that.
+
+    Args:
+        network: Run once, without gradients; it returns the logits, or several outputs with these first.
+        images: ``(B, C, *spatial)``.
+    """
+    # A compiled network runs uncompiled, since it would be compiled again to be watched.
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), _Activations() as activations:
+        logits = main_output(network(images), num_dims=images.ndim - 2)
+    result = activations.last
+    if result is None or result.numel() != logits.numel():
+        return False
+    # In any order of the axes: a 2-D network for volumes is run with slices as the batch.
+    return torch.equal(*(each.as_subclass(Tensor).float().flatten().sort().values for each in (result, logits)))
+
+
+class _Activations(TorchFunctionMode):
+    """Keeps the result of the last sigmoid or softmax that is called, as a module, function or method."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: Tensor | None = None
+
+    @override
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in _ACTIVATIONS:
+            self.last = result
+        return result
 
 
 def _has_options(loss: nn.Module) -> bool:

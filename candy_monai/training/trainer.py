@@ -227,11 +227,10 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
         run = self._current_run()
         progress, settings, total = self._current().progress, run.settings, length(run.loaders.training)
         watch = LossWatch(settings.non_finite, epoch=progress.epoch + 1)
-        gradients = GradientWatch(self, toolbox)
+        gradients = GradientWatch(self, toolbox, run.reporter.log_once)
         toolbox.model.train()
         if toolbox.ema is not None:
             toolbox.ema.eval()  # always in one mode, so that its results do not depend on earlier calls
-        group, usable = 0, True
         for batch in run.batches():
             first = progress.batch - progress.batch % settings.accumulate
             if progress.batch == first:
@@ -239,7 +238,8 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
                 group = settings.accumulate if total is None else min(settings.accumulate, total - first)
                 usable = True
             before = KeptBuffers((toolbox.model, toolbox.criterion)) if settings.non_finite == "skip" else None
-            with gradients.watching(), run.passing(is_last=progress.batch + 1 == first + group):
+            is_last = progress.batch + 1 == first + group
+            with gradients.watching(adds=progress.batch > first), run.passing(is_last=is_last):
                 loss, metrics, case_ids, num_samples = self._train_batch(batch, toolbox)
             progress.batch += 1
             if watch.admits(loss, step=progress.batch, case_ids=case_ids):
@@ -318,7 +318,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
             network.eval()
         with torch.no_grad(), called.watched():
             for image, label, case_id in itertools.islice(cases_of(loader, run.equipment, self._check_batch), share):
-                seen = image if padding is None else self._network_input(image)
+                seen, validation.case_id = (image if padding is None else self._network_input(image)), case_id
                 with parts.of(seen), failure_located(self, "validate_case", image, label, (case_id,), padding):
                     result = self.validate_case(image, label, toolbox)
                 score, metrics, output = score_returned(self, "validate_case", result)
