@@ -215,8 +215,8 @@ def geometry_of(image: MetaTensor, *, name: str | None = None) -> Geometry:
     name = name or image.meta.get("filename_or_obj") or f"a tensor of shape {tuple(image.shape)}"
     if image.affine.ndim != 2:
         raise BadInputError(
-            f"{name}: the affine has the shape {tuple(image.affine.shape)}, expected (4, 4), that of one case: take batches of MONAI's "
-            "loaders apart with monai.data.decollate_batch"
+            f"{name}: the affine has the shape {tuple(image.affine.shape)}, expected (4, 4), that of one case: take a "
+            "batch apart with monai.data.decollate_batch"
         )
     affine = to_affine_nd(3, in_ras(image).affine.detach().cpu().numpy(), dtype=np.float64)
     if problem := affine_problem(affine, min(len(shape), 3)):
