@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sequent
 
 from candy_monai.data.samples.batches import Batch, different_grids, unpack
 from candy_monai.data.sampling import PositionedSampler, follows_position, shared_loader
-from candy_monai.errors import WARNING, BadInputError
+from candy_monai.errors import WARNING, BadInputError, CandyError
 from candy_monai.own_generators import OwnGenerators
 from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates
@@ -81,19 +81,35 @@ def batches(loader: DataLoader[Any], started: Iterator[object] | None = None) ->
         loader: The loader.
         started: The iterator that ``iter`` returned for it; None to start a new one.
 
+    An error in a worker gets a note with its cause, which PyTorch puts at the end of the worker's traceback.
+
     Raises:
         BadInputError: If samples of different sizes cannot be stacked into a batch; the message says what to do.
     """
     try:
         yield from loader if started is None else started
-    except RuntimeError as error:
-        if "equal size" not in str(error):
+    except Exception as error:
+        if not isinstance(error, RuntimeError) or "equal size" not in str(error):
+            if in_worker := _said_in_worker(str(error)):
+                if isinstance(error, CandyError):  # made for its message alone
+                    kind = type(error)
+                    raise kind(str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2]) from error
+                error.add_note("\n".join(["In the worker:", *in_worker]))
             raise
-        first_line = str(error).partition("\n")[0]  # MONAI appends hints
+        first_line = next((line for line in str(error).splitlines() if "equal size" in line), "")  # MONAI adds hints
         raise BadInputError(
             f"the loader cannot stack samples of different sizes into a batch of {loader.batch_size} ({first_line}): "
             "bring them to one size with a transform, cut patches from them, or use batch_size=1"
         ) from error
+
+
+def _said_in_worker(text: str) -> list[str]:
+    """Return the exceptions in the message of an error from a worker, the cause first; none from elsewhere."""
+    lines = text.splitlines()
+    if len(lines) < 2 or not lines[1].startswith("Original Traceback"):
+        return []
+    others = (" ", "Traceback", "The above exception", "During handling")
+    return [line for line in lines[2:] if line.strip() and not line.startswith(others)]
 
 
 def first_sample(
