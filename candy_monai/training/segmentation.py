@@ -34,8 +34,8 @@ from candy_monai.nn.schedules import AbsoluteLinearLR, RelativeLinearLR
 from candy_monai.training.earlier import EarlierOptions
 from candy_monai.training.loaders import length
 from candy_monai.training.options import NAMES, Options, SegmentationOptions, take_up
-from candy_monai.training.returns import case_score_returned
-from candy_monai.training.toolbox import TrainerToolbox
+from candy_monai.training.returns import case_score_returned, failure_located
+from candy_monai.training.toolbox import Equipment, TrainerToolbox
 from candy_monai.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -322,6 +322,21 @@ class SegmentationTrainer(Trainer, EarlierOptions):
                 "bring them to the same channels"
             )
         self._check_batch(case if case.case_ids else case._replace(case_ids=("the first validation label",)))
+
+    @override
+    def _try_case(self, case: Batch, equipment: Equipment) -> None:
+        is_run_at_once = getattr(self.infer, "__func__", None) is SegmentationTrainer.infer and self.inferer is None
+        if not is_run_at_once or not _is_ours(self.validate_case):
+            return
+        toolbox, data = equipment.toolbox, self._current_run().data
+        images, labels = equipment.on_device(case.images, case.labels)
+        states, modes = data.captured(), {module: module.training for module in toolbox.model.modules()}
+        toolbox.model.eval()
+        with torch.no_grad(), failure_located(self, "infer", images, labels, case.case_ids, equipment.padding):
+            self.infer(images, toolbox)
+        states.restore(data.own)
+        for module, mode in modes.items():
+            module.training = mode
 
     @override
     def _check_batch(self, batch: Batch) -> None:
