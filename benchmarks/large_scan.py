@@ -223,7 +223,7 @@ def network_s(window: int) -> float:
         strides=plan.strides,
     ).eval()
     with torch.inference_mode():
-        network(torch.zeros(1, 1, *(32,) * 3))
+        network(torch.zeros(1, 1, *(64,) * 3))  # the smallest with two voxels an axis at the coarsest level
         started = time.process_time()
         network(torch.randn(1, 1, *(window,) * 3))
     return time.process_time() - started
@@ -241,6 +241,7 @@ def main() -> None:
     parser.add_argument("--network-s", type=float, help="CPU seconds of one window in the real network")
     parser.add_argument("--scratch", type=Path, help="a folder for scan, experiment and temporary files")
     arguments = parser.parse_args()
+    one = network_s(arguments.window) if arguments.network_s is None else arguments.network_s
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         folder = Path(scratch)
         (folder / "images").mkdir()
@@ -261,7 +262,6 @@ def main() -> None:
             labels = [nib.load(folder / name / "scan.nii.gz").get_fdata() for name in ("bounded", "unbounded")]
             result["differing_voxels"] = int((labels[0] != labels[1]).sum())
             result["unbounded"] = {name: value for name, value in free.items() if name != "code"}
-        one = network_s(arguments.window) if arguments.network_s is None else arguments.network_s
         beside = sum(seconds for name, seconds in bounded["cpu_s"].items() if name != "network")
         result["network_s_a_window"] = round(one, 2)
         result["share_beside_the_network"] = round(beside / (one * bounded["windows"]), 3)
