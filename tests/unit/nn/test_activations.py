@@ -9,7 +9,7 @@ from monai import losses
 from torch import nn
 
 from candy_monai.errors import BadInputError
-from candy_monai.nn.activations import ends_in_activation, refuse_logits, takes_logits
+from candy_monai.nn.activations import ends_in_activation, refuse_logits, takes_logits, tell_of_logits
 from candy_monai.nn.deep_supervision import DeepSupervisionLoss
 from candy_monai.nn.losses import DiceCELossWithLogits
 from candy_monai.nn.slicewise import Slicewise
@@ -123,6 +123,21 @@ def test_a_loss_that_torch_func_maps_over_cases_is_computed_without_the_check():
     refuse_logits(criterion)
     of_each = torch.func.vmap(lambda image, label: criterion(image[None], label[None]))
     assert of_each(LOGITS[:, :1].sigmoid(), (LABELS > 0).float()).shape == (2,)
+
+
+def test_a_host_s_loss_is_told_of_once_and_its_copies_say_nothing():
+    told, bare = [], losses.DiceLoss(to_onehot_y=True)
+    close = tell_of_logits(nn.ModuleDict({"loss": bare}), told.append)
+    copied = pickle.loads(pickle.dumps(bare))
+    for _ in range(2):
+        copied(LOGITS, LABELS)
+        assert not told
+    for _ in range(2):
+        bare(LOGITS, LABELS)
+    assert len(told) == 1
+    assert "DiceLoss was given no activation" in told[0]
+    close()
+    assert not bare._forward_pre_hooks
 
 
 class _Applies(nn.Module):
