@@ -6,7 +6,8 @@ Each message contains what was received, what was expected and what to do.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 WARNING = "Warning: "
 """The prefix of warnings in logs and on the screen."""
@@ -58,6 +59,24 @@ class NonFiniteLossError(CandyError, ArithmeticError):
 
 class MissingExtraError(CandyError, ImportError):
     """An optional package is needed but not installed; the message names the extra that contains it."""
+
+
+@contextmanager
+def case_named(case_id: str) -> Iterator[None]:
+    """Add a note with the case to an exception in a block."""
+    try:
+        yield
+    except Exception as error:
+        if (note := f"Raised for the case {case_id}") not in getattr(error, "__notes__", ()):  # of a wrapped dataset
+            error.add_note(note)
+        raise
+
+
+def causes_of(error: BaseException) -> Iterator[BaseException]:
+    """Yield the exceptions that an exception was raised from, the last one first; not those of ours, which say it."""
+    while (cause := error.__cause__) is not None and not isinstance(error, CandyError):
+        yield cause
+        error = cause
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:

@@ -5,17 +5,36 @@ Datasets, trainers, losses, metrics and the evaluation all use this module, so t
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from candy_monai.errors import BadInputError
 
+AnyTensor = Tensor | npt.NDArray[Any]
+
 _MOST_SHOWN = 4
 _MOST_BINS = 1 << 20
 _WHITE = 255
 _ROUNDING = 1e-3
+
+
+def tensor_of(values: AnyTensor, *, what: str) -> Tensor:
+    """Return a tensor or a NumPy array as a plain tensor, without MONAI's metadata.
+
+    Raises:
+        BadInputError: If it is neither; ``what`` is its name in the message.
+    """
+    if isinstance(values, Tensor):
+        return values.as_subclass(Tensor)
+    if isinstance(values, np.ndarray) and values.dtype.kind in "biufc":
+        # A copy, since PyTorch takes no array in another byte order, with negative strides, or that is read-only.
+        return torch.from_numpy(np.array(values, dtype=values.dtype.newbyteorder("="), order="C"))
+    found = f"an array of {values.dtype}" if isinstance(values, np.ndarray) else f"a {type(values).__name__}"
+    raise BadInputError(f"the {what} is {found}, expected a tensor or a NumPy array of numbers")
 
 
 def holds_whole_numbers(tensor: Tensor) -> bool:

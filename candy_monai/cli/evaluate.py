@@ -143,7 +143,8 @@ def run(args: argparse.Namespace) -> int:
             feedback.tell("case", case=case_id, done=next(done))
 
     result = evaluator.evaluate(args.predictions, args.labels, common=args.common, jobs=args.jobs, on_case=tell_case)
-    notes, method = result.notes(), cast("Method", args.intervals or "t")
+    notes = [*(_undescribed(args.labels, args.predictions) if description is None else ()), *result.notes()]
+    method = cast("Method", args.intervals or "t")
     feedback.tell("scores", scores=result.named_means, num_cases=len(result))
     if args.json:
         print(json.dumps(result.to_dict(method=method), indent=2, allow_nan=False))
@@ -229,14 +230,36 @@ def _tolerance(text: str) -> float | dict[int | str, float]:
 
 
 def _description_of(labels: Path, predictions: Path) -> DatasetDescription | None:
-    """Read the description next to the labels, or else with them, or else with nnU-Net's predictions."""
+    """Read the description of the label maps, if there is one."""
     from candy_monai.data.datasets.nnunet_description import read_dataset_description
 
-    of_labels, of_predictions = _folder(labels), _folder(predictions)
-    for folder in (of_labels.parent, of_labels, of_predictions):
+    for folder in _described_in(labels, predictions):
         if (folder / "dataset.json").is_file():
             return read_dataset_description(folder)
     return None
+
+
+def _described_in(labels: Path, predictions: Path) -> tuple[Path, ...]:
+    """Return the folders that may hold a description: next to the labels, with them, with nnU-Net's predictions."""
+    of_labels, of_predictions = _folder(labels), _folder(predictions)
+    return of_labels.parent, of_labels, of_predictions
+
+
+def _undescribed(labels: Path, predictions: Path) -> list[str]:
+    """Return notes on what a ``dataset.json`` would describe, if there is none."""
+    from candy_monai.data.datasets.nnunet_description import misnamed_description
+    from candy_monai.data.values import join_names
+    from candy_monai.inference.manifest import MANIFEST, regions_in
+
+    folders = _described_in(labels, predictions)
+    found = filter(None, map(misnamed_description, dict.fromkeys(folders)))
+    notes = [f"ignored: {file}, which must be called dataset.json" for file in found]
+    if names := regions_in(folders[-1]):
+        notes.append(
+            f"single ids were measured, although {folders[-1] / MANIFEST} names the overlapping regions "
+            f"{join_names(names)}: to measure these, copy the dataset.json of the dataset to {folders[1]}"
+        )
+    return notes
 
 
 def _folder(path: Path) -> Path:

@@ -19,10 +19,11 @@ from typing import Any
 
 from ignite.engine import Events
 from monai.engines import Evaluator
+from torch import nn
 from typing_extensions import override
 
 from candy_monai.columns import LOSS
-from candy_monai.errors import ExperimentError, RunFailedError
+from candy_monai.errors import WARNING, ExperimentError, RunFailedError
 from candy_monai.experiment.events import MessageLogged, RunStarted, StepFinished
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.history import column_beside, why_no_number
@@ -36,6 +37,7 @@ from candy_monai.handlers.options import FoundScore, RunOptions
 from candy_monai.handlers.outputs import image_shape_of, loss_of, numbers_in
 from candy_monai.handlers.saved_run import SavedEngineRun, describe_engines
 from candy_monai.network import num_parameters, plain_weights
+from candy_monai.nn.activations import tell_of_logits
 from candy_monai.observers.base import Observer
 from candy_monai.own_generators import OwnGenerators
 from candy_monai.processes import Processes
@@ -87,6 +89,7 @@ class Recorder:
         )
         self._saved = self._run_to_go_on_with(before)
         self._reporter = Reporter()
+        self._unwatch: Callable[[], None] = lambda: None
         self._generators = OwnGenerators()
         self._validated: dict[int, tuple[int, dict[str, Any]]] = {}
         self._example: tuple[int, ...] | None = None
@@ -151,6 +154,8 @@ class Recorder:
         self._reporter.log_all(self._words_at_start())
         self._reporter.log_waiting()
         self._reporter.notify(self._run_started())
+        if isinstance(loss := engine.loss_function, nn.Module):
+            self._unwatch = tell_of_logits(loss, lambda fault: self._reporter.log_once(f"{WARNING}{fault}"))
         generators.restore(self._generators)  # first-time imports may have drawn random numbers
 
     @property
@@ -405,6 +410,7 @@ class Recorder:
         self._reporter.report_interruption(error, hints=hints)
 
     def _close(self) -> None:
+        self._unwatch()
         self._reporter.unreported = None
         self._reporter.close()
         if self.experiment is not None:

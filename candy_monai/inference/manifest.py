@@ -195,6 +195,18 @@ class Manifest:
         return found
 
 
+def regions_in(folder: Path) -> list[str]:
+    """Return the names of the overlapping regions that the manifest of a folder counts; none without a manifest."""
+    try:
+        content = read_json(folder / MANIFEST)
+    except (OSError, ValueError):
+        return []
+    if not isinstance(content, dict) or not _is_whole(content):
+        return []
+    classes = {found["name"]: found["ids"] for case in content["cases"].values() for found in case["classes"]}
+    return list(classes) if any(len(ids) > 1 for ids in classes.values()) else []
+
+
 def _what_predicts(run: Mapping[str, Any]) -> tuple[object, ...]:
     """Return the values of a run that determine its label maps, as in JSON."""
     models = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from candy_monai.aliases import PathLike
 from candy_monai.config import load_secrets
-from candy_monai.errors import ExperimentError, SettingsError
+from candy_monai.errors import WARNING, ExperimentError, SettingsError
 from candy_monai.experiment.checkpoints import BEST, WeightsKind
 from candy_monai.experiment.description import describe_trainer
 from candy_monai.experiment.events import RunStarted
@@ -48,6 +48,7 @@ from candy_monai.lightning.host import (
 )
 from candy_monai.lightning.scores import MonitoredScores, learning_rate
 from candy_monai.network import num_parameters
+from candy_monai.nn.activations import tell_of_logits
 from candy_monai.training.reporting import Reporter, own_observers, words_at_end
 
 _ENDLESS = 1_000_000
@@ -121,6 +122,7 @@ class ExperimentFolder(Callback):
         frontend = choose_frontend(frontends)
         self._dashboards = None if frontend is None else Dashboards(frontend(load_secrets()))
         self._reporter = Reporter()
+        self._unwatch: Callable[[], None] = lambda: None
         self._restored: Mapping[str, Any] | None = None
         self._ended: Mapping[str, Any] | None = None
         self._averaged: dict[str, Tensor] | None = None
@@ -168,6 +170,7 @@ class ExperimentFolder(Callback):
         self._reporter.log(f"Experiment {experiment.experiment_id} in {experiment.folder}")
         where = f"{trainer.strategy.root_device}, {trainer.world_size} process{'es' * (trainer.world_size > 1)}"
         self._reporter.log(f"{type(pl_module).__name__} on {where}, by Lightning's Trainer")
+        self._unwatch = tell_of_logits(pl_module, lambda fault: self._reporter.log_once(f"{WARNING}{fault}"))
         if is_resumed:
             num_done = experiment.progress.epoch + (self._pending is not None)
             self._reporter.log(f"Continued after epoch {num_done}")
@@ -244,6 +247,7 @@ class ExperimentFolder(Callback):
         self._close()
 
     def _close(self) -> None:
+        self._unwatch()
         experiment, self.experiment = self.experiment, None
         self._averaged = self._raw = self._reporter.unreported = self._pending = self._trainer = None
         if experiment is not None:

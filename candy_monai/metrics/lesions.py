@@ -17,11 +17,11 @@ from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from candy_monai.boxes import bounding_box
 from candy_monai.errors import BadInputError, SettingsError, did_you_mean
-from candy_monai.metrics.surface import check_masks
+from candy_monai.label_ids import AnyTensor
+from candy_monai.metrics.surface import checked_masks
 
 LESION_METRICS = (
     "lesion_f1",
@@ -144,8 +144,8 @@ class LesionRule:
 
 
 def lesion_metrics(
-    prediction: Tensor,
-    reference: Tensor,
+    prediction: AnyTensor,
+    reference: AnyTensor,
     names: Sequence[str] = LESION_METRICS,
     *,
     rule: LesionRule | None = None,
@@ -154,7 +154,7 @@ def lesion_metrics(
     """Compute the lesion-wise metrics of one class of one case.
 
     Args:
-        prediction: Mask ``(*spatial)``, on any device; components are computed on the CPU.
+        prediction: Mask ``(*spatial)``, a tensor on any device or a NumPy array; components are computed on the CPU.
         reference: Mask of the same shape.
         names: Which of `LESION_METRICS`.
         rule: The rule that defines and matches lesions; None for panoptica's.
@@ -169,7 +169,7 @@ def lesion_metrics(
         BadInputError: If the masks differ in shape or are not binary, there is not a positive spacing for each axis, or
             a name is unknown.
     """
-    check_masks(prediction, reference, spacing_mm)
+    prediction, reference = checked_masks(prediction, reference, spacing_mm)
     if unknown := [name for name in names if name not in LESION_METRICS]:
         raise BadInputError(f"unknown lesion metric {unknown[0]!r}; expected any of {', '.join(LESION_METRICS)}")
     rule = LesionRule() if rule is None else rule

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from candy_monai.errors import BadInputError
-from candy_monai.label_ids import highest_id, widened
+from candy_monai.label_ids import AnyTensor, highest_id, tensor_of, widened
 
 _IGNORED = 2
 _COUNTED_AT_ONCE = 2**23  # limits the 64-bit copies of the ids to about 64 MB each
@@ -54,8 +54,8 @@ class Counting(TypedDict, total=False):
 
 
 def dice_per_class(
-    prediction: Tensor,
-    reference: Tensor,
+    prediction: AnyTensor,
+    reference: AnyTensor,
     num_classes: int,
     *,
     include_background: bool = False,
@@ -66,7 +66,8 @@ def dice_per_class(
     """Compute the Dice of each class and case.
 
     Args:
-        prediction: Ids ``(1, *spatial)`` of one case or ``(B, 1, *spatial)`` of several; any number type.
+        prediction: Ids ``(1, *spatial)`` of one case or ``(B, 1, *spatial)`` of several; tensors or NumPy arrays
+            of any number type.
         reference: Ids of the same shape.
         num_classes: The number with background; 1 means a binary task, ids 0 and 1.
         include_background: Whether class 0 is among the results.
@@ -94,8 +95,8 @@ def dice_per_class(
 
 
 def dice_per_region(
-    prediction: Tensor,
-    reference: Tensor,
+    prediction: AnyTensor,
+    reference: AnyTensor,
     regions: Sequence[Sequence[int]],
     *,
     ignore_index: int | None = None,
@@ -107,7 +108,8 @@ def dice_per_region(
     The other arguments and errors are those of `dice_per_class`.
 
     Args:
-        prediction: Ids ``(1, *spatial)`` of one case or ``(B, 1, *spatial)`` of several; any number type.
+        prediction: Ids ``(1, *spatial)`` of one case or ``(B, 1, *spatial)`` of several; tensors or NumPy arrays
+            of any number type.
         reference: Ids of the same shape.
         regions: The ids of each region.
         ignore_index: Voxels with this id in the reference are ignored.
@@ -117,6 +119,7 @@ def dice_per_region(
     Returns:
         ``(regions,)`` for one case, ``(B, regions)`` for a batch, float32; NaN if the region is in neither.
     """
+    prediction, reference = tensor_of(prediction, what="prediction"), tensor_of(reference, what="reference")
     if check_ids:
         _refuse_other_ids(prediction, reference, None, ignore_index)
     scores = []
@@ -130,7 +133,7 @@ def dice_per_region(
     return torch.stack(scores, dim=-1)
 
 
-def iou_per_class(prediction: Tensor, reference: Tensor, num_classes: int, **options: Unpack[Counting]) -> Tensor:
+def iou_per_class(prediction: AnyTensor, reference: AnyTensor, num_classes: int, **options: Unpack[Counting]) -> Tensor:
     """Compute the intersection over union of each class and case.
 
     Arguments (including ``include_background``, ``ignore_index``, ``batched`` and ``check_ids``), the shape of the
@@ -139,7 +142,7 @@ def iou_per_class(prediction: Tensor, reference: Tensor, num_classes: int, **opt
     return count_overlap(prediction, reference, num_classes, **options).iou
 
 
-def mean_dice(prediction: Tensor, reference: Tensor, num_classes: int, **options: Unpack[Counting]) -> Tensor:
+def mean_dice(prediction: AnyTensor, reference: AnyTensor, num_classes: int, **options: Unpack[Counting]) -> Tensor:
     """Compute the mean Dice of each case over the classes that it or its reference contains.
 
     Arguments (including ``include_background``, ``ignore_index``, ``batched`` and ``check_ids``) and errors are those
@@ -151,11 +154,11 @@ def mean_dice(prediction: Tensor, reference: Tensor, num_classes: int, **options
     return count_overlap(prediction, reference, num_classes, **options).dice.nanmean(-1)
 
 
-def labels_from_logits(logits: Tensor, *, num_classes: int, channel_dim: int = 1) -> Tensor:
+def labels_from_logits(logits: AnyTensor, *, num_classes: int, channel_dim: int = 1) -> Tensor:
     """Convert logits to label ids: the largest channel, or for a single one whether it is above 0 (probability 1/2).
 
     Args:
-        logits: ``(B, C, *spatial)``; with ``channel_dim=0`` a single case ``(C, *spatial)``.
+        logits: ``(B, C, *spatial)``, a tensor or a NumPy array; with ``channel_dim=0`` a single case ``(C, *spatial)``.
         num_classes: The number of channels of the logits.
         channel_dim: The axis of the channels.
 
@@ -165,11 +168,11 @@ def labels_from_logits(logits: Tensor, *, num_classes: int, channel_dim: int = 1
     Raises:
         ValueError: If the logits have another number of channels.
     """
-    if logits.shape[channel_dim] != num_classes:
+    plain = tensor_of(logits, what="prediction").detach()
+    if plain.shape[channel_dim] != num_classes:
         raise ValueError(
-            f"expected {num_classes} channels on axis {channel_dim} of the logits, got shape {tuple(logits.shape)}"
+            f"expected {num_classes} channels on axis {channel_dim} of the logits, got shape {tuple(plain.shape)}"
         )
-    plain = logits.detach().as_subclass(Tensor)
     ids = plain > 0 if num_classes == 1 else plain.argmax(channel_dim, keepdim=True)
     return ids.to(torch.uint8 if num_classes <= 256 else torch.int64)
 
@@ -183,8 +186,8 @@ def look_like_probabilities(logits: Tensor) -> bool:
 
 
 def count_overlap(
-    prediction: Tensor,
-    reference: Tensor,
+    prediction: AnyTensor,
+    reference: AnyTensor,
     num_classes: int,
     *,
     include_background: bool = False,
@@ -195,6 +198,7 @@ def count_overlap(
     """Count the voxels of each class and case; arguments and errors are those of `dice_per_class`."""
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    prediction, reference = tensor_of(prediction, what="prediction"), tensor_of(reference, what="reference")
     if prediction.shape != reference.shape:
         raise ValueError(
             f"prediction and reference differ in shape: {tuple(prediction.shape)} and {tuple(reference.shape)}"
@@ -203,9 +207,7 @@ def count_overlap(
     classes = max(num_classes, 2)
     if check_ids:
         _refuse_other_ids(prediction, reference, classes, ignore_index)
-    cases = [
-        ids.detach().as_subclass(Tensor).reshape(len(ids) if several else 1, -1) for ids in (prediction, reference)
-    ]
+    cases = [ids.detach().reshape(len(ids) if several else 1, -1) for ids in (prediction, reference)]
     totals = torch.zeros(3, len(cases[0]), classes + 1, dtype=torch.int64, device=reference.device)
     step = max(1, _COUNTED_AT_ONCE // max(1, len(cases[0])))
     one = torch.ones((), dtype=torch.int64, device=reference.device)

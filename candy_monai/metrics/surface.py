@@ -25,7 +25,7 @@ from torch import Tensor
 
 from candy_monai.boxes import bounding_box
 from candy_monai.errors import BadInputError
-from candy_monai.label_ids import holds_whole_numbers, ids_in
+from candy_monai.label_ids import AnyTensor, holds_whole_numbers, ids_in, tensor_of
 
 SURFACE_METRICS = ("hd95", "hd100", "assd", "masd", "surface_dice")
 """In the spacing's unit: the larger of the two directed 95th percentiles of the surface distances, and their maximum
@@ -42,8 +42,8 @@ _Weighted = tuple[_Floats, _Floats]
 
 
 def surface_metrics(
-    prediction: Tensor,
-    reference: Tensor,
+    prediction: AnyTensor,
+    reference: AnyTensor,
     names: Sequence[str] = SURFACE_METRICS,
     *,
     spacing_mm: Sequence[float],
@@ -53,7 +53,7 @@ def surface_metrics(
     """Compute the surface metrics of one class of one case.
 
     Args:
-        prediction: Mask ``(*spatial)``.
+        prediction: Mask ``(*spatial)``, a tensor or a NumPy array.
         reference: Mask of the same shape.
         names: Which of `SURFACE_METRICS`.
         spacing_mm: Distance of voxels along each axis.
@@ -67,7 +67,7 @@ def surface_metrics(
     Raises:
         BadInputError: If the masks differ in shape or are not binary, or an option is out of range.
     """
-    check_masks(prediction, reference, spacing_mm)
+    prediction, reference = checked_masks(prediction, reference, spacing_mm)
     if unknown := [name for name in names if name not in SURFACE_METRICS]:
         raise BadInputError(f"unknown surface metric {unknown[0]!r}; expected any of {', '.join(SURFACE_METRICS)}")
     if not 0 <= tolerance_mm < math.inf:
@@ -97,12 +97,15 @@ def surface_metrics(
     return {name: float(measures[name]()) for name in names}
 
 
-def check_masks(prediction: Tensor, reference: Tensor, spacing_mm: Sequence[float] | None) -> None:
-    """Check that two tensors are masks on one grid with this spacing, or None for no spacing.
+def checked_masks(
+    prediction: AnyTensor, reference: AnyTensor, spacing_mm: Sequence[float] | None
+) -> tuple[Tensor, Tensor]:
+    """Return two tensors or arrays, of any number type, as plain tensors.
 
     Raises:
-        BadInputError: If they are not.
+        BadInputError: If they are not masks on one grid with this spacing, or None for no spacing.
     """
+    prediction, reference = tensor_of(prediction, what="prediction"), tensor_of(reference, what="reference")
     shapes = tuple(prediction.shape), tuple(reference.shape)
     if shapes[0] != shapes[1]:
         raise BadInputError(f"prediction and reference differ in shape: {shapes[0]} and {shapes[1]}")
@@ -121,6 +124,7 @@ def check_masks(prediction: Tensor, reference: Tensor, spacing_mm: Sequence[floa
             f"spacing_mm is {tuple(spacing_mm)} for masks of shape {shapes[0]}, expected a positive number for each "
             "axis"
         )
+    return prediction, reference
 
 
 def _distances(prediction: _Mask, reference: _Mask, spacing: Sequence[float]) -> tuple[_Weighted, _Weighted]:

@@ -27,7 +27,7 @@ from candy_monai.training.description import bundle_of
 from candy_monai.training.earlier import TrainerType
 from candy_monai.training.names import check_attribute, check_class
 from candy_monai.training.signals import how_to_resume
-from candy_monai.training.toolbox import TrainerToolbox
+from candy_monai.training.toolbox import Equipment, TrainerToolbox
 
 if TYPE_CHECKING:
     from candy_monai.plotting.case.views import CaseView
@@ -260,6 +260,9 @@ class Hooks(metaclass=TrainerType):
             image: A training image ``(C, *spatial)``.
         """
         self._check_batch(case)
+
+    def _try_case(self, case: Batch, equipment: Equipment) -> None:
+        """Run the network on one validation case before a new run begins, if its size might not fit."""
 
     @property
     def _label_fill(self) -> int:

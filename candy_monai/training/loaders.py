@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sized
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sequent
 
 from candy_monai.data.samples.batches import Batch, different_grids, unpack
 from candy_monai.data.sampling import PositionedSampler, follows_position, shared_loader
-from candy_monai.errors import WARNING, BadInputError
+from candy_monai.errors import WARNING, BadInputError, CandyError
 from candy_monai.own_generators import OwnGenerators
 from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates
@@ -81,19 +82,41 @@ def batches(loader: DataLoader[Any], started: Iterator[object] | None = None) ->
         loader: The loader.
         started: The iterator that ``iter`` returned for it; None to start a new one.
 
+    An error in a worker gets a note with its cause, which PyTorch puts at the end of the worker's traceback.
+
     Raises:
         BadInputError: If samples of different sizes cannot be stacked into a batch; the message says what to do.
     """
-    try:
+    with _failures_explained(loader):
         yield from loader if started is None else started
-    except RuntimeError as error:
-        if "equal size" not in str(error):
-            raise
-        first_line = str(error).partition("\n")[0]  # MONAI appends hints
-        raise BadInputError(
-            f"the loader cannot stack samples of different sizes into a batch of {loader.batch_size} ({first_line}): "
-            "bring them to one size with a transform, cut patches from them, or use batch_size=1"
-        ) from error
+
+
+@contextmanager
+def _failures_explained(loader: DataLoader[Any]) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, RuntimeError) and "equal size" in str(error):
+            what = next(line for line in str(error).splitlines() if "equal size" in line)  # MONAI appends hints
+            raise BadInputError(
+                f"the loader cannot stack samples of different sizes into a batch of {loader.batch_size} ({what}): "
+                "bring them to one size with a transform, cut patches from them, or use batch_size=1"
+            ) from error
+        if in_worker := _said_in_worker(str(error)):
+            if isinstance(error, CandyError):  # made for its message alone
+                kind = type(error)
+                raise kind(str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2]) from error
+            error.add_note("\n".join(["In the worker:", *in_worker]))
+        raise
+
+
+def _said_in_worker(text: str) -> list[str]:
+    """Return the exceptions in the message of an error from a worker, the cause first; none from elsewhere."""
+    lines = text.splitlines()
+    if len(lines) < 2 or not lines[1].startswith("Original Traceback"):
+        return []
+    others = (" ", "Traceback", "The above exception", "During handling")
+    return [line for line in lines[2:] if line.strip() and not line.startswith(others)]
 
 
 def first_sample(
@@ -102,7 +125,8 @@ def first_sample(
     """Return one training example as the loader would yield it: image ``(C, *spatial)``, label ``(1, *spatial)``.
 
     If the dataset can be indexed, the example is read from it by an index of the sampler, since a loader would start
-    its workers. The states of random generators and sampler are left unchanged.
+    its workers; and a second one, to find out whether samples can be stacked into a batch. The states of random
+    generators and sampler are left unchanged.
 
     Args:
         loader: The training loader.
@@ -113,7 +137,7 @@ def first_sample(
         which are those of the first epoch of a new run.
 
     Raises:
-        BadInputError: If the loader yields nothing.
+        BadInputError: If the loader yields nothing, or its first samples cannot be stacked.
     """
     if isinstance(loader.dataset, IterableDataset):
         return _opened(loader, look)
@@ -142,7 +166,8 @@ def first_case(loader: DataLoader[Any], look: Callable[[object], None] = lambda 
     own = OwnGenerators.of(loader=loader)
     before = GeneratorStates.capture(own)
     try:
-        return _unpacked(_indexed(loader), look)
+        images, labels, case_ids = _unpacked(_indexed(loader), look)
+        return Batch(images[:1], labels[:1], case_ids[:1])
     except _CannotBeCopiedError:
         return None
     finally:
@@ -169,30 +194,31 @@ def _opened(loader: DataLoader[Any], look: Callable[[object], None]) -> tuple[Te
 
 
 def _indexed(loader: DataLoader[Any]) -> object:
-    """Return the first example of an indexed dataset as a batch of one, collated as by the loader."""
+    """Return the first examples of an indexed dataset, two if the loader stacks several, collated as by the loader."""
     dataset: Any = loader.dataset
     if loader.batch_sampler is None:  # the dataset returns batches
-        return loader.collate_fn(dataset[_first_of(loader.sampler, dataset)])
+        return loader.collate_fn(dataset[_first_of(loader.sampler, dataset, 1)[0]])
     if loader.batch_size is None:
-        index = next(iter(_first_of(loader.batch_sampler, dataset)))
+        indices = list(itertools.islice(_first_of(loader.batch_sampler, dataset, 1)[0], 2))
     else:
-        index = _first_of(loader.sampler, dataset)
-    if getattr(dataset, "__getitems__", None):
-        return loader.collate_fn(dataset.__getitems__([index]))
-    return loader.collate_fn([dataset[index]])
+        indices = _first_of(loader.sampler, dataset, min(2, loader.batch_size))
+    with _failures_explained(loader):
+        if getattr(dataset, "__getitems__", None):
+            return loader.collate_fn(dataset.__getitems__(indices))
+        return loader.collate_fn([dataset[index] for index in indices])
 
 
-def _first_of(sampler: Any, dataset: object) -> Any:
-    """Return the first index that a sampler yields, or any that it will yield, without advancing it."""
+def _first_of(sampler: Any, dataset: Any, count: int) -> list[Any]:
+    """Return the first indices that a sampler yields, or any that it will yield, without advancing it."""
     if isinstance(sampler, PositionedSampler):
-        return sampler.indices(0)[0]
+        return list(sampler.indices(0)[:count])
     if type(sampler) in (SequentialSampler, RandomSampler):
-        return 0
+        return list(range(min(count, len(dataset))))
     try:  # a sampler may count its epochs or shuffle its own list; its reference to the dataset is not copied
         copied = copy.deepcopy(sampler, {id(dataset): dataset})
     except Exception as error:  # it may contain anything, such as a generator
         raise _CannotBeCopiedError from error
-    for first in copied:
+    if first := list(itertools.islice(copied, count)):
         return first
     raise BadInputError(f"a loader yields no batch: its {type(sampler).__name__} yields no index")
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import torch
 
-from candy_monai.errors import WARNING
+from candy_monai.errors import WARNING, causes_of
 from candy_monai.experiment.events import EpochFinished, Event, MessageLogged, Preview, RunInterrupted
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.history import last_epoch_as_text
@@ -115,7 +115,7 @@ class Reporter:
         with suppress(Exception):  # a report that fails must not hide the error
             self.report_saved_epoch(wait=True)
         if self.experiment is not None:
-            said = ": ".join(filter(None, (type(error).__name__, str(error)))) if what is None else what
+            said = ", caused by ".join(map(_in_words, (error, *causes_of(error)))) if what is None else what
             with suppress(Exception):
                 self.log(f"Interrupted in epoch {self.experiment.progress.epoch + 1}: {said}")
                 self.log_all([*getattr(error, "__notes__", ()), *hints])
@@ -187,6 +187,10 @@ def words_at_end(experiment: Experiment) -> Iterator[str]:
         if experiment.best_num_validated is not None:
             best += f", {mean_of_cases(experiment.best_num_validated, experiment.best_standard_error)}"
         yield best
+
+
+def _in_words(error: BaseException) -> str:
+    return ": ".join(filter(None, (type(error).__name__, str(error))))
 
 
 def _draw(preview: Preview) -> None:

@@ -6,16 +6,16 @@ Exceptions raised by the methods themselves are passed on with a note about the 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import Tensor, nn, optim
+from torch import Tensor, distributed, nn, optim
 
 from candy_monai.aliases import Metrics, Scalar
 from candy_monai.attachment import attachment_of
-from candy_monai.errors import BadInputError
+from candy_monai.errors import WARNING, BadInputError
 from candy_monai.experiment.history import as_float, why_no_number
 
 if TYPE_CHECKING:
@@ -152,11 +152,17 @@ def failure_located(
 class GradientWatch:
     """Detects a ``backward`` that leaves no gradient, or whose gradients are applied twice. Does not wait for a GPU.
 
-    It stops checking once it has seen gradients, or weights that the method changed itself.
+    It stops checking once it has seen gradients, or weights that the method changed itself; and, with ``accumulate``,
+    once it has seen gradients that were added to others.
+
+    Args:
+        trainer: Has the method.
+        toolbox: What the method gets.
+        warn: Called with a warning about a ``backward`` that drops the gradients of earlier batches of a step.
     """
 
-    def __init__(self, trainer: object, toolbox: TrainerToolbox) -> None:
-        self._trainer = trainer
+    def __init__(self, trainer: object, toolbox: TrainerToolbox, warn: Callable[[str], None]) -> None:
+        self._trainer, self._warn = trainer, warn
         self._model, self._optimizer = toolbox.model, toolbox.optimizer
         self._weights: list[Tensor] = [weight for group in toolbox.optimizer.param_groups for weight in group["params"]]
         self._versions = self._versions_now()
@@ -165,15 +171,23 @@ class GradientWatch:
         self._has_stepped = False
         self._applied: tuple[Tensor, int] | None = None
         self._is_done = False
+        self._has_added = False
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self, *, adds: bool = False) -> Iterator[None]:
         """Watch one batch, before its step.
+
+        Args:
+            adds: Whether its gradients are added to those of earlier batches of the same step.
 
         Raises:
             BadInputError: If many batches left no gradient, or the optimizer stepped and would step with the same
                 gradients again.
         """
+        if adds and not self._has_added:
+            with self._adding():
+                yield
+            return
         if self._is_done:
             yield
             return
@@ -201,6 +215,30 @@ class GradientWatch:
         self._num_without += not self._is_done
         if self._num_without >= _MOST_WITHOUT_GRADIENTS:
             self.settle()
+
+    @contextmanager
+    def _adding(self) -> Iterator[None]:
+        """Warn if the gradients of earlier batches are gone when those of this one arrive."""
+        weight = next((weight for weight in self._weights if weight.grad is not None), None)
+        if weight is None:
+            yield
+            return
+        before, found = weight.grad, []
+        handle = weight.register_post_accumulate_grad_hook(lambda weight: found.append(weight.grad))  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            handle.remove()
+        self._has_added = bool(found)
+        # Autograd adds in place, except to gradients with a graph and to those that several processes send in parts.
+        if not found or found[0] is before or found[0].requires_grad or steps_itself(self._trainer):
+            return
+        if not (distributed.is_available() and distributed.is_initialized()):
+            name = _name(self._trainer, self._method())
+            self._warn(
+                f"{WARNING}{name} clears the gradients of the batches before: with accumulate, only the last batch of "
+                f"each step is learned from; leave out zero_grad() in {name}"
+            )
 
     def _note_step(self, *_arguments: object) -> None:
         self._has_stepped, gradient = True, self._first_gradient()

@@ -47,6 +47,7 @@ class RunValidations:
         preview: The worst case of the last validation.
         kept: The cases of the last validation, until `gathered` returns them; None if no page is written.
         padded_parts: Pads the parts that ``validate_case`` calls; None outside of a validation.
+        case_id: The case that is scored now; empty if it has no id.
     """
 
     def __init__(self, processes: Processes, reporter: Reporter) -> None:
@@ -55,6 +56,7 @@ class RunValidations:
         self.preview: Preview | None = None
         self.kept: KeptCases | None = None
         self.padded_parts: PaddedParts | None = None
+        self.case_id = ""
         self._toolbox: TrainerToolbox | None = None
         self._losses: ScoresThatAreLosses | None = None
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import torch
 from monai.inferers import Inferer
 from torch import Tensor, nn, optim
 from typing_extensions import override
@@ -24,7 +26,7 @@ from candy_monai.inference.inferers import (
 )
 from candy_monai.label_ids import highest_id
 from candy_monai.metrics.overlap import dice_per_class, dice_per_region, labels_from_logits, look_like_probabilities
-from candy_monai.nn.activations import takes_logits
+from candy_monai.nn.activations import ends_in_activation, takes_logits
 from candy_monai.nn.deep_supervision import DeepSupervisionLoss, main_output
 from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits, apply_loss
 from candy_monai.nn.regions import RegionLoss, paint_regions
@@ -32,8 +34,8 @@ from candy_monai.nn.schedules import AbsoluteLinearLR, RelativeLinearLR
 from candy_monai.training.earlier import EarlierOptions
 from candy_monai.training.loaders import length
 from candy_monai.training.options import NAMES, Options, SegmentationOptions, take_up
-from candy_monai.training.returns import case_score_returned
-from candy_monai.training.toolbox import TrainerToolbox
+from candy_monai.training.returns import case_score_returned, failure_located
+from candy_monai.training.toolbox import Equipment, TrainerToolbox
 from candy_monai.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -182,20 +184,32 @@ class SegmentationTrainer(Trainer, EarlierOptions):
             toolbox: Holds the criterion.
 
         Returns:
-            The score, and the loss, its parts and the Dice of each class.
+            The score, and the loss, its parts and the Dice of each class; all NaN if every voxel is ignored.
         """
-        self._warn_of_probabilities(logits, toolbox.criterion)
+        self._warn_of_probabilities(logits, toolbox)
         loss, metrics = apply_loss(toolbox.criterion, logits, label)
         by_class, mean_dice = self._dice(self._predicted_ids(logits), label)
         score = float(mean_dice) if self.options.score == "dice" else -float(loss)
-        return score, {LOSS: loss, **metrics, "dice": mean_dice, **by_class}
+        found = {LOSS: loss, **metrics, "dice": mean_dice, **by_class}
+        if self.ignore_index is None or not bool((label == self.ignore_index).all()):
+            return score, found
+        if self._run is not None:
+            self._run.reporter.log_once(
+                f"{WARNING}every voxel of {self._run.validations.case_id or 'a validation case'} has the ignored label "
+                f"id {self.ignore_index}: it has no score, and is left out of all means"
+            )
+        return math.nan, dict.fromkeys(found, math.nan)
 
-    def _warn_of_probabilities(self, logits: Tensor, criterion: nn.Module) -> None:
+    def _warn_of_probabilities(self, logits: Tensor, toolbox: TrainerToolbox) -> None:
         """Log a warning in the first epoch if the network ends in a sigmoid or softmax."""
         run, has_sigmoids = self._run, self.num_classes == 1 or bool(self.options.regions)
-        if run is None or run.experiment is None or len(run.experiment.history):
+        if run is None or run.experiment is None or len(run.experiment.history) or not _is_ours(self.infer):
             return
-        if (has_sigmoids or takes_logits(criterion)) and look_like_probabilities(logits):
+        if not (has_sigmoids or takes_logits(toolbox.criterion)) or not look_like_probabilities(logits):
+            return
+        # Logits, too, can be between 0 and 1, above all those of a network that is hardly trained.
+        example = torch.zeros(1, *run.equipment.example_shape, device=logits.device, dtype=run.equipment.image_type)
+        if ends_in_activation(toolbox.ema if toolbox.ema else toolbox.model, example):
             run.reporter.log_once(
                 f"{WARNING}the network of {type(self).__name__}.build_network returned only values between 0 and 1, as "
                 "after a sigmoid or softmax, but loss and Dice are computed from logits"
@@ -308,6 +322,21 @@ class SegmentationTrainer(Trainer, EarlierOptions):
                 "bring them to the same channels"
             )
         self._check_batch(case if case.case_ids else case._replace(case_ids=("the first validation label",)))
+
+    @override
+    def _try_case(self, case: Batch, equipment: Equipment) -> None:
+        is_run_at_once = getattr(self.infer, "__func__", None) is SegmentationTrainer.infer and self.inferer is None
+        if not is_run_at_once or not _is_ours(self.validate_case):
+            return
+        toolbox, data = equipment.toolbox, self._current_run().data
+        images, labels = equipment.on_device(case.images, case.labels)
+        states, modes = data.captured(), {module: module.training for module in toolbox.model.modules()}
+        toolbox.model.eval()
+        with torch.no_grad(), failure_located(self, "infer", images, labels, case.case_ids, equipment.padding):
+            self.infer(images, toolbox)
+        states.restore(data.own)
+        for module, mode in modes.items():
+            module.training = mode
 
     @override
     def _check_batch(self, batch: Batch) -> None:

@@ -168,8 +168,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
                 of the run, at most 250, if it starts from weights, and otherwise 0.
 
         Raises:
-            BadInputError: If a setting or the data are invalid, or no tensor of ``init_from`` fits the network; nothing
-                was written.
+            BadInputError: If a setting, the data or the weights of ``init_from`` cannot be used; nothing was written.
             NonFiniteLossError: If the loss is not finite and the policy is to stop.
         """
         self._train(TrainSettings(**{name: value for name, value in locals().items() if name != "self"}))
@@ -200,6 +199,8 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
                 example, log = self._network_input(image), run.reporter.log
                 equipment = build_toolbox(self, run.settings, example, device, starts=saved is None, log=log)
                 run.equip(equipment)
+                if case is not None and saved is None:
+                    self._try_case(case, equipment)
                 with run.stop.listening():  # before there is a folder, which would be left without a word
                     run.begin(
                         describe_run(self, equipment, self._loaders, processes, self._facts),
@@ -227,19 +228,18 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
         run = self._current_run()
         progress, settings, total = self._current().progress, run.settings, length(run.loaders.training)
         watch = LossWatch(settings.non_finite, epoch=progress.epoch + 1)
-        gradients = GradientWatch(self, toolbox)
+        gradients = GradientWatch(self, toolbox, run.reporter.log_once)
         toolbox.model.train()
         if toolbox.ema is not None:
             toolbox.ema.eval()  # always in one mode, so that its results do not depend on earlier calls
-        group, usable = 0, True
         for batch in run.batches():
-            first = progress.batch - progress.batch % settings.accumulate
-            if progress.batch == first:
+            number = progress.batch % settings.accumulate
+            if number == 0:
                 clear_gradients(toolbox)
-                group = settings.accumulate if total is None else min(settings.accumulate, total - first)
+                group = settings.accumulate if total is None else min(settings.accumulate, total - progress.batch)
                 usable = True
             before = KeptBuffers((toolbox.model, toolbox.criterion)) if settings.non_finite == "skip" else None
-            with gradients.watching(), run.passing(is_last=progress.batch + 1 == first + group):
+            with gradients.watching(adds=number > 0), run.passing(is_last=number + 1 == group):
                 loss, metrics, case_ids, num_samples = self._train_batch(batch, toolbox)
             progress.batch += 1
             if watch.admits(loss, step=progress.batch, case_ids=case_ids):
@@ -251,7 +251,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
                     before.restore()
             num_samples *= run.processes.world_size
             run.reporter.notify(StepFinished(progress.epoch + 1, "training", progress.batch, total, num_samples))
-            if progress.batch < first + group:
+            if number + 1 < group:
                 continue
             agreed = run.agree(group, usable=usable)
             if agreed.usable:
@@ -318,7 +318,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
             network.eval()
         with torch.no_grad(), called.watched():
             for image, label, case_id in itertools.islice(cases_of(loader, run.equipment, self._check_batch), share):
-                seen = image if padding is None else self._network_input(image)
+                seen, validation.case_id = (image if padding is None else self._network_input(image)), case_id
                 with parts.of(seen), failure_located(self, "validate_case", image, label, (case_id,), padding):
                     result = self.validate_case(image, label, toolbox)
                 score, metrics, output = score_returned(self, "validate_case", result)

@@ -18,7 +18,7 @@ from candy_monai.data.images.names import stem_of
 from candy_monai.data.sampling import SeededIndex
 from candy_monai.data.values import repeated
 from candy_monai.device import HasDevice
-from candy_monai.errors import BadInputError, did_you_mean
+from candy_monai.errors import BadInputError, case_named, did_you_mean
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
@@ -150,8 +150,10 @@ class UnsupervisedDataset(CaseDataset[Tensor]):
 
     @override
     def __getitem__(self, idx: int) -> Tensor:
-        image = _with_case_id(self.load(idx), self._case_ids[idx])
-        return image if self._transform is None else _with_case_id(self._transform(image), self._case_ids[idx])
+        case_id = self._case_ids[idx]
+        with case_named(case_id):
+            image = _with_case_id(self.load(idx), case_id)
+            return image if self._transform is None else _with_case_id(self._transform(image), case_id)
 
     def construct_new(self, images: Sequence[Any]) -> Self:
         """Return a dataset with the same options and other images."""
@@ -207,11 +209,12 @@ class SupervisedDataset(CaseDataset[tuple[Tensor, Tensor]]):
     @override
     def __getitem__(self, idx: int) -> tuple[Tensor, Tensor]:
         case_id = self._case_ids[idx]
-        case = [_with_case_id(tensor, case_id) for tensor in self.load(idx)]
         seed_transform = getattr(self._transform, "set_random_state", None)
-        if isinstance(idx, SeededIndex) and seed_transform is not None:
-            seed_transform(idx.seed)
-        image, label = self._transformed(*case)
+        with case_named(case_id):
+            case = [_with_case_id(tensor, case_id) for tensor in self.load(idx)]
+            if isinstance(idx, SeededIndex) and seed_transform is not None:
+                seed_transform(idx.seed)
+            image, label = self._transformed(*case)
         return _with_case_id(image, case_id), _with_case_id(label, case_id)
 
     @property

@@ -107,6 +107,14 @@ def read_dataset_description(folder: PathLike) -> DatasetDescription:
     return description
 
 
+def misnamed_description(folder: Path) -> Path | None:
+    """Return the file in a folder whose name differs from ``dataset.json`` only in case, or None."""
+    try:
+        return next((path for path in folder.iterdir() if path.name.lower() == "dataset.json" != path.name), None)
+    except OSError:  # files in it may be readable though it cannot be listed
+        return None
+
+
 def parse_description(folder: Path) -> tuple[DatasetDescription | None, list[str]]:
     """Read ``dataset.json`` as far as possible and collect its problems."""
     file = folder / "dataset.json"
@@ -115,6 +123,8 @@ def parse_description(folder: Path) -> tuple[DatasetDescription | None, list[str
     if not file.exists():
         inside = sorted(path.parent.name for path in folder.glob("*/dataset.json"))
         hint = f"; did you mean the folder {inside[0]!r} inside?" if inside else ""
+        if (other := misnamed_description(folder)) is not None:
+            hint = f"; rename {other.name} to {file.name}"
         return None, [f"{file}: missing; an nnU-Net dataset needs it{hint}"]
     try:
         content = read_json(file)

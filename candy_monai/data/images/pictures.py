@@ -117,6 +117,18 @@ def spacing_file(path: Path, *, is_label: bool) -> Path | None:
     return next((file for name in names if (file := path.with_name(f"{name}.json")).exists()), None)
 
 
+def palette_of(path: Path) -> dict[int, str]:
+    """Return the colour that a file with a palette gives to each stored value, as ``#ff0000``; none of other files."""
+    if image_suffix(path) not in (*PICTURES, *TIFFS):
+        return {}
+    try:
+        with Image.open(path) as picture:
+            levels = bytes(picture.getpalette("RGB") or ()) if picture.mode == "P" else b""
+    except UnidentifiedImageError:  # only tifffile reads it
+        return {}
+    return {index: f"#{levels[3 * index : 3 * index + 3].hex()}" for index in range(len(levels) // 3)}
+
+
 def _warn_of_turn(path: Path) -> None:
     warnings.warn(
         f"{path.parent}: pictures whose EXIF data specify a rotation or flip, which is ignored: they are read as "

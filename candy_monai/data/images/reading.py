@@ -206,15 +206,20 @@ def geometry_of(image: MetaTensor, *, name: str | None = None) -> Geometry:
     """Return the grid of a loaded ``(C, *spatial)`` tensor, including the effect of transforms.
 
     Raises:
-        BadInputError: If its affine is invalid (NaN, a voxel size of 0, axes in one plane); ``name`` is its name in the
-            message, by default its file.
+        BadInputError: If its affine is invalid (NaN, a voxel size of 0, axes in one plane, several in one tensor);
+            ``name`` is its name in the message, by default its file.
     """
     from monai.data.utils import to_affine_nd
 
     shape = tuple(image.shape[1:])
+    name = name or image.meta.get("filename_or_obj") or f"a tensor of shape {tuple(image.shape)}"
+    if image.affine.ndim != 2:
+        raise BadInputError(
+            f"{name}: the affine has the shape {tuple(image.affine.shape)}, expected (4, 4), that of one case: take a "
+            "batch apart with monai.data.decollate_batch"
+        )
     affine = to_affine_nd(3, in_ras(image).affine.detach().cpu().numpy(), dtype=np.float64)
     if problem := affine_problem(affine, min(len(shape), 3)):
-        name = name or image.meta.get("filename_or_obj") or f"a tensor of shape {tuple(image.shape)}"
         raise BadInputError(f"{name}: the affine {problem}: {affine.tolist()}; give it a valid one")
     return Geometry(
         spatial_shape=shape,

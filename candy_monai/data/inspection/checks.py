@@ -21,9 +21,10 @@ from candy_monai.data.datasets.nnunet_files import Listing, list_dataset
 from candy_monai.data.datasets.patients import patients_on_both_sides
 from candy_monai.data.images.alignment import displacement, misalignment, misfit, mismatch
 from candy_monai.data.images.names import image_suffix
-from candy_monai.data.images.pictures import TIFFS, spacing_file
+from candy_monai.data.images.pictures import TIFFS, palette_of, spacing_file
 from candy_monai.data.images.reading import Scan, joined, read_scan, turned_label
 from candy_monai.data.inspection.consistency import (
+    different_palettes,
     inconsistencies,
     labels_absent_from_folds,
     names_by_id,
@@ -201,6 +202,7 @@ def visit_dataset(
         *(text for finding in test_findings for text in (*finding.problems, *finding.warnings)),
         *([f"no training case contains the label ids {absent}"] if absent else []),
         *shared_labels(cases),
+        *different_palettes({case.case_id: found.colours for case, found in zip(cases, findings, strict=True)}),
         *sides_among_labels(list(description.labels)),
         *inconsistencies(
             measured,
@@ -275,10 +277,11 @@ def _check_case(case: NNUNetCase, description: DatasetDescription, num_places: i
         names = ", ".join(description.channel_names)
         problems.append(f"{_short(case.images[0])}: {channels} channels, expected {description.num_channels}: {names}")
     label = None if case.label is None else _loaded(case.label, problems, is_label=True)
-    compared = list(images)
+    compared, colours = list(images), dict[int, str]()
     if case.label is not None and label is not None:
         compared.append((case.label, label))
-        _check_ids(case.label, ids_in(label.values), description, problems)
+        _check_ids(case.label, ids := ids_in(label.values), description, problems)
+        colours = {label_id: colour for label_id, colour in palette_of(case.label).items() if label_id in ids}
     without_spacing = [path for path, scan in compared if _lacks_spacing(path, scan, is_label=path == case.label)]
     for path, scan in compared[1:]:
         first_path, first = compared[0]
@@ -300,6 +303,7 @@ def _check_case(case: NNUNetCase, description: DatasetDescription, num_places: i
         warnings=tuple(warnings),
         without_spacing=tuple(_short(path) for path in without_spacing),
         measured=measured,
+        colours=colours,
     )
 
 

@@ -69,6 +69,25 @@ def labels_absent_from_folds(
     return texts
 
 
+def different_palettes(colours: Mapping[str, Mapping[int, str]]) -> list[str]:
+    """Return a warning if an id has another colour in the label map of one case than in that of another.
+
+    Args:
+        colours: By case, the colour of each id in its label map; empty without a palette.
+    """
+    first: dict[int, tuple[str, str]] = {}
+    for case_id, by_id in colours.items():
+        for label_id, colour in by_id.items():
+            known, where = first.setdefault(label_id, (colour, case_id))
+            if known != colour:
+                return [
+                    f"labelsTr: the palettes of the label maps differ, for example id {label_id} is {known} in {where} "
+                    f"and {colour} in {case_id}; the ids are read, not the colours: check that each id is the same "
+                    "class in all of them"
+                ]
+    return []
+
+
 def sides_among_labels(names: Sequence[str]) -> list[str]:
     """Return a warning if pairs of labels are a left and a right side, which mirroring of patches would swap."""
     known = {name.casefold(): name for name in names}

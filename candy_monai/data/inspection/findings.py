@@ -13,7 +13,7 @@ import threading
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -26,7 +26,7 @@ from candy_monai.data.inspection.digest import case_digest, case_stamp, descript
 from candy_monai.data.inspection.inspect import MeasuredCase
 from candy_monai.files import atomic_path
 
-_FORMAT = 2
+_FORMAT = 3
 """Increased when a case is checked for more, so that findings of earlier versions are not used."""
 
 _SUFFIX = ".cases"
@@ -42,12 +42,14 @@ class CaseFindings:
         warnings: Unusual properties, which may be intended.
         without_spacing: Files without spacing whose format supports it.
         measured: Measurements for the fingerprint and the comparison of cases; None if there are problems.
+        colours: The colour of each id in the label map, if that has a palette.
     """
 
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     without_spacing: tuple[str, ...] = ()
     measured: MeasuredCase | None
+    colours: Mapping[int, str] = field(default_factory=dict)
 
     def has_samples(self, count: int) -> bool:
         """Return whether there are at least this many samples, or all of the case."""
@@ -95,6 +97,7 @@ class CaseCache:
                 warnings=tuple(about["warnings"]),
                 without_spacing=tuple(about["without_spacing"]),
                 measured=None if about["measured"] is None else MeasuredCase.from_dict(about["measured"] | samples),
+                colours={int(label_id): colour for label_id, colour in about["colours"].items()},
             )
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
             return None
@@ -105,7 +108,8 @@ class CaseCache:
             return
         measured = None if findings.measured is None else findings.measured.to_dict()
         samples = {} if measured is None else {name: measured.pop(name) for name in ("foreground", "whole")}
-        about = {"warnings": findings.warnings, "without_spacing": findings.without_spacing, "measured": measured}
+        about = {name: getattr(findings, name) for name in ("warnings", "without_spacing", "colours")}
+        about["measured"] = measured
         encoded = np.frombuffer(json.dumps(about, allow_nan=False).encode(), np.uint8)
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(self.folder / f"{key}.npz", durable=False) as temporary, temporary.open("wb") as file:

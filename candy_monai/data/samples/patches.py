@@ -104,7 +104,7 @@ class PatchDataset(Dataset[Sample]):
         state = np.random.RandomState(np.random.PCG64(rng.integers(1 << 32, size=4)))
         for part in self._random:
             part.R = state
-        with untracked(), self.augmentation.applied_to("a patch"):
+        with untracked(), self.augmentation.applied_to(f"a patch of {drawn.case_id}"):
             changed = self.augmentation({**self._parts_of(case), LABEL: case.label, CENTER: center})
         if not isinstance(changed, Mapping) or not {IMAGE, LABEL} <= set(changed):
             found = f"the keys {', '.join(map(str, changed))}" if isinstance(changed, Mapping) else "several samples"

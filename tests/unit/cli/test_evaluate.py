@@ -114,6 +114,21 @@ def test_regions_of_dataset_json_are_scored_by_name(tmp_path, capsys, place):
     ]
 
 
+@pytest.mark.parametrize(("ids", "is_noted"), [([1, 2], True), ([1], False)])
+def test_predictions_of_regions_that_no_dataset_json_describes_are_noted(tmp_path, capsys, ids, is_noted):
+    for folder in ("labels", "predictions"):
+        save_image(torch.tensor([[[0, 1], [2, 2]]]), tmp_path / folder / "a.nii.gz")
+    classes = [{"name": "whole", "ids": ids, "voxels": 3, "ml": None}]
+    case = {"run": "0", "file": "a.nii.gz", "inputs": [], "classes": classes}
+    manifest = {"format": 1, "runs": [{"id": "0"}], "cases": {"a": case}}
+    (tmp_path / "predictions" / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "labels" / "Dataset.json").write_text("{}")
+    assert evaluate(tmp_path / "predictions", tmp_path / "labels") == 0
+    printed = capsys.readouterr().out
+    assert ("names the overlapping regions whole: to measure these" in printed) is is_noted
+    assert f"ignored: {tmp_path / 'labels' / 'Dataset.json'}, which must be called dataset.json" in printed
+
+
 def test_an_id_that_dataset_json_does_not_know_exits_with_2_though_both_maps_hold_it(dataset, predictions, capsys):
     file = sorted((dataset / "labelsTr").iterdir())[0]
     label = load_image(file, is_label=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from monai.losses import DiceLoss
 
 from candy_monai.errors import SettingsError
 from candy_monai.experiment import checkpoints
@@ -336,3 +337,22 @@ def test_of_two_processes_the_first_one_writes_one_folder(tmp_path):
     (folder,) = (tmp_path / "e" / "Segmenter").iterdir()
     assert len(read_scores(folder).scores) == 7
     assert json.loads((folder / "experiment.json").read_text())["processes"] == 2
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_a_loss_of_monai_that_gets_logits_is_said_in_the_log(tmp_path, softmax):
+    class Diced(Segmenter):
+        def __init__(self):
+            super().__init__()
+            self.loss = DiceLoss(to_onehot_y=True, softmax=softmax)
+
+        def training_step(self, batch, index):
+            images, labels = batch
+            return self.loss(self(images), labels[:, None])
+
+    trainer, module = fitted(
+        tmp_path, [ExperimentFolder(tmp_path / "runs", monitor="val_acc")], num_epochs=1, module=Diced()
+    )
+    log = (folder_of(trainer) / "logs.txt").read_text(encoding="utf-8")
+    assert log.count("Warning: the loss DiceLoss was given no activation") == (not softmax)
+    assert not module.loss._forward_pre_hooks

@@ -35,6 +35,19 @@ def test_dice_and_iou_by_hand():
     assert close(iou_per_class(prediction, reference, 3), [1 / 2, 1.0])
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, ">i4", np.uint64, np.float32])
+def test_arrays_are_measured_as_tensors_are(dtype):
+    prediction, reference = case([[1, 1, 0, 2]]), case([[1, 0, 0, 2]])
+    arrays = [ids.numpy().astype(dtype) for ids in (prediction, reference)]
+    for measure in (dice_per_class, iou_per_class, mean_dice):
+        expected = measure(prediction, reference, 3)
+        assert torch.equal(measure(*arrays, 3), expected)
+        assert torch.equal(measure(prediction, arrays[1], 3, ignore_index=7), expected)
+    assert torch.equal(dice_per_region(*arrays, [[1, 2]]), dice_per_region(prediction, reference, [[1, 2]]))
+    logits = hot(prediction[None], 3)
+    assert torch.equal(labels_from_logits(logits.numpy(), num_classes=3), labels_from_logits(logits, num_classes=3))
+
+
 def test_a_class_absent_from_both_is_nan_and_left_out_of_the_mean():
     prediction, reference = case([[1, 1, 0, 0]]), case([[1, 0, 0, 0]])
     assert close(dice_per_class(prediction, reference, 3), [2 / 3, NAN])

@@ -28,6 +28,23 @@ def test_a_slab_that_is_two_voxels_off_is_two_spacings_away():
     assert surface_metrics(slab(4, 10), slab(6, 12), spacing_mm=(3.0, 1.0), tolerance_mm=6.0)["surface_dice"] == 1.0
 
 
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16, ">u2", np.int64, np.float32, np.float16])
+def test_arrays_of_any_number_type_and_byte_order_are_measured_as_tensors_are(dtype):
+    one, other = slab(4, 10), slab(6, 12)
+    arrays = [mask.numpy().astype(dtype)[::-1] for mask in (one, other)]
+    arrays[0].flags.writeable = False
+    expected = surface_metrics(one.flip(0), other.flip(0), spacing_mm=(3.0, 1.0))
+    assert surface_metrics(*arrays, spacing_mm=(3.0, 1.0)) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "found"), [([[True]], "a list"), (np.array([["a"]]), "an array of <U1"), (None, "a NoneType")]
+)
+def test_what_is_neither_tensor_nor_array_is_refused_by_name(value, found):
+    with pytest.raises(BadInputError, match=f"the reference is {found}, expected a tensor or a NumPy array of numbers"):
+        surface_metrics(slab(4, 10), value, spacing_mm=(1.0, 1.0))
+
+
 def test_the_same_surface_is_at_no_distance():
     assert surface_metrics(slab(4, 10), slab(4, 10), spacing_mm=(1.0, 1.0)) == {
         "hd95": 0.0,

@@ -9,9 +9,10 @@ from monai import losses
 from torch import nn
 
 from candy_monai.errors import BadInputError
-from candy_monai.nn.activations import refuse_logits, takes_logits
+from candy_monai.nn.activations import ends_in_activation, refuse_logits, takes_logits, tell_of_logits
 from candy_monai.nn.deep_supervision import DeepSupervisionLoss
 from candy_monai.nn.losses import DiceCELossWithLogits
+from candy_monai.nn.slicewise import Slicewise
 
 LOGITS = torch.linspace(-2, 2, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
 LABELS = (torch.arange(2 * 8 * 8) % 3).reshape(2, 1, 8, 8).float()
@@ -122,3 +123,52 @@ def test_a_loss_that_torch_func_maps_over_cases_is_computed_without_the_check():
     refuse_logits(criterion)
     of_each = torch.func.vmap(lambda image, label: criterion(image[None], label[None]))
     assert of_each(LOGITS[:, :1].sigmoid(), (LABELS > 0).float()).shape == (2,)
+
+
+def test_a_host_s_loss_is_told_of_once_and_its_copies_say_nothing():
+    told, bare = [], losses.DiceLoss(to_onehot_y=True)
+    close = tell_of_logits(nn.ModuleDict({"loss": bare}), told.append)
+    copied = pickle.loads(pickle.dumps(bare))
+    for _ in range(2):
+        copied(LOGITS, LABELS)
+        assert not told
+    for _ in range(2):
+        bare(LOGITS, LABELS)
+    assert len(told) == 1
+    assert "DiceLoss was given no activation" in told[0]
+    close()
+    assert not bare._forward_pre_hooks
+
+
+class _Applies(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.network, self.function = nn.Conv2d(1, 2, 3, padding=1), function
+
+    def forward(self, images):
+        return self.function(self.network(images))
+
+
+@pytest.mark.parametrize(
+    ("function", "ends"),
+    [
+        (nn.Sigmoid(), True),
+        (torch.sigmoid, True),
+        (torch.special.expit, True),
+        (lambda logits: [nn.functional.softmax(logits, 1), logits], True),
+        (lambda logits: logits.softmax(1)[:, :, None].squeeze(2), True),
+        (lambda logits: logits, False),
+        (lambda logits: logits * logits.sigmoid(), False),
+        (nn.LogSoftmax(1), False),
+        (nn.Hardtanh(0, 1), False),
+    ],
+)
+def test_an_activation_at_the_end_of_a_network_is_found_wherever_it_is_applied(function, ends):
+    assert ends_in_activation(_Applies(function), torch.rand(1, 1, 8, 8)) is ends
+
+
+def test_an_activation_is_found_in_a_network_for_slices_and_in_a_compiled_one():
+    assert ends_in_activation(Slicewise(_Applies(nn.Softmax(1)), 1), torch.rand(1, 1, 4, 8, 8))
+    network = _Applies(nn.Sigmoid())
+    network.compile()
+    assert ends_in_activation(network, torch.rand(1, 1, 8, 8))

@@ -6,11 +6,14 @@ import torch
 from monai.data import CacheDataset, SmartCacheDataset, list_data_collate
 from monai.data import DataLoader as MonaiLoader
 from monai.data import Dataset as MonaiDataset
+from monai.transforms import Compose, Lambda
 from torch import optim
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, SubsetRandomSampler
 
+from candy_monai.data.datasets.files import DatasetFromMemory
 from candy_monai.data.samples.patches import EpochSampler
-from candy_monai.errors import BadInputError
+from candy_monai.errors import BadInputError, ImageReadError
 from candy_monai.own_generators import OwnGenerators
 from candy_monai.seeding import GeneratorStates
 from candy_monai.training.loaders import (
@@ -237,6 +240,36 @@ def test_hints_that_monai_appends_are_left_out_of_the_message():
     with pytest.raises(BadInputError, match=r"\[1, 5\] at entry 1\): bring them") as caught:
         list(batches(MonaiLoader(sizes, batch_size=2)))
     assert "hint" not in str(caught.value)
+
+
+def _raised_in_a_worker(sample):
+    """Yield nothing: raise what PyTorch raises if a worker fails for a sample."""
+    try:
+        sample()
+    except Exception:
+        wrapper = ExceptionWrapper(where="in DataLoader worker process 0")
+    wrapper.reraise()
+    yield
+
+
+def test_the_cause_of_a_failure_in_a_worker_is_in_a_note_with_the_case():
+    data = DatasetFromMemory([torch.zeros(1, 4, 4)], transform=Compose([Lambda(lambda _: 1 / 0)]), case_ids=["case_7"])
+    with pytest.raises(RuntimeError, match="applying transform") as caught:
+        list(batches(DataLoader(data), _raised_in_a_worker(lambda: data[0])))
+    (note,) = caught.value.__notes__
+    heading, cause, failure, case = note.splitlines()
+    assert heading == "In the worker:"
+    assert cause == "ZeroDivisionError: division by zero"
+    assert failure.startswith("RuntimeError: applying transform")
+    assert case == "Raised for the case case_7"
+
+
+def test_bad_input_that_a_worker_finds_is_said_without_its_traceback():
+    def sample():
+        raise ImageReadError("a.nii: no such file\ncheck the path")
+
+    with pytest.raises(ImageReadError, match=r"^a\.nii: no such file\ncheck the path$"):
+        list(batches(DataLoader(Squares(1)), _raised_in_a_worker(sample)))
 
 
 def test_an_error_of_the_user_s_dataset_stays_what_it_is():

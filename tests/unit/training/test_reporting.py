@@ -121,6 +121,9 @@ def test_an_interruption_is_told_after_the_epoch_that_is_on_disk_with_what_to_do
     reporter, told = Reporter(), _Told()
     reporter.observe([told])
     reporter.experiment, reporter.unreported = _Run(), epoch_finished(2, metrics={"loss": [1.0, 0.5]})
-    reporter.report_interruption(ValueError("no more"), hints=["go on"])
-    assert reporter.experiment.lines[-2:] == ["Interrupted in epoch 3: ValueError: no more", "go on"]
+    error = RuntimeError("applying transform Flip")
+    error.__cause__ = ValueError("no more")
+    reporter.report_interruption(error, hints=["go on"])
+    said = "Interrupted in epoch 3: RuntimeError: applying transform Flip, caused by ValueError: no more"
+    assert reporter.experiment.lines[-2:] == [said, "go on"]
     assert [event for event in told.events if event is not MessageLogged] == [EpochFinished, RunInterrupted]

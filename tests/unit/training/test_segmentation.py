@@ -24,7 +24,7 @@ from candy_monai.nn.deep_supervision import DeepSupervisionLoss
 from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits
 from candy_monai.nn.padding import Pad2d
 from candy_monai.training.options import SegmentationOptions
-from tests.toys import SmallTrainer, Squares, loaders, small_trainer
+from tests.toys import SmallTrainer, Squares, loaders, log_of, small_trainer
 
 
 def _three_classes(folder, cls=SmallTrainer):
@@ -384,6 +384,25 @@ def test_padded_voxels_get_the_ignored_id(tmp_path):
     assert seen == [255]
 
 
+def test_a_case_of_ignored_voxels_only_has_no_score_and_is_said(tmp_path):
+    class Ignoring(SmallTrainer):
+        ignore_index = 255
+
+    data = Squares(3)
+    data.samples[1][1].fill_(255)
+    rows = [{"image": image, "label": label, "case_id": f"case_{n}"} for n, (image, label) in enumerate(data.samples)]
+    both, one = (
+        Ignoring(tmp_path / str(len(cases)), DataLoader(data, batch_size=3), DataLoader(cases), console=False)
+        for cases in (rows[:2], rows[:1])
+    )
+    for trainer in (both, one):
+        trainer.train(1, seed=0, save_preview=False, save_report=False)
+    for name in ("val score", "val combined loss", "val dice"):
+        assert both.metrics()[name] == one.metrics()[name]
+    assert "Warning: every voxel of case_1 has the ignored label id 255: it has no score" in log_of(both)
+    assert "every voxel" not in log_of(one)
+
+
 def test_an_unknown_score_is_refused(tmp_path):
     with pytest.raises(SettingsError, match="'negative loss' or 'dice', got 'Dice'"):
         small_trainer(tmp_path).options = SegmentationOptions(score="Dice")
@@ -592,7 +611,7 @@ def test_scores_that_are_all_nan_are_said_in_the_log(tmp_path):
 
 @pytest.mark.parametrize(
     ("num_classes", "activation", "warns"),
-    [(1, nn.Sigmoid(), True), (3, nn.Softmax(1), True), (1, nn.Identity(), False), (3, nn.LogSoftmax(1), False)],
+    [(1, nn.Sigmoid(), True), (3, nn.Softmax(1), True), (1, nn.Hardtanh(0, 1), False), (3, nn.LogSoftmax(1), False)],
 )
 def test_a_network_that_ends_in_a_sigmoid_or_softmax_gets_a_warning(tmp_path, num_classes, activation, warns):
     class Activated(SmallTrainer):
@@ -601,7 +620,7 @@ def test_a_network_that_ends_in_a_sigmoid_or_softmax_gets_a_warning(tmp_path, nu
 
     trainer = small_trainer(tmp_path, Squares(2, num_classes=num_classes), cls=Activated)
     trainer.num_classes = num_classes
-    trainer.train(2, seed=0, save_preview=False, save_report=False)  # other random logits may be between 0 and 1
+    trainer.train(2, save_preview=False, save_report=False)
     log = (trainer.experiment_folder() / "logs.txt").read_text()
     assert log.count("Warning: the network of Activated.build_network returned only values between 0 and 1") == warns
 

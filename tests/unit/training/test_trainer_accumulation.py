@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from tests.toys import SmallTrainer, Squares, loaders
+from tests.toys import SmallTrainer, Squares, loaders, log_of
 
 
 class _MeanSquares(SmallTrainer):
@@ -93,3 +93,18 @@ def test_a_step_with_one_bad_batch_in_it_is_left_out_whole(tmp_path):
     assert trainer._current().progress.step == 1
     weights = torch.load(trainer.experiment_folder() / "checkpoint_latest.pth", weights_only=True)
     assert all(value.isfinite().all() for value in weights.values())
+
+
+class _Restarting(_MeanSquares):
+    def backward(self, images, labels, toolbox):
+        toolbox.optimizer.zero_grad()
+        return super().backward(images, labels, toolbox)
+
+
+@pytest.mark.parametrize(
+    ("cls", "accumulate", "warns"),
+    [(_Restarting, 2, True), (_Restarting, 1, False), (_Penalized, 2, False), (_MeanSquares, 3, False)],
+)
+def test_a_backward_that_clears_the_gradients_of_earlier_batches_gets_a_warning(tmp_path, cls, accumulate, warns):
+    trainer, _ = _trained(tmp_path, cls=cls, batch_size=2, accumulate=accumulate)
+    assert log_of(trainer).count("leave out zero_grad() in _Restarting.backward") == warns

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from monai.data import MetaTensor, list_data_collate
+from monai.networks.nets import UNet
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -11,7 +12,7 @@ from candy_monai.experiment.history import load_metrics
 from candy_monai.experiment.state import load_state
 from candy_monai.nn.padding import Pad2d
 from candy_monai.training.trainer import Trainer
-from tests.toys import SmallTrainer, Squares, log_of, scripted_trainer, small_trainer
+from tests.toys import SmallTrainer, Squares, loaders, log_of, scripted_trainer, small_trainer
 
 
 def test_every_case_is_validated_exactly_once_an_epoch_and_not_padded(tmp_path):
@@ -126,6 +127,42 @@ def test_an_empty_loader_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(BadInputError, match="validation loader"):
         SmallTrainer(tmp_path, DataLoader(data), DataLoader(data, batch_size=5, drop_last=True)).train(1)
     assert list(tmp_path.iterdir()) == []
+
+
+class _Varied(Squares):
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image[:, : 16 - index], label[:, : 16 - index]
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_samples_that_cannot_be_stacked_are_refused_before_anything_is_written(tmp_path, part):
+    sizes = [Squares(4), Squares(4)]
+    sizes[part] = _Varied(4)
+    trainer = SmallTrainer(tmp_path, *(DataLoader(data, batch_size=2) for data in sizes), console=False)
+    with pytest.raises(BadInputError, match="cannot stack samples of different sizes into a batch of 2"):
+        trainer.train(1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_validation_images_of_a_size_that_the_network_does_not_take_end_the_run_before_anything_is_written(tmp_path):
+    class Halves(SmallTrainer):
+        def build_network(self, example_shape):
+            return UNet(2, 1, 1, (4, 8, 16), (2, 2))
+
+        def train_epoch(self, toolbox):
+            modes.append(toolbox.model.training)
+            super().train_epoch(toolbox)
+
+    modes: list[bool] = []
+    training, validation = loaders(Squares(2))
+    with pytest.raises(RuntimeError, match="must match") as caught:
+        Halves(tmp_path, training, DataLoader(Squares(2, size=(17, 16))), console=False).train(1)
+    assert "override build_padding_module" in caught.value.__notes__[-1]
+    assert list(tmp_path.iterdir()) == []
+    trainer = Halves(tmp_path, training, validation, console=False)
+    trainer.train(1, ema=False, save_preview=False, save_report=False)
+    assert modes == [True]
 
 
 def test_a_slow_machine_s_run_ends_in_time_validated_and_with_its_learning_rate_come_down(tmp_path):

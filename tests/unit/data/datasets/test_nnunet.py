@@ -128,6 +128,12 @@ def test_the_folder_one_level_too_high_gets_a_hint(tmp_path):
         NNUNetDataset(tmp_path)
 
 
+def test_a_description_whose_name_is_written_in_another_case_is_found(tmp_path):
+    (tmp_path / "Dataset.json").write_text("{}")
+    with pytest.raises(DatasetError, match=r"dataset\.json: missing; .*; rename Dataset\.json to dataset\.json"):
+        NNUNetDataset(tmp_path)
+
+
 # --- pairing
 
 

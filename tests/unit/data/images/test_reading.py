@@ -273,3 +273,10 @@ def test_a_tensor_whose_affine_gives_no_place_is_refused(bad):
     image = MetaTensor(torch.zeros(1, 2, 3, 4), affine=torch.diag(torch.tensor([1.0, bad, 1.0, 1.0])))
     with pytest.raises(BadInputError, match="the affine"):
         geometry_of(image)
+
+
+def test_the_affines_of_a_batch_are_refused_with_the_function_that_takes_it_apart():
+    image = MetaTensor(torch.zeros(1, 4, 4))
+    image.affine = torch.eye(4).repeat(2, 1, 1)
+    with pytest.raises(BadInputError, match=r"the affine has the shape \(2, 4, 4\).*decollate_batch"):
+        geometry_of(image)

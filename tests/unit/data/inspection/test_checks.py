@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.datasets.nnunet_description import read_dataset_description
@@ -243,6 +244,19 @@ def test_a_colour_picture_in_one_file_lacks_no_channel(tmp_path):
     image = np.random.default_rng(0).integers(0, 255, (5, 6, 3)).astype(np.uint8)
     make_pictures(tmp_path, image, np.eye(5, 6, dtype=np.uint8), channel_names={"0": "R", "1": "G", "2": "B"})
     assert problems_of(tmp_path) == ""
+
+
+@pytest.mark.parametrize(("colours", "warns"), [("0f0", True), ("f00", False), (None, False)])
+def test_palettes_that_give_an_id_another_colour_are_a_warning_that_names_it(tmp_path, colours, warns):
+    make_pictures(tmp_path, np.arange(30, dtype=np.uint8).reshape(5, 6), np.eye(5, 6, dtype=np.uint8))
+    for case_id, second in (("a", "f00"), ("b", colours)):
+        picture = Image.fromarray(np.eye(5, 6, dtype=np.uint8))
+        if second is not None:
+            picture.putpalette([0, 0, 0, *(17 * int(level, 16) for level in second), 1, len(case_id), 3])
+        picture.save(tmp_path / "labelsTr" / f"{case_id}.png")
+    for _ in range(2):  # also of what was stored
+        text = "\n".join(visit_dataset(tmp_path, store=tmp_path / "store").report.warnings)
+        assert ("id 1 is #ff0000 in a and #00ff00 in b" in text) is warns
 
 
 def test_negative_ids_are_never_remapped_to_the_classes_in_order(tmp_path):
