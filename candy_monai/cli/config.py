@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 import getpass
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from candy_monai.cli.errors import DONE, say
-from candy_monai.cli.options import add_debug, new_command
+from candy_monai.cli.options import Subparsers, add_debug, new_command
 from candy_monai.errors import SettingsError
 from candy_monai.experiment.settings import TrainSettings
-
-if TYPE_CHECKING:
-    from candy_monai.cli.options import Subparsers
 
 
 def add_parser(subparsers: Subparsers) -> None:

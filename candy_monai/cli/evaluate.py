@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, cast
 
 from candy_monai.cli.errors import DONE
 from candy_monai.cli.feedback import Feedback, add_feedback
-from candy_monai.cli.options import as_argument, new_command
+from candy_monai.cli.options import Subparsers, as_argument, new_command
 from candy_monai.errors import SettingsError
 from candy_monai.evaluation.class_metrics import CLASS_METRICS, METRIC_GROUPS, metrics_named
 from candy_monai.experiment.settings import whole_number
 
 if TYPE_CHECKING:
-    from candy_monai.cli.options import Subparsers
     from candy_monai.data.datasets.nnunet_description import DatasetDescription
     from candy_monai.evaluation.results import EvalResult
     from candy_monai.evaluation.statistics import Method

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from candy_monai.cli.errors import DONE
-from candy_monai.cli.options import add_options, new_command
+from candy_monai.cli.options import Subparsers, add_options, new_command
 
 if TYPE_CHECKING:
-    from candy_monai.cli.options import Subparsers
     from candy_monai.experiment.references import ReferenceRun
     from candy_monai.forecasting.best_score import Forecast
     from candy_monai.forecasting.reading import ScoreHistory

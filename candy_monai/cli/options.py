@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from typing_extensions import override
 
@@ -25,8 +25,8 @@ from candy_monai.recipes.options import TrainOptions, parsed_pairs
 if TYPE_CHECKING:
     from candy_monai.recipes.jobs import JobLauncher
 
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
-    """The object to which ``add_parser`` of each command adds its parser."""
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+"""The object to which ``add_parser`` of each command adds its parser."""
 
 T = TypeVar("T")
 _WIDTH = 79

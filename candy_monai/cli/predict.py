@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import DONE, PROGRAM, tell_next
 from candy_monai.cli.feedback import Feedback, add_feedback
-from candy_monai.cli.options import add_checkpoint, add_options, as_argument, new_command
+from candy_monai.cli.options import Subparsers, add_checkpoint, add_options, as_argument, new_command
 from candy_monai.errors import SettingsError
 from candy_monai.text import as_word
 
 if TYPE_CHECKING:
-    from candy_monai.cli.options import Subparsers
     from candy_monai.experiment.description import ExperimentDescription
     from candy_monai.recipes.options import TrainOptions
 

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import done
-from candy_monai.cli.options import new_command
+from candy_monai.cli.options import Subparsers, new_command
 from candy_monai.errors import BadInputError
-
-if TYPE_CHECKING:
-    from candy_monai.cli.options import Subparsers
 
 
 def add_parser(subparsers: Subparsers) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from candy_monai.cli.errors import done
 from candy_monai.cli.options import (
+    Subparsers,
     add_dataset,
     add_launcher,
     add_requeue,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from rich.table import Table
 
-    from candy_monai.cli.options import Subparsers
 
 PRUNERS = ("forecast", "median", "hyperband", "none")
 _MOST_ROWS = 30

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from candy_monai.cli.feedback import Feedback, add_feedback
 from candy_monai.cli.options import (
+    Subparsers,
     add_dataset,
     add_launcher,
     add_option_file,
@@ -27,7 +28,6 @@ from candy_monai.experiment.settings import whole_number
 from candy_monai.recipes.options import TrainOptions
 
 if TYPE_CHECKING:
-    from candy_monai.cli.options import Subparsers
     from candy_monai.recipes.jobs import JobLauncher
 
 
