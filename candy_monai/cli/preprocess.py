@@ -58,4 +58,4 @@ def run(args: argparse.Namespace) -> int:
     if not processes.is_main:
         return DONE
     Console().print(plan_table(prepared.plan))
-    return done("Store", prepared.store_folder, then=as_train(args))
+    return done("Store", prepared.store.folder, then=as_train(args))

@@ -149,11 +149,9 @@ def _pruner(name: str, confidence: float | None) -> BasePruner:
 
 
 def results_table(summary: dict[str, Any], *, in_one_column: bool = False) -> Table:
-    """Lay out the trials of a sweep, the best first; pruned and failed ones follow by their validation score.
+    """Lay out the trials of ``sweep.json``, the best first; pruned and failed ones follow by their validation score.
 
-    Args:
-        summary: The content of ``sweep.json``.
-        in_one_column: Whether all settings are in one column, instead of one column each, for a narrow screen.
+    For a narrow screen, all settings are in one column, instead of one column each.
     """
     from rich import box
     from rich.table import Table

@@ -271,12 +271,9 @@ class ExperimentDescription(_Record):
         return differences(before, now)
 
     def refuse_differences(self, present: ExperimentDescription, folder: Path, *, how: str) -> None:
-        """Raise if a new description differs from this one.
+        """Raise if the description of a new run differs from this one.
 
-        Args:
-            present: The description of a new run.
-            folder: The experiment folder, for the message.
-            how: How to continue the run nevertheless, for the message.
+        The folder, and ``how`` to continue the run nevertheless, are for the message.
 
         Raises:
             ExperimentError: With all differences.
@@ -404,10 +401,7 @@ def _environment() -> dict[str, str | None]:
 def differences(saved: Mapping[str, object], present: Mapping[str, object], *, where: str = "") -> list[str]:
     """List the entries of two nested mappings that differ, each as ``name: saved -> present``.
 
-    Args:
-        saved: The saved mapping, of plain values.
-        present: The present mapping; tuples are compared as lists, since JSON has only lists.
-        where: The name of the mappings themselves.
+    Tuples are compared as lists, since JSON has only lists; ``where`` is the name of the mappings themselves.
     """
     found = []
     for name in dict.fromkeys([*saved, *present]):
