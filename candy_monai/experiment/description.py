@@ -302,17 +302,19 @@ class ExperimentDescription(_Record):
 
         They are unknown if their number is not that of the classes: the script may have merged some.
         """
-        training = self.data.get("training") if isinstance(self.data, Mapping) else None
-        labels = training.get(_LABELS) if isinstance(training, Mapping) else None
+        labels = self._of_loader("training", _LABELS)
         if not isinstance(labels, Mapping) or not all(isinstance(value, int) for value in labels.values()):
             return {}
         return dict(labels) if len(labels) == max(2, self.num_classes or 0) else {}
 
     def unknown_transforms(self) -> tuple[str, ...]:
         """Return the transforms of the validation images in a run without a plan, which prediction does not apply."""
-        validation = self.data.get("validation") if isinstance(self.data, Mapping) else None
-        names = validation.get(_TRANSFORMS) if isinstance(validation, Mapping) and self.plan is None else None
+        names = self._of_loader("validation", _TRANSFORMS) if self.plan is None else None
         return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
+
+    def _of_loader(self, side: str, name: str) -> object:
+        loader = self.data.get(side) if isinstance(self.data, Mapping) else None
+        return loader.get(name) if isinstance(loader, Mapping) else None
 
 
 def _compared(loader: object) -> object:
