@@ -243,12 +243,9 @@ for _kind in (_Loader, _Dumper):
 
 
 def parsed_yaml(file: Path, text: str, *, quote: bool = True) -> dict[str, Setting]:
-    """Parse YAML text, or JSON, which must be a mapping of plain values.
+    """Parse the YAML or JSON text of a file, which must be a mapping of plain values.
 
-    Args:
-        file: Its file, for messages.
-        text: The text.
-        quote: Whether errors may quote the file's content; otherwise they contain only names.
+    Unless ``quote``, errors contain only names of the content.
 
     Raises:
         SettingsError: If it is not, with the line; repeated names and aliases are refused.

@@ -6,14 +6,10 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import DONE
-from candy_monai.cli.options import new_command
+from candy_monai.cli.options import Subparsers, new_command
 from candy_monai.evaluation.class_metrics import CLASS_METRICS
-
-if TYPE_CHECKING:
-    from candy_monai.cli.options import Subparsers
 
 
 def add_parser(subparsers: Subparsers) -> None:

@@ -5,13 +5,9 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import DONE, PROGRAM
-from candy_monai.cli.options import new_command
-
-if TYPE_CHECKING:
-    from candy_monai.cli.options import Subparsers
+from candy_monai.cli.options import Subparsers, new_command
 
 _BASH = """\
 _candy_monai() {{

@@ -5,15 +5,11 @@ from __future__ import annotations
 import argparse
 import getpass
 import sys
-from typing import TYPE_CHECKING, NoReturn
 
 from candy_monai.cli.errors import DONE, say
-from candy_monai.cli.options import add_debug, new_command
+from candy_monai.cli.options import Subparsers, add_debug, new_command
 from candy_monai.errors import SettingsError
 from candy_monai.experiment.settings import TrainSettings
-
-if TYPE_CHECKING:
-    from candy_monai.cli.options import Subparsers
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -58,7 +54,10 @@ def set_secret(name: str, *, given: bool = False) -> None:
     from candy_monai.config import environment_variable, is_in_environment, save_secret
 
     if given or "=" in name:
-        _refuse_value()
+        raise SettingsError(
+            "give only the name of the secret: a value on the command line could be read by others, and stays in the "
+            "shell's history. The value is asked for, or read from a pipe"
+        )
     value = getpass.getpass(f"{name}: ") if sys.stdin.isatty() else sys.stdin.readline()
     file = save_secret(name, value.strip())
     print(f"Stored {name} in {file}")
@@ -107,10 +106,3 @@ def path() -> None:
     from candy_monai.config import config_folder
 
     print(config_folder())
-
-
-def _refuse_value() -> NoReturn:
-    raise SettingsError(
-        "give only the name of the secret: a value on the command line could be read by others, and stays in the "
-        "shell's history. The value is asked for, or read from a pipe"
-    )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from candy_monai.cli.errors import PROGRAM
 from candy_monai.cli.feedback import Feedback, add_feedback
 from candy_monai.cli.options import (
+    Subparsers,
     add_dataset,
     add_launcher,
     add_requeue,
@@ -22,9 +23,6 @@ from candy_monai.cli.predict import command_for
 from candy_monai.cli.train import add_training
 from candy_monai.experiment.settings import whole_number
 from candy_monai.text import as_word
-
-if TYPE_CHECKING:
-    from candy_monai.cli.options import Subparsers
 
 
 def add_parser(subparsers: Subparsers) -> None:

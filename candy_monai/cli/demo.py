@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import done
-from candy_monai.cli.options import add_options, new_command
-
-if TYPE_CHECKING:
-    from candy_monai.cli.options import Subparsers
+from candy_monai.cli.options import Subparsers, add_options, new_command
 
 
 def add_parser(subparsers: Subparsers) -> None:

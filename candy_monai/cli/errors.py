@@ -50,13 +50,7 @@ def outcome_of(error: BaseException) -> tuple[str, int]:
 
 
 def done(what: str, where: object, *, then: Sequence[str] = ()) -> int:
-    """Print the place of the result, once for all processes of torchrun, and return the exit code.
-
-    Args:
-        what: What the result is.
-        where: Its folder or file.
-        then: The command to use next.
-    """
+    """Print the place of the result and the next command, once for all processes, and return the exit code."""
     if is_first():
         print(f"{what}: {where}")
         tell_next(then)

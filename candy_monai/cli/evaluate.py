@@ -7,18 +7,18 @@ import itertools
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from candy_monai.cli.errors import DONE
 from candy_monai.cli.feedback import Feedback, add_feedback
-from candy_monai.cli.options import as_argument, new_command
+from candy_monai.cli.options import Subparsers, as_argument, new_command
 from candy_monai.errors import SettingsError
 from candy_monai.evaluation.class_metrics import CLASS_METRICS, METRIC_GROUPS, metrics_named
 from candy_monai.experiment.settings import whole_number
 
 if TYPE_CHECKING:
-    from candy_monai.cli.options import Subparsers
     from candy_monai.data.datasets.nnunet_description import DatasetDescription
     from candy_monai.evaluation.results import EvalResult
     from candy_monai.evaluation.statistics import Method
@@ -170,11 +170,7 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def _refuse_idle(args: argparse.Namespace, metrics: Sequence[str]) -> None:
-    """Check that each option concerns a requested metric.
-
-    Raises:
-        SettingsError: If one does not.
-    """
+    """Raise SettingsError for an option that concerns none of the requested metrics."""
     asked = metrics_named(metrics)
     kinds = {CLASS_METRICS[name].kind for name in asked}
     for option, is_given, is_used, example in (
@@ -211,18 +207,12 @@ def _tolerance(text: str) -> float | dict[int | str, float]:
     """Read ``1.5`` or ``liver=2,kidney=3``."""
     from candy_monai.recipes.options import parsed_pairs
 
-    try:
+    with suppress(ValueError):
         return float(text)
-    except ValueError:
-        entries = [part.rpartition("=") for part in text.split(",")]
-        if not all(name.strip() for name, _, _ in entries):
-            raise argparse.ArgumentTypeError(
-                f"expected a number, or CLASS=MM pairs separated by commas, got {text!r}"
-            ) from None
-    try:
-        found = parsed_pairs(text.split(","), flag="--tolerance", example="liver=2")
-    except SettingsError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    pairs = text.split(",")
+    if not all(pair.rpartition("=")[0].strip() for pair in pairs):
+        raise argparse.ArgumentTypeError(f"expected a number, or CLASS=MM pairs separated by commas, got {text!r}")
+    found = as_argument(lambda _: parsed_pairs(pairs, flag="--tolerance", example="liver=2"))(text)
     try:
         return {name: float(value) for name, value in found.items()}
     except ValueError:

@@ -5,15 +5,11 @@ from __future__ import annotations
 import argparse
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import done
-from candy_monai.cli.options import add_checkpoint, add_options, new_command
+from candy_monai.cli.options import Subparsers, add_checkpoint, add_options, new_command
 from candy_monai.export.targets import TARGETS
 from candy_monai.text import as_word
-
-if TYPE_CHECKING:
-    from candy_monai.cli.options import Subparsers
 
 
 def add_parser(subparsers: Subparsers) -> None:

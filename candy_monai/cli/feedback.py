@@ -31,12 +31,7 @@ def add_feedback(parser: argparse.ArgumentParser) -> None:
 
 
 class Feedback:
-    """Reports about a command in the requested format.
-
-    Args:
-        lines: The JSON output; None for text.
-        is_quiet: Whether only results and warnings are reported.
-    """
+    """Reports about a command: as JSON lines, or as text if there are none; when quiet, results and warnings only."""
 
     def __init__(self, lines: JsonLines | None = None, *, is_quiet: bool = False) -> None:
         self.lines = lines

@@ -6,13 +6,12 @@ import argparse
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from candy_monai.cli.errors import DONE
-from candy_monai.cli.options import add_options, new_command
+from candy_monai.cli.options import Subparsers, add_options, new_command
 
 if TYPE_CHECKING:
-    from candy_monai.cli.options import Subparsers
     from candy_monai.experiment.references import ReferenceRun
     from candy_monai.forecasting.best_score import Forecast
     from candy_monai.forecasting.reading import ScoreHistory
@@ -171,7 +170,7 @@ def _draw(picture: Path, history: ScoreHistory, result: Forecast, horizon: int) 
     save_figure(figure, picture)
 
 
-def _facts(history: ScoreHistory, result: Forecast, horizon: int, *, ended: str | None) -> dict[str, object]:
+def _facts(history: ScoreHistory, result: Forecast, horizon: int, *, ended: str | None) -> dict[str, Any]:
     """Return the output as plain values; epochs are numbered as in the source."""
     shift = history.first_epoch - 1
     known = [score for score in history.scores if math.isfinite(score)]
@@ -202,16 +201,16 @@ def _facts(history: ScoreHistory, result: Forecast, horizon: int, *, ended: str 
     }
 
 
-def _show(history: ScoreHistory, result: Forecast, facts: dict[str, object]) -> None:
+def _show(history: ScoreHistory, result: Forecast, facts: dict[str, Any]) -> None:
     from candy_monai.experiment.score_prediction import chance_as_text, duration_as_text, score_as_text
 
     done, planned, ended = facts["epochs_done"], facts["epochs_planned"], facts["ended"]
     so_far = "no score yet"
     if facts["best_so_far"] is not None:
         so_far = f"best{' so far' * (ended is None)} {facts['best_so_far']:.4f} at epoch {facts['best_so_far_epoch']}"
-    extent = (
-        f"{done} of {planned} epochs" if ended is None else f"finished, {done} epoch{'s' * (done != 1)} run ({ended})"
-    )
+    extent = f"{done} of {planned} epochs"
+    if ended is not None:
+        extent = f"finished, {done} epoch{'s' * (done != 1)} run ({ended})"
     print(f"{history.source}: {history.name}, {extent}, {so_far}")
     if ended is not None:
         print("Nothing is left to forecast")
@@ -220,7 +219,7 @@ def _show(history: ScoreHistory, result: Forecast, facts: dict[str, object]) -> 
         print(f"No forecast: {result.reason}")
         return
     low, high = result.interval
-    best, chance = float(str(facts["best_so_far"])), float(str(facts["chance_of_improving"]))
+    best, chance = facts["best_so_far"], facts["chance_of_improving"]
     when = facts["epoch"] if result.score > best else facts["best_so_far_epoch"]
     print(
         f"Maximum {result.score:.4f} predicted at epoch {when}; "
@@ -231,6 +230,6 @@ def _show(history: ScoreHistory, result: Forecast, facts: dict[str, object]) -> 
         f"{chance_as_text(chance)}"
     )
     if facts["seconds_left"] is not None:
-        until, end = (float(str(facts[name])) for name in ("seconds_left", "seconds_to_the_end"))
+        until, end = facts["seconds_left"], facts["seconds_to_the_end"]
         time = f"Time until then: {duration_as_text(until)}; the" if until else "The"
         print(f"{time} run ends at epoch {planned}, in {duration_as_text(end)}")

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import BAD_INPUT, DONE, tell_next
-from candy_monai.cli.options import add_options, as_train, chosen_options, new_command
+from candy_monai.cli.options import Subparsers, add_options, as_train, chosen_options, new_command
 from candy_monai.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from candy_monai.cli.options import Subparsers
     from candy_monai.data.datasets.folds import Fold
     from candy_monai.data.inspection.checks import DatasetReport
     from candy_monai.data.inspection.fingerprint import Fingerprint

@@ -6,14 +6,10 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import DONE
-from candy_monai.cli.options import add_checkpoint, add_options, as_argument, new_command
+from candy_monai.cli.options import Subparsers, add_checkpoint, add_options, as_argument, new_command
 from candy_monai.experiment.settings import whole_number
-
-if TYPE_CHECKING:
-    from candy_monai.cli.options import Subparsers
 
 
 def add_parser(subparsers: Subparsers) -> None:

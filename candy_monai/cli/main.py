@@ -143,7 +143,8 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser, commands = _parser()
     command = next((argument for argument in arguments if not argument.startswith("-")), None)
     if command is not None and command not in COMMANDS:
-        parser.error(f"unknown command {command!r}.{did_you_mean(command, COMMANDS) or _known_commands()}")
+        known = f" Known: {', '.join(COMMANDS)}"
+        parser.error(f"unknown command {command!r}.{did_you_mean(command, COMMANDS) or known}")
     args, unknown = parser.parse_known_args(arguments)
     if args.version:
         from candy_monai import __version__
@@ -181,10 +182,6 @@ def _refuse(unknown: Sequence[str], parser: argparse.ArgumentParser) -> NoReturn
     name = option.partition("=")[0]
     known = [text for action in parser._actions for text in action.option_strings]
     parser.error(f"unknown option {name!r}.{did_you_mean(name, known)}")
-
-
-def _known_commands() -> str:
-    return f" Known: {', '.join(COMMANDS)}"
 
 
 def _code(end: SystemExit) -> int:

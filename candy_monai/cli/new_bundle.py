@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import DONE, PROGRAM, done
-from candy_monai.cli.options import new_command
+from candy_monai.cli.options import Subparsers, new_command
 from candy_monai.cli.starting_files import camel_case, check_module_name, render, write_new
 from candy_monai.errors import BadInputError
 from candy_monai.text import as_word
-
-if TYPE_CHECKING:
-    from candy_monai.cli.options import Subparsers
 
 
 def add_parser(subparsers: Subparsers) -> None:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import PROGRAM, done
-from candy_monai.cli.options import new_command
+from candy_monai.cli.options import Subparsers, new_command
 from candy_monai.cli.starting_files import check_class_name, check_trainer_file, render, snake_case, write_new
 from candy_monai.text import as_word
-
-if TYPE_CHECKING:
-    from candy_monai.cli.options import Subparsers
 
 
 def add_parser(subparsers: Subparsers) -> None:

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from typing_extensions import override
 
@@ -25,8 +25,8 @@ from candy_monai.recipes.options import TrainOptions, parsed_pairs
 if TYPE_CHECKING:
     from candy_monai.recipes.jobs import JobLauncher
 
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
-    """The object to which ``add_parser`` of each command adds its parser."""
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+"""The object to which ``add_parser`` of each command adds its parser."""
 
 T = TypeVar("T")
 _WIDTH = 79
@@ -42,15 +42,9 @@ def new_command(
     text: str,
     example: str,
 ) -> argparse.ArgumentParser:
-    """Add a command with its help.
+    """Add a command; ``run`` gets the parsed arguments and returns the exit code.
 
-    Args:
-        subparsers: Where to add it.
-        name: The command.
-        run: Called with the parsed arguments; returns the exit code.
-        summary: One line for the list of commands.
-        text: The description shown by ``--help``.
-        example: Command lines shown below the options.
+    ``summary`` stands in the list of commands, ``text`` and, below the options, ``example`` in the command's help.
     """
     parser = subparsers.add_parser(
         name,
@@ -85,12 +79,9 @@ def _as_shell(command: str) -> str:
 def as_train(
     args: argparse.Namespace, *, but: Mapping[str, bool] = MappingProxyType({}), command: str = "train"
 ) -> list[str]:
-    """Return the words of the training with the options of a command that prepares it.
+    """Return the words of the command that trains with the options of one that prepares it, whose options it has.
 
-    Args:
-        args: The parsed command, whose options `train` has as well.
-        but: Options that it has not, each with whether a value follows it.
-        command: The command that trains.
+    ``but`` are options that it has not, each with whether a value follows it.
     """
     place = args.words.index(args.command)  # only options without a value stand before it
     given = iter([*args.words[:place], command, *args.words[place + 1 :]])
@@ -127,13 +118,7 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 
 def add_options(parser: argparse._ActionsContainer, *names: str, **changes: Any) -> None:
-    """Add options as `TrainOptions` declares them.
-
-    Args:
-        parser: Where to add them.
-        names: Fields of `TrainOptions`.
-        **changes: Arguments of ``add_argument`` that this command overrides.
-    """
+    """Add options as `TrainOptions` declares them, with other arguments of ``add_argument`` where given."""
     for name in names:
         facts = _FIELDS[name].metadata
         arguments: dict[str, Any] = {"dest": name, "help": facts["help"], "default": _FIELDS[name].default}
@@ -157,12 +142,7 @@ def add_requeue(parser: argparse.ArgumentParser) -> None:
 
 
 def add_launcher(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add ``--launcher`` and ``--launcher-args``.
-
-    Args:
-        parser: Where to add them.
-        what: The jobs that are submitted, and what happens then.
-    """
+    """Add ``--launcher`` and ``--launcher-args``; ``what`` are the jobs that are submitted, and what happens then."""
     parser.add_argument(
         "--launcher",
         choices=("slurm", "local"),

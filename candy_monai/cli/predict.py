@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import DONE, PROGRAM, tell_next
 from candy_monai.cli.feedback import Feedback, add_feedback
-from candy_monai.cli.options import add_checkpoint, add_options, as_argument, new_command
+from candy_monai.cli.options import Subparsers, add_checkpoint, add_options, as_argument, new_command
 from candy_monai.errors import SettingsError
 from candy_monai.text import as_word
 
 if TYPE_CHECKING:
-    from candy_monai.cli.options import Subparsers
     from candy_monai.experiment.description import ExperimentDescription
     from candy_monai.recipes.options import TrainOptions
 
@@ -133,13 +132,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def command_for(run: Path, options: TrainOptions, *, dataset: Path | None) -> list[str]:
-    """Return the arguments of the command that predicts with a trained run, on the test cases if there are any.
-
-    Args:
-        run: The experiment, or the folder of a cross-validation.
-        options: Its options.
-        dataset: The dataset; None if unknown.
-    """
+    """Return the words of the command that predicts with a run, on the test cases of its dataset if it has any."""
     images = None if dataset is None else dataset / "imagesTs"
     source = "IMAGES" if images is None or not images.is_dir() or not any(images.iterdir()) else as_word(images)
     trainer = ["--trainer", str(options.trainer)] if options.trainer is not None else []
@@ -214,10 +207,7 @@ def _evaluation_of(predictions: Path, images: Path) -> list[str]:
 
 
 def parse_channels(text: str) -> tuple[int, ...]:
-    """Parse channel numbers, such as ``1,2``.
-
-    Returns:
-        The numbers; none for ``none``.
+    """Parse channel numbers such as ``1,2``, or ``none``.
 
     Raises:
         SettingsError: If it is neither.
@@ -231,13 +221,7 @@ def parse_channels(text: str) -> tuple[int, ...]:
 
 
 def parse_memory(text: str) -> int:
-    """Parse a size of memory such as ``500M`` or ``1.5G``.
-
-    Args:
-        text: A number and a unit: K, M, G or T, with or without a B; powers of 1000.
-
-    Returns:
-        Bytes.
+    """Return the bytes of a size such as ``500M`` or ``1.5G``: K, M, G or T, with or without a B, are powers of 1000.
 
     Raises:
         SettingsError: If it is invalid, or 0.

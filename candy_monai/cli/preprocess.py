@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import DONE, done
-from candy_monai.cli.options import add_dataset, add_options, as_train, chosen_options, new_command
-
-if TYPE_CHECKING:
-    from candy_monai.cli.options import Subparsers
+from candy_monai.cli.options import Subparsers, add_dataset, add_options, as_train, chosen_options, new_command
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -62,4 +58,4 @@ def run(args: argparse.Namespace) -> int:
     if not processes.is_main:
         return DONE
     Console().print(plan_table(prepared.plan))
-    return done("Store", prepared.store_folder, then=as_train(args))
+    return done("Store", prepared.store.folder, then=as_train(args))

@@ -21,11 +21,7 @@ MANY_WINDOWS = 16
 
 
 class PredictionProgress(PredictionListener):
-    """Shows bars on a terminal, and a line for each case elsewhere.
-
-    Args:
-        console: Where to print; None for standard output.
-    """
+    """Shows bars on a terminal, and a line for each case elsewhere."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False)

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import done
-from candy_monai.cli.options import new_command
+from candy_monai.cli.options import Subparsers, new_command
 from candy_monai.errors import BadInputError
-
-if TYPE_CHECKING:
-    from candy_monai.cli.options import Subparsers
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -51,28 +47,27 @@ def run(args: argparse.Namespace) -> int:
     from candy_monai.files import check_file_writable
     from candy_monai.report.comparison import COMPARISON, write_comparison
     from candy_monai.report.document import REPORT
+    from candy_monai.report.evaluation import write_cross_validation
+    from candy_monai.report.observer import write_report
 
+    first, *others = args.experiments
     if args.out is not None:
         check_file_writable(args.out)
         args.out.parent.mkdir(parents=True, exist_ok=True)
-    elif len(args.experiments) > 1:
+    elif others:
         check_file_writable(Path(COMPARISON))
-    elif args.experiments[0].is_dir():  # of what is none, the page's writer says what it is
+    elif first.is_dir():  # of what is none, the page's writer says what it is
         try:
-            check_file_writable(args.experiments[0] / REPORT)
+            check_file_writable(first / REPORT)
         except BadInputError as error:
             raise BadInputError(f"{error}; give another file for the page with --out") from error
-    if len(args.experiments) == 1 and folds_below(args.experiments[0]):
-        from candy_monai.report.evaluation import write_cross_validation
-
-        return done("Report", write_cross_validation(args.experiments[0], to=args.out))
-    if len(args.experiments) == 1 and (configurations := configurations_below(args.experiments[0])):
+    if others:
+        return done("Comparison", write_comparison(args.experiments, args.out or Path(COMPARISON)))
+    if folds_below(first):
+        return done("Report", write_cross_validation(first, to=args.out))
+    if configurations := configurations_below(first):
         raise BadInputError(
-            f"{args.experiments[0]}: a cross-validation of the configurations {', '.join(configurations)}, each of "
+            f"{first}: a cross-validation of the configurations {', '.join(configurations)}, each of "
             f"which has its own page: give one of them, such as {next(iter(configurations.values()))}"
         )
-    if len(args.experiments) == 1:
-        from candy_monai.report.observer import write_report
-
-        return done("Report", write_report(args.experiments[0], to=args.out))
-    return done("Comparison", write_comparison(args.experiments, args.out or Path(COMPARISON)))
+    return done("Report", write_report(first, to=args.out))

@@ -5,15 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from candy_monai.cli.feedback import Feedback, add_feedback
-from candy_monai.cli.options import add_option_file, add_options, add_requeue, chosen_options, new_command
+from candy_monai.cli.options import Subparsers, add_option_file, add_options, add_requeue, chosen_options, new_command
 from candy_monai.cli.predict import as_recorded, command_for
 from candy_monai.recipes.options import TrainOptions
-
-if TYPE_CHECKING:
-    from candy_monai.cli.options import Subparsers
 
 _OF_A_RUN = {
     "num_epochs": "total number of epochs (default: as many as were planned)",

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import DONE, done
-from candy_monai.cli.options import add_options, as_argument, new_command
+from candy_monai.cli.options import Subparsers, add_options, as_argument, new_command
 from candy_monai.cli.predict import as_recorded, command_for, parse_memory
 from candy_monai.experiment.settings import whole_number
 from candy_monai.recipes.options import TrainOptions
 
 if TYPE_CHECKING:
-    from candy_monai.cli.options import Subparsers
     from candy_monai.recipes.selection import Selection
 
 

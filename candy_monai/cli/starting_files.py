@@ -16,12 +16,7 @@ from candy_monai.errors import BadInputError
 
 
 def render(template: str, **names: str) -> str:
-    """Return a template with its names filled in.
-
-    Args:
-        template: A file of ``templates/``, without ``.txt``.
-        **names: What to put in place of ``$name`` and the others.
-    """
+    """Return a file of ``templates/`` with names in place of ``$name`` and the others."""
     text = files("candy_monai.cli").joinpath("templates", f"{template}.txt").read_text(encoding="utf-8")
     return Template(text).substitute(names)
 

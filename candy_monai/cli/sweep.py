@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from candy_monai.cli.errors import done
 from candy_monai.cli.options import (
+    Subparsers,
     add_dataset,
     add_launcher,
     add_requeue,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from rich.table import Table
 
-    from candy_monai.cli.options import Subparsers
 
 PRUNERS = ("forecast", "median", "hyperband", "none")
 _MOST_ROWS = 30
@@ -149,11 +149,9 @@ def _pruner(name: str, confidence: float | None) -> BasePruner:
 
 
 def results_table(summary: dict[str, Any], *, in_one_column: bool = False) -> Table:
-    """Lay out the trials of a sweep, the best first; pruned and failed ones follow by their validation score.
+    """Lay out the trials of ``sweep.json``, the best first; pruned and failed ones follow by their validation score.
 
-    Args:
-        summary: The content of ``sweep.json``.
-        in_one_column: Whether all settings are in one column, instead of one column each, for a narrow screen.
+    For a narrow screen, all settings are in one column, instead of one column each.
     """
     from rich import box
     from rich.table import Table

@@ -6,11 +6,11 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from candy_monai.cli.feedback import Feedback, add_feedback
 from candy_monai.cli.options import (
+    Subparsers,
     add_dataset,
     add_launcher,
     add_option_file,
@@ -27,7 +27,6 @@ from candy_monai.experiment.settings import whole_number
 from candy_monai.recipes.options import TrainOptions
 
 if TYPE_CHECKING:
-    from candy_monai.cli.options import Subparsers
     from candy_monai.recipes.jobs import JobLauncher
 
 
@@ -60,12 +59,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def add_training(parser: argparse.ArgumentParser, *, but: Sequence[str] = ()) -> None:
-    """Add what decides a training but for its dataset.
-
-    Args:
-        parser: Where to add it.
-        but: Fields of `TrainOptions` to leave out.
-    """
+    """Add the options that decide a training, except its dataset and the fields of ``but``."""
     length = parser.add_mutually_exclusive_group()
     for name in TrainOptions.names():
         if name not in but:
@@ -94,7 +88,11 @@ def run(args: argparse.Namespace) -> int:
         if feedback.shows_text:
             print(spread.table())
         return feedback.done("Seeds", spread.folder / SEEDS)
-    begun = _begun_by_this_job(args, options) if args.requeue else None
+    begun = None
+    if args.requeue:
+        from candy_monai.recipes.slurm_job import run_of_this_job
+
+        begun = run_of_this_job(args.dataset, options)
     if begun is None:
         folder = train_dataset(args.dataset, options, elapsed_s=elapsed_s, on_progress=feedback.say)
     else:
@@ -104,12 +102,6 @@ def run(args: argparse.Namespace) -> int:
         as_planned = dataclasses.replace(options, num_epochs=None)
         folder = resume_training(begun, as_planned, dataset=args.dataset, on_progress=feedback.say)
     return feedback.done("Experiment", folder, then=command_for(folder, options, dataset=args.dataset))
-
-
-def _begun_by_this_job(args: argparse.Namespace, options: TrainOptions) -> Path | None:
-    from candy_monai.recipes.slurm_job import run_of_this_job
-
-    return run_of_this_job(args.dataset, options)
 
 
 def _submit(args: argparse.Namespace, options: TrainOptions, launcher: JobLauncher) -> int:

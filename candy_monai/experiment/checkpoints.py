@@ -53,13 +53,7 @@ class CheckpointRecord:
 
 
 class Checkpoints:
-    """Writes the weight files of a run and records the content of each.
-
-    Args:
-        folder: Where the files go.
-        num_epochs: Number of planned epochs.
-        num_checkpoints: Number of evenly spaced files to keep, including that of the last epoch.
-    """
+    """Writes the weight files of a run, some of them evenly spaced over it, and records the content of each."""
 
     def __init__(self, folder: Path, *, num_epochs: int, num_checkpoints: int) -> None:
         self._folder = folder
@@ -176,10 +170,7 @@ def evenly_spaced_epochs(num_epochs: int, num_checkpoints: int) -> frozenset[int
 def save_tensors(path: Path, content: Mapping[str, object], *, confirm: Callable[[], None] | None = None) -> None:
     """Write tensors and plain values to ``path`` atomically; the same content gives the same bytes.
 
-    Args:
-        path: The file.
-        content: The content to write.
-        confirm: Called after writing and before renaming; if it raises, the old file is kept.
+    ``confirm`` is called after writing and before renaming; if it raises, the old file is kept.
     """
     with atomic_path(path) as temporary, new_file(temporary) as file:
         _save(content, file)

@@ -271,12 +271,9 @@ class ExperimentDescription(_Record):
         return differences(before, now)
 
     def refuse_differences(self, present: ExperimentDescription, folder: Path, *, how: str) -> None:
-        """Raise if a new description differs from this one.
+        """Raise if the description of a new run differs from this one.
 
-        Args:
-            present: The description of a new run.
-            folder: The experiment folder, for the message.
-            how: How to continue the run nevertheless, for the message.
+        The folder, and ``how`` to continue the run nevertheless, are for the message.
 
         Raises:
             ExperimentError: With all differences.
@@ -305,17 +302,19 @@ class ExperimentDescription(_Record):
 
         They are unknown if their number is not that of the classes: the script may have merged some.
         """
-        training = self.data.get("training") if isinstance(self.data, Mapping) else None
-        labels = training.get(_LABELS) if isinstance(training, Mapping) else None
+        labels = self._of_loader("training", _LABELS)
         if not isinstance(labels, Mapping) or not all(isinstance(value, int) for value in labels.values()):
             return {}
         return dict(labels) if len(labels) == max(2, self.num_classes or 0) else {}
 
     def unknown_transforms(self) -> tuple[str, ...]:
         """Return the transforms of the validation images in a run without a plan, which prediction does not apply."""
-        validation = self.data.get("validation") if isinstance(self.data, Mapping) else None
-        names = validation.get(_TRANSFORMS) if isinstance(validation, Mapping) and self.plan is None else None
+        names = self._of_loader("validation", _TRANSFORMS) if self.plan is None else None
         return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
+
+    def _of_loader(self, side: str, name: str) -> object:
+        loader = self.data.get(side) if isinstance(self.data, Mapping) else None
+        return loader.get(name) if isinstance(loader, Mapping) else None
 
 
 def _compared(loader: object) -> object:
@@ -404,10 +403,7 @@ def _environment() -> dict[str, str | None]:
 def differences(saved: Mapping[str, object], present: Mapping[str, object], *, where: str = "") -> list[str]:
     """List the entries of two nested mappings that differ, each as ``name: saved -> present``.
 
-    Args:
-        saved: The saved mapping, of plain values.
-        present: The present mapping; tuples are compared as lists, since JSON has only lists.
-        where: The name of the mappings themselves.
+    Tuples are compared as lists, since JSON has only lists; ``where`` is the name of the mappings themselves.
     """
     found = []
     for name in dict.fromkeys([*saved, *present]):

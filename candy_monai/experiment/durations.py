@@ -13,10 +13,7 @@ _NUMBER = re.compile(r"[0-9]*\.?[0-9]+|[0-9]+\.")
 
 
 def seconds_of(text: str) -> float:
-    """Return the seconds of a duration such as ``90s``, ``10m`` or ``1h30m``.
-
-    Args:
-        text: Hours, minutes and seconds in this order, each with its unit.
+    """Return the seconds of a duration such as ``90s``, ``10m`` or ``1h30m``, each number with its unit.
 
     Raises:
         SettingsError: If it cannot be read, has no unit, or is no time at all.

@@ -26,9 +26,6 @@ class EarlyStopping:
             improvement is expected; None never stops.
         confidence: With ``"forecast"``: the required confidence of the forecast.
         margin: With ``"forecast"``: improvements below this fraction of the range of the scores so far are ignored.
-
-    Attributes:
-        tolerance: Number of consecutive epochs without improvement before stopping; None for any number.
     """
 
     def __init__(self, tolerance: Tolerance, *, confidence: float = 0.9, margin: float = 0.01) -> None:
@@ -39,11 +36,9 @@ class EarlyStopping:
         self.num_stale_epochs = 0
 
     def update(self, *, improved: bool, chance: float | None = None) -> None:
-        """Count one more validated epoch.
+        """Count one more validated epoch, whose score may be the best so far.
 
-        Args:
-            improved: Whether the epoch's validation score is the best so far.
-            chance: The probability that a later epoch exceeds the best score by more than the margin; None if unknown.
+        ``chance`` is the probability that a later epoch exceeds it by more than the margin; None if unknown.
         """
         stale = is_hopeless(chance, self.confidence) if self._by_forecast else not improved
         self.num_stale_epochs = self.num_stale_epochs + 1 if stale else 0

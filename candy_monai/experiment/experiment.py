@@ -192,8 +192,7 @@ class Experiment:
     def expected_epochs(self, *, current_s: float | None = None) -> int:
         """Return the number of epochs of this run: those planned, or as many as fit into the time limit.
 
-        Args:
-            current_s: Seconds that the current epoch has taken; None between two epochs.
+        ``current_s`` are the seconds that the current epoch has taken; None between two epochs.
         """
         current = () if current_s is None else (current_s,)
         limit_s = self.settings.time_limit_s
@@ -273,11 +272,7 @@ class Experiment:
             return log_line(self.folder, message)
 
     def begin_epoch(self, learning_rate: Scalar) -> None:
-        """Start the epoch's clock and record its first learning rate, unless an interrupted epoch goes on.
-
-        Args:
-            learning_rate: A tensor is read at once, since a schedule changes it in place.
-        """
+        """Start the epoch's clock and record its first learning rate, unless an interrupted epoch goes on."""
         if not self.progress.batch:
             self.progress.learning_rate, self.progress.epoch_s = float(learning_rate), 0.0
         self._epoch_started = self._clock()
@@ -291,11 +286,9 @@ class Experiment:
     def finish_epoch(self, score: float | None) -> bool:
         """Close the epoch's metrics, go to the next epoch, and return whether its weights are the best so far.
 
-        Args:
-            score: The epoch's validation score; None if it was not validated.
+        The validation score is None if it was not validated.
         """
-        progress = self.progress
-        duration = self.epoch_s
+        progress, duration = self.progress, self.epoch_s
         self._pace.end_epoch(duration, validated=score is not None)
         self._save_s = self._longest_save_s  # only now: a save must not change whether the epoch that it saves is last
         of_the_score = {} if score is None else {SCORE: score}
@@ -317,19 +310,19 @@ class Experiment:
         return improved
 
     def _predict(self) -> Forecast | None:
-        settings = self.settings
-        if not settings.val_score_prediction and settings.early_stop_tolerance != "forecast":
+        if not self.settings.forecasts:
             return None
-        degree = settings.val_score_prediction_degree
-        metrics, num_epochs = self.history.metrics(), self.expected_epochs()
-        return predict_safely(
-            metrics,
-            num_epochs,
-            degree=degree,
-            score_range=self.score_range,
-            references=self.references,
-            same_settings=self.references_have_same_settings,
-        )
+        degree = self.settings.val_score_prediction_degree
+        return predict_safely(self.history.metrics(), self.expected_epochs(), degree=degree, **self.knowledge)
+
+    @property
+    def knowledge(self) -> dict[str, Any]:
+        """What a forecast knows besides the run's own metrics, as keywords of `predict_maximum`."""
+        return {
+            "score_range": self.score_range,
+            "references": self.references,
+            "same_settings": self.references_have_same_settings,
+        }
 
     def save_epoch(self, weights: RunWeights, state: TrainerState, *, score: float | None, is_best: bool) -> None:
         """Start to write the epoch to disk: weight files, then ``state.pt`` (the commit), then the other files.

@@ -119,12 +119,8 @@ class FolderLock:
     Forked children, such as the workers of a loader, do not hold it, so a worker that outlives a killed run does not
     keep the folder locked. On file systems without locks (some NFS) there is no lock.
 
-    Args:
-        folder: The experiment folder.
-        taken: The error message if it is already locked.
-
     Raises:
-        ExperimentError: If another process, or another run of this process, holds it.
+        ExperimentError: If another process, or another run of this process, holds it; ``taken`` is its message.
     """
 
     def __init__(
@@ -155,12 +151,8 @@ class FolderLock:
 def held(folder: Path, taken: str) -> Iterator[None]:
     """Lock a folder, which is created if necessary, during a block.
 
-    Args:
-        folder: The folder.
-        taken: The error message if another process holds it.
-
     Raises:
-        ExperimentError: If one does.
+        ExperimentError: If another process holds it; ``taken`` is its message.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(folder, taken)

@@ -57,8 +57,7 @@ class History:
     def close_epoch(self, columns: Mapping[str, float] | None = None) -> dict[str, float]:
         """End the epoch: average each metric over its recorded values, keep the averages and return them.
 
-        Args:
-            columns: Further columns of the epoch from the run itself, by name.
+        The run itself adds further columns.
         """
         row = {name: mean_of_known(values) for name, values in self.pending().items()}
         if LOSS not in row:  # a training loop of the user's own records its loss itself

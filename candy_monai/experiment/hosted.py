@@ -23,12 +23,7 @@ class HostedExperiment(Experiment):
 
     After a failed save, the folder stays at the epoch that was saved before, and the next epoch is saved as usual. The
     weights of a best epoch that could not be saved do not count: the best score is again that of the saved weights.
-
-    Args:
-        folder: The published experiment folder.
-        settings: The settings of the run.
-        warn: Called with a message for the user if the folder cannot be written.
-        writes: Whether this process writes the files.
+    The user is warned by ``warn``.
 
     Raises:
         ExperimentError: If another process has locked the folder.

@@ -104,9 +104,8 @@ def learn_from_earlier_runs(
 def folder_of_experiments(run: PathLike) -> Path:
     """Return the experiments folder of a run; for a fold, the folder that contains its cross-validation.
 
-    Args:
-        run: ``<out>/<trainer>/<id>`` or ``<out>/crossval-<dataset>/fold_<n>/<trainer>/<id>``, where a folder for each
-            configuration may come before that of the fold.
+    The run is ``<out>/<trainer>/<id>`` or ``<out>/crossval-<dataset>/fold_<n>/<trainer>/<id>``, where a folder for each
+    configuration may come before that of the fold.
     """
     out = Path(run).resolve().parents[1]
     if out.name.startswith("fold_"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -106,26 +106,23 @@ def resuming_call(folder: Path, description: ExperimentDescription) -> str:
 
 def runs_below(folder: PathLike) -> list[Path]:
     """Return the experiment folders inside a folder, the last saved first."""
-    return sorted(_found_below(Path(folder)), key=lambda run: (run / DESCRIPTION).stat().st_mtime, reverse=True)
+    return [file.parent for file in _newest_first(run / DESCRIPTION for run in _found_below(Path(folder)))]
+
+
+def experiments_in(out: PathLike) -> list[Path]:
+    """Return the experiments ``<out>/<trainer>/<id>`` of a folder that runs were given as ``out``, the newest first."""
+    return [file.parent for file in _newest_first(Path(out).glob(f"*/[0-9]*/{DESCRIPTION}"))]
 
 
 def folds_below(folder: PathLike) -> dict[int, Path | None]:
-    """Return the newest experiment of each fold of a cross-validation; empty for any other folder.
-
-    Args:
-        folder: The folder of a cross-validation, with ``fold_<n>`` folders, and a summary once it is finished.
-
-    Returns:
-        The experiment of each fold; None for a fold without one.
-    """
+    """Return the newest experiment of each fold of a cross-validation, None without one; empty for other folders."""
     folder = Path(folder)
     folds: dict[int, Path | None] = {}
     if not folder.is_dir() or (folder / DESCRIPTION).is_file():
         return folds
     for path in sorted(folder.iterdir()):
         if (match := _FOLD.fullmatch(path.name)) and path.is_dir():
-            found = sorted(path.glob(f"*/[0-9]*/{DESCRIPTION}"), key=lambda file: file.stat().st_mtime)
-            folds[int(match[1])] = found[-1].parent if found else None
+            folds[int(match[1])] = next(iter(experiments_in(path)), None)
     summary = folder / CROSS_VALIDATION
     if summary.is_file():
         try:
@@ -140,11 +137,9 @@ def folds_below(folder: PathLike) -> dict[int, Path | None]:
 
 
 def configurations_below(folder: PathLike) -> dict[str, Path]:
-    """Return the cross-validation of each configuration of ``candy-monai crossval --configurations``.
+    """Return the folder of each configuration of ``candy-monai crossval --configurations``, in the command's order.
 
-    Returns:
-        Their folders by the name of the configuration, in the order of the command; empty for a cross-validation
-        without named configurations, and for any other folder.
+    There are none for a cross-validation without named configurations, and for any other folder.
     """
     folder = Path(folder)
     try:
@@ -156,17 +151,14 @@ def configurations_below(folder: PathLike) -> dict[str, Path]:
 
 def cross_validations_below(folder: PathLike) -> list[Path]:
     """Return the cross-validations in a folder of experiments, the newest first."""
-    files = sorted(Path(folder).glob(f"*/{CROSS_VALIDATION}"), key=lambda file: file.stat().st_mtime, reverse=True)
-    return [file.parent for file in files]
+    return [file.parent for file in _newest_first(Path(folder).glob(f"*/{CROSS_VALIDATION}"))]
 
 
 def what_is_below(folder: PathLike, *, call: str = "{run}", takes_folds: bool = False) -> str:
     """Return a text that lists the runs in a folder, for the end of a message; empty if there are none.
 
-    Args:
-        folder: The folder that was given instead of a run.
-        call: How to call the command, with ``{run}`` for one of the runs.
-        takes_folds: Whether the command also accepts the folder of a cross-validation.
+    ``call`` is how to call the command, with ``{run}`` for one of the runs; ``takes_folds`` says whether it also
+    accepts the folder of a cross-validation.
     """
     runs = runs_below(folder)
     if not runs:
@@ -204,6 +196,10 @@ def refuse_run(folder: PathLike) -> None:
         raise BadInputError(f"{folder}: is a run, expected label maps; predict first: {call.format(run=folder)}")
     if folder.is_dir() and all(path.is_dir() or path.suffix == ".json" for path in folder.iterdir()):
         refuse_folder_of_runs(folder, call=call)
+
+
+def _newest_first(files: Iterable[Path]) -> list[Path]:
+    return sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
 
 
 def _found_below(folder: Path) -> Iterator[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -41,15 +42,7 @@ def predict_maximum(
     )
 
 
-def predict_safely(
-    metrics: Columns,
-    num_epochs: int,
-    *,
-    degree: int,
-    score_range: ScoreRange | None = None,
-    references: Sequence[Sequence[float]] = (),
-    same_settings: bool = False,
-) -> Forecast | None:
+def predict_safely(metrics: Columns, num_epochs: int, *, degree: int, **knowledge: Any) -> Forecast | None:
     """Forecast as `predict_maximum` does, without raising errors that would end a run.
 
     Returns:
@@ -58,14 +51,7 @@ def predict_safely(
     if np.isfinite(metrics.get(SCORE, ())).sum() < points_needed(degree):
         return None
     try:
-        return predict_maximum(
-            metrics,
-            num_epochs,
-            degree=degree,
-            score_range=score_range,
-            references=references,
-            same_settings=same_settings,
-        )
+        return predict_maximum(metrics, num_epochs, degree=degree, **knowledge)
     except Exception as error:
         reason = f"it failed ({type(error).__name__}: {error})"
         return Forecast(epoch=0, score=math.nan, interval=None, reason=reason)
@@ -74,13 +60,7 @@ def predict_safely(
 def chance_of_gain(prediction: Forecast | None, scores: Sequence[float], *, margin: float) -> float | None:
     """Return the probability that the best score will be exceeded by more than ``margin`` times the scores' range.
 
-    Args:
-        prediction: The forecast; None if there is none.
-        scores: The scores so far.
-        margin: A fraction of their range.
-
-    Returns:
-        The probability; None if the forecast abstains.
+    It is None if there is no forecast, or if that abstains.
     """
     if prediction is None or prediction.reason is not None:
         return None

@@ -78,13 +78,7 @@ def one_of(*values: str) -> SettingKind:
 
 
 def setting(kind: SettingKind, default: Any = dataclasses.MISSING, **facts: Any) -> Any:
-    """Declare a field of a `Declared` record.
-
-    Args:
-        kind: The kind of its values; None is also valid if it is the default.
-        default: Its default.
-        **facts: Further metadata.
-    """
+    """Declare a field of a `Declared` record, with further facts; None is also valid if it is the default."""
     return dataclasses.field(default=default, metadata={"kind": kind, **facts})
 
 

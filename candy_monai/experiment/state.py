@@ -190,22 +190,14 @@ _TRAINER = tuple(entry.name for entry in dataclasses.fields(TrainerState))
 
 
 def save_state(folder: Path, state: RunState, *, confirm: Callable[[], None]) -> None:
-    """Replace ``state.pt`` atomically.
-
-    Args:
-        folder: The experiment folder.
-        state: The state to write.
-        confirm: Waits until all files that the state names are on the disk; then the new state is renamed.
-    """
+    """Replace ``state.pt`` atomically; ``confirm`` waits until all files that the state names are on the disk."""
     save_tensors(folder / STATE, state.to_dict(), confirm=confirm)
 
 
 def load_state(folder: Path, *, verify: bool = True) -> RunState:
     """Read ``state.pt`` onto the CPU. No code in it is executed.
 
-    Args:
-        folder: The experiment folder.
-        verify: Whether to read it completely and verify its checksums; otherwise tensors are read when used.
+    Unless it is to be verified, its checksums are not read, and tensors are read when used.
 
     Raises:
         ExperimentError: If it is missing, damaged, of another format or not the state of a run.

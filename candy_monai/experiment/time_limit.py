@@ -73,23 +73,13 @@ class StepPace:
         self._last_s = None
 
     def step_done(self, epoch_s: float, *, num_batches: int) -> None:
-        """Count a step.
-
-        Args:
-            epoch_s: Seconds that the epoch has taken.
-            num_batches: Number of batches of the step.
-        """
+        """Count a step of so many batches, after which the epoch has taken so many seconds."""
         if self._last_s is not None:
             self._steps.append((epoch_s - self._last_s) / num_batches)
         self._last_s = epoch_s
 
     def end_epoch(self, epoch_s: float, *, validated: bool) -> None:
-        """Record the time after the last step; the longest one is used, and validation only if there was one.
-
-        Args:
-            epoch_s: Seconds that the whole epoch took.
-            validated: Whether it was validated, as a run's last epoch is.
-        """
+        """Record the time after the last step; the longest one is used, and validation only if there was one."""
         if self._last_s is not None and (validated or self.closing_s is None):
             closing_s = epoch_s - self._last_s
             if closing_s >= (self.coming_closing_s or 0.0):

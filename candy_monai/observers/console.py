@@ -158,12 +158,7 @@ def _expected(event: EpochFinished, forecast: Forecast) -> str:
 def metrics_table(metrics: Mapping[str, Sequence[float]], *, title: str = "", class_names: Sequence[str] = ()) -> Table:
     """Return a table of every metric's last value, its span over all epochs, and its change since the last epoch.
 
-    What is listed of many classes, `columns.worth_listing` says.
-
-    Args:
-        metrics: The values of each metric over the epochs; NaN for missing ones.
-        title: The title above the table.
-        class_names: Names of the classes, which the names of metrics of classes end with.
+    NaN stands for missing values. Of many classes, only what `columns.worth_listing` says is listed.
     """
     table = Table(title=title, title_justify="left")
     table.add_column("Metric", overflow="fold")  # cut on a narrow screen, a number would lose its exponent

@@ -53,13 +53,7 @@ class JsonLines(Observer):
         self._lock = threading.Lock()  # dashboards report from threads of their own
 
     def write(self, event: str, *, level: str = "info", **facts: Any) -> None:
-        """Write one line.
-
-        Args:
-            event: The kind of event.
-            level: ``info``, ``warning`` or ``error``.
-            **facts: Further entries, of values that JSON can represent, NumPy numbers and paths.
-        """
+        """Write one line, with facts that JSON can represent, NumPy numbers and paths."""
         now = datetime.now().astimezone().isoformat(timespec="milliseconds")
         content = {"event": event, "level": level, "timestamp": now, **_finite(as_json(facts))}
         line = json.dumps(content, allow_nan=False) + "\n"

@@ -34,9 +34,7 @@ Show = Callable[[dict[str, str]], None]
 class NotebookObserver(Observer):
     """Shows the first and the latest messages of a run, the table of the latest epoch, and the progress.
 
-    Args:
-        show: Displays it; None to show it below the running cell.
-        clock: Returns the time in seconds; the display is updated at most twice per second during steps.
+    ``show`` displays it, by default below the running cell; during steps at most twice per second.
     """
 
     def __init__(self, show: Show | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:

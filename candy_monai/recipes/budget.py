@@ -84,16 +84,12 @@ class Speed:
 def measure_speed(
     trainer: SegmentationTrainer, *, seconds: float, precisions: Sequence[Precision] | None = None
 ) -> Speed:
-    """Measure the time of some steps of this trainer, and of a few cases.
+    """Measure the time of some steps of a trainer with its plan and its loaders, and of a few cases.
 
     The lower quartile of the step times is used: it is the speed of the machine without other load, if this is present
     in at most three quarters of the time. If the load persists, the run is shortened accordingly. The weights trained
-    here are discarded; the run draws its own from its seed.
-
-    Args:
-        trainer: A trainer with its plan and its loaders.
-        seconds: The time for measuring; at least one step and one case are measured.
-        precisions: The precisions to compare; None for all that the device supports.
+    here are discarded; the run draws its own from its seed. At least one step and one case are measured, in each of
+    these precisions, or in all that the device supports.
     """
     rehearsal = Rehearsal(trainer)
     training, validation = rehearsal.loaders
@@ -152,8 +148,7 @@ def fit_to_time(
         plan: The plan.
         speed: What was measured.
         seconds: The time left for training and validation, including the final one.
-        num_cases: Number of validation cases; those that `num_scored` allows are scored again at the end, from their
-            files.
+        num_cases: Number of validation cases; of these, `num_scored` are scored again at the end, from their files.
         num_training_cases: Number of training cases.
         spent_s: The time that preparation and measuring have taken, for messages.
 

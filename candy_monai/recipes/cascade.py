@@ -53,12 +53,9 @@ class FirstStage:
 
     @classmethod
     def open(cls, folder: PathLike, dataset: NNUNetDataset, plan: Plan) -> Self:
-        """Open the first stage for a second one with this plan.
+        """Open the first stage for a second one with this dataset and plan.
 
-        Args:
-            folder: The cross-validation, or that of several configurations which has this one.
-            dataset: The dataset of the second stage.
-            plan: Its plan.
+        The folder is that of the cross-validation, or of one of several configurations which has it.
 
         Raises:
             BadInputError: If it is not a finished cross-validation of this dataset whose models have the same classes.
@@ -148,12 +145,7 @@ def first_stage_of(
 ) -> FirstStage | None:
     """Return the first stage of runs with this plan, before it has predicted anything; None for other plans.
 
-    Args:
-        options: The options of the runs.
-        dataset: Their dataset.
-        plan: Their plan.
-        own: The user's own transforms.
-        left_out: The validation cases of each run, which a fold of the first stage must have left out, too.
+    A fold of it must have left out the validation cases of each run, ``left_out``, too.
 
     Raises:
         BadInputError: If it is missing or does not fit, or other options do not fit a cascade.
@@ -175,12 +167,9 @@ def first_stage_of(
 
 
 def check_second_stage(options: TrainOptions, own: OwnTransforms | None, first: type[object] | None = None) -> None:
-    """Refuse options that a cascade's second stage cannot be trained with.
+    """Refuse options and transforms of the user's own that a cascade's second stage cannot be trained with.
 
-    Args:
-        options: Its options.
-        own: The user's own transforms.
-        first: The trainer of the first stage, if it is trained by the same command.
+    ``first`` is the trainer of the first stage, if it is trained by the same command.
 
     Raises:
         SettingsError: With the reason.

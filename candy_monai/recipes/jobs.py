@@ -288,11 +288,7 @@ def _outside_of_this_job() -> Iterator[None]:
 
 
 def _parameters_of(name: LauncherName, arguments: Mapping[str, str]) -> dict[str, Any]:
-    """Return the parameters of submitit's executor for the resources of the jobs.
-
-    Raises:
-        SettingsError: If one cannot be set, or has an invalid value.
-    """
+    """Return the parameters of submitit's executor for the resources of the jobs, or refuse invalid ones."""
     found = {key.strip("-").replace("-", "_"): value for key, value in arguments.items()}
     known = _OF_LOCAL if name == "local" else ()
     for key in found:

@@ -17,6 +17,7 @@ import torch
 
 from candy_monai.data.workers import usable_cores
 from candy_monai.experiment.folder import VALIDATION_SCORES
+from candy_monai.experiment.runs import experiments_in
 from candy_monai.files import atomic_write_text
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.training.signals import StopRequest, is_ctrl_c
@@ -52,14 +53,13 @@ class SeparateRun:
     @property
     def experiment(self) -> Path | None:
         """The newest experiment of the run; None before it has one."""
-        found = sorted(self.folder.glob("*/[0-9]*/experiment.json"), key=lambda path: path.stat().st_mtime)
-        return found[-1].parent if found else None
+        return next(iter(experiments_in(self.folder)), None)
 
     @property
     def scores(self) -> Path | None:
         """The scores of a finished run; None while it is not."""
-        path = None if self.experiment is None else self.experiment / VALIDATION_SCORES
-        return path if path is not None and path.is_file() else None
+        experiment = self.experiment
+        return None if experiment is None or not (path := experiment / VALIDATION_SCORES).is_file() else path
 
     def command(self) -> list[str]:
         """Write the options to a file, and return the command that starts or resumes the run."""
@@ -102,12 +102,7 @@ class Launcher(Protocol):
         """Default number of runs at the same time."""
 
     def start(self, run: SeparateRun, slot: int) -> RunningProcess:
-        """Start the process that begins a run or goes on with it.
-
-        Args:
-            run: The run.
-            slot: Its number among those that run at the same time.
-        """
+        """Start the process that begins or continues a run; ``slot`` is its number among those at the same time."""
 
 
 @dataclass(frozen=True)
@@ -141,9 +136,7 @@ def start_run(run: SeparateRun, environment: Mapping[str, str]) -> subprocess.Po
 def ended_with_us(running: Mapping[int, tuple[Any, RunningProcess]], launcher: Launcher) -> Iterator[StopRequest]:
     """Yield the record of Ctrl-C and signals; if the block raises, let the processes finish their step and save.
 
-    Args:
-        running: The processes, by their slots.
-        launcher: The launcher that started them, which may let them continue after a signal.
+    After a signal, a launcher that is elsewhere lets them continue.
     """
     asked = StopRequest()
     with asked.listening():

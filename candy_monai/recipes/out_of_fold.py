@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -83,11 +83,9 @@ class CrossValidation:
 
     @classmethod
     def read(cls, folder: PathLike, *, dataset: PathLike | None = None) -> Self:
-        """Read a cross-validation, and check that its folds belong together.
+        """Read a folder written by ``candy-monai crossval``, and check that its folds belong together.
 
-        Args:
-            folder: The folder written by ``candy-monai crossval``.
-            dataset: The dataset's folder; None for its original path.
+        The dataset's folder is None for its original path.
 
         Raises:
             ExperimentError: If the folder is not a cross-validation, a fold has no finished run, or folds have
@@ -163,24 +161,20 @@ class OutOfFold:
     def predict(
         self,
         *,
-        device: str,
-        trainer: str | None = None,
-        trust: bool = False,
         memory: int | None = None,
         rank: int = 0,
         on_progress: Callable[[str], None],
+        **options: Any,
     ) -> None:
         """Predict the cases that are not yet predicted with these weights from these files.
 
         Each network is run once per case. A fold is locked meanwhile: other processes wait for its predictions.
 
         Args:
-            device: As for `load_experiments`, like the next three.
-            trainer: As there.
-            trust: As there.
-            memory: As there.
+            memory: As for `load_experiments`.
             rank: The number of this process among those that predict together; each begins with another fold.
             on_progress: Called with a line of text for each fold.
+            **options: Further keywords of `load_experiments`.
         """
         place, numbers = self.crossval.folder / PLACE, list(self.crossval.experiments)
         place.mkdir(parents=True, exist_ok=True)
@@ -188,19 +182,12 @@ class OutOfFold:
             number = numbers[(rank + index) % len(numbers)]
             lock = place / f".fold-{number}.lock"
             with locked(lock):
-                self._predict_fold(number, trainer=trainer, device=device, trust=trust, memory=memory, say=on_progress)
+                self._predict_fold(number, memory, on_progress, options)
                 with suppress(OSError):  # processes that wait for it find everything done
                     lock.unlink()
 
     def _predict_fold(
-        self,
-        number: int,
-        *,
-        device: str,
-        trainer: str | None,
-        trust: bool,
-        memory: int | None,
-        say: Callable[[str], None],
+        self, number: int, memory: int | None, say: Callable[[str], None], options: Mapping[str, Any]
     ) -> None:
         cases, digests = self.crossval.cases, self.crossval.digests.cases
         experiments = self.crossval.experiments[number]
@@ -215,10 +202,7 @@ class OutOfFold:
             say(f"Fold {number}: all cases are predicted already")
             return
         say(f"Fold {number}: predicting {len(left)} case{'s' * (len(left) != 1)}")
-        members = [
-            load_experiments([run], trainer=trainer, device=device, trust=trust, on_progress=lambda _: None)
-            for run in experiments
-        ]
+        members = [load_experiments([run], on_progress=lambda _: None, **options) for run in experiments]
         ensemble = EnsemblePredictor(
             [member for member in members if isinstance(member, NetworkPredictor)], memory=memory
         )
@@ -228,10 +212,7 @@ class OutOfFold:
     def labels(self, candidate: str, case_id: str, *, thresholds: Sequence[float] = ()) -> MetaTensor:
         """Return a predicted label map ``(1, *spatial)`` on the grid of its reference.
 
-        Args:
-            candidate: Which.
-            case_id: The case.
-            thresholds: The threshold of each region, one of `THRESHOLDS`; empty for the label map as it was predicted.
+        Each region has a threshold, one of `THRESHOLDS`; without them the label map is as it was predicted.
 
         Raises:
             BadInputError: If its file cannot be read.

@@ -27,14 +27,13 @@ from candy_monai.data.workers import usable_cores
 from candy_monai.errors import BadInputError, ExperimentError, RunFailedError
 from candy_monai.evaluation.results import EvalResult, interval
 from candy_monai.evaluation.summaries import save_validation
-from candy_monai.experiment.description import PREVIOUS, BudgetRecord, DatasetRecord, example_shape, read_description
+from candy_monai.experiment.description import PREVIOUS, BudgetRecord, DatasetRecord, read_description
 from candy_monai.experiment.events import Event, RunScored
 from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.frontends.base import Frontend
 from candy_monai.inference.predictor import experiment_predictor
 from candy_monai.metrics.interval import interval_as_text
-from candy_monai.nn.previous_stage import build_for_inputs
 from candy_monai.processes import Processes
 from candy_monai.recipes.budget import (
     ENDING_S,
@@ -53,6 +52,7 @@ from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.prepare import Prepared, device_memory, evenly_spaced
 from candy_monai.recipes.quality import Judged, in_words, uncalibrated
 from candy_monai.recipes.slurm_job import job_facts
+from candy_monai.recipes.trainers import network_again
 from candy_monai.report.facts import FINDINGS, facts_of_data, findings_as_text
 from candy_monai.report.observer import write_report_safely
 from candy_monai.training.description import bundle_of
@@ -226,12 +226,7 @@ class PlannedRun:
 
     def _score(self, trainer: SegmentationTrainer, folder: Path) -> RunScored:
         description = read_description(folder)
-        network = build_for_inputs(
-            trainer.build_network,
-            example_shape(folder, description),
-            slice_axis=trainer.slice_axis,
-            num_previous=trainer._num_previous,
-        )
+        network = network_again(trainer, folder, description)
         predictor = experiment_predictor(folder, network=network, device=self.device, trust=self.own.trust)
         predictor.quality = uncalibrated(self.prepared, predictor.classes)
         judged = Judged(predictor)
@@ -270,12 +265,7 @@ class PlannedRun:
         return dataclasses.replace(results[0], cases=tuple(cases))
 
     def _affordable(self, most: int, case_s: float | None) -> int:
-        """Return the number of cases to score next.
-
-        Args:
-            most: Number of cases that are left.
-            case_s: Seconds for each of the last cases; None before the first.
-        """
+        """Return how many of the cases that are left to score next; ``case_s`` is None before the first is timed."""
         if self.fit is None or not most:
             return most
         left_s = self.fit.seconds_left() - ENDING_S
@@ -339,7 +329,7 @@ class PlannedRun:
         return DatasetRecord(
             name=description.name,
             folder=str(self.prepared.dataset.folder.resolve()),
-            store=str(self.prepared.store_folder.parent.resolve()),
+            store=str(self.prepared.store.folder.parent.resolve()),
             digest=self.prepared.fingerprint.digest,
             channel_names=tuple(description.channel_names),
             labels=dict(description.labels),

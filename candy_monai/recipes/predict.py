@@ -10,7 +10,7 @@ from typing import Any
 from candy_monai.aliases import PathLike
 from candy_monai.data.planning.files import plan_of
 from candy_monai.errors import WARNING, ExperimentError
-from candy_monai.experiment.description import CUSTOM, DESCRIPTION, example_shape, read_description
+from candy_monai.experiment.description import CUSTOM, DESCRIPTION, read_description
 from candy_monai.experiment.runs import configurations_below, folds_below, summarize, what_is_below
 from candy_monai.incoming.nnunet import NNUNetPredictor
 from candy_monai.incoming.opening import kind_of_model, load_predictor
@@ -18,9 +18,8 @@ from candy_monai.inference.cases import CasePredictor
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.inference.predictor import Predictor, experiment_predictor
-from candy_monai.nn.previous_stage import build_for_inputs
 from candy_monai.recipes.selection import INFERENCE, Selection, selection_in
-from candy_monai.recipes.trainers import find_trainer, trainer_with_network_of
+from candy_monai.recipes.trainers import find_trainer, network_again, trainer_with_network_of
 from candy_monai.training.segmentation import SegmentationTrainer
 
 
@@ -197,12 +196,7 @@ def _member(folder: Path, trainer_class: type[SegmentationTrainer] | None, optio
         trainer.num_classes = description.num_classes
     return Predictor(
         folder,
-        network=build_for_inputs(
-            trainer.build_network,
-            example_shape(folder, description),
-            slice_axis=trainer.slice_axis,
-            num_previous=trainer._num_previous,
-        ),
+        network=network_again(trainer, folder, description),
         padding=trainer.build_padding_module(),
         inferer=trainer.inferer if description.inferer == CUSTOM else None,
         **options,

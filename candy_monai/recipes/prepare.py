@@ -72,11 +72,6 @@ class Prepared:
     first_stage: FirstStage | None = None
     other: tuple[Plan, str] | None = None
 
-    @property
-    def store_folder(self) -> Path:
-        """Where the preprocessed cases are."""
-        return self.store.folder
-
 
 def prepare_dataset(
     dataset: PathLike,
@@ -258,12 +253,6 @@ def checked_plan(
 ) -> Plan:
     """Return the plan that a run would follow, so that what it would refuse is refused before anything is started.
 
-    Args:
-        fingerprint: What was found in the dataset.
-        options: The options of the run.
-        trainer: Its trainer.
-        device: Its device, whose memory limits the patch.
-
     Raises:
         BadInputError: If an option does not fit, or the trainer's network cannot be built for the plan.
     """
@@ -290,7 +279,7 @@ def plan_for(
         memory_bytes: Memory for a step of a U-Net; None for the default of a plan.
         trainer: The trainer; None if it is not known.
         more: Further fixed entries, in addition to the user's.
-        configuration: The configuration to use instead of the user's, unless that is not ``auto``.
+        configuration: The configuration, if that of the options is ``auto``.
 
     Raises:
         SettingsError: If an option does not fit.
@@ -384,11 +373,7 @@ def checked_dataset(
 
 
 def refuse_inside(path: PathLike, dataset: PathLike) -> None:
-    """Refuse an output path that lies inside a dataset.
-
-    Raises:
-        SettingsError: If it does.
-    """
+    """Raise SettingsError if an output path lies inside a dataset."""
     if Path(path).resolve().is_relative_to(Path(dataset).resolve()):
         raise SettingsError(f"{path}: inside the dataset, which is never written to; choose another folder")
 

@@ -39,8 +39,7 @@ def uncalibrated(prepared: Prepared, classes: Sequence[tuple[str, Sequence[int]]
 class Judged:
     """Scores cases, collects the indicators of their predictions, and calibrates these with the scores.
 
-    Args:
-        predictor: The predictor; if it has no ``quality``, nothing is collected.
+    If the predictor has no ``quality``, nothing is collected.
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -68,12 +67,9 @@ class Judged:
 
 
 def calibrated(inputs: TypicalInputs, judged: Mapping[str, CaseQuality], result: EvalResult) -> QualityModel:
-    """Return the quality estimator calibrated with scored predictions.
+    """Return the quality estimator calibrated with the indicators and the scores of cases.
 
-    Args:
-        inputs: The properties of the training images.
-        judged: The indicators of each case, from `uncalibrated`.
-        result: The scores of the cases; cases without a Dice, or with NaN in the network's output, are not used.
+    Cases without a Dice, or with NaN in the network's output, are not used.
     """
     pairs = [(judged[case.case_id].signs, case.metrics["dice"]) for case in result if case.case_id in judged]
     known = [(signs, dice) for signs, dice in pairs if all(map(math.isfinite, (*signs, dice)))]

@@ -178,11 +178,7 @@ def _prepared_again(
 def _first_stage_again(
     saved: SavedRun, plan: Plan, options: TrainOptions, dataset: NNUNetDataset, *, force: bool
 ) -> FirstStage:
-    """Return the first stage of a cascade.
-
-    Raises:
-        BadInputError: If it is not there, or has other weights than at the start of the run.
-    """
+    """Return the first stage of a cascade; refuse one with other weights than at the start of the run."""
     recorded = saved.description.more.get(PREVIOUS)
     known: Mapping[str, object] = recorded if isinstance(recorded, dict) else {}
     folder = known.get("folder") if options.previous is None else options.previous

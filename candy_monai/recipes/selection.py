@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
@@ -115,18 +116,18 @@ class Selection:
             raise BadInputError(f"{file}: cannot be read ({error}); candy-monai select writes it") from error
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise BadInputError(f"{file}: found no choice of format {FORMAT}; run candy-monai select {folder} again")
-        read = _Reader(file=file, content=found)
-        members = tuple(_member(entry, folder, file) for entry in read.entries("members", dict, least=1))
+        read = partial(_entries, found, file)
+        members = tuple(_member(entry, folder, file) for entry in read("members", dict, least=1))
         known = _label_ids(folder / members[0].experiment)
         return cls(
             folder=folder,
-            configurations=tuple(read.entries("configurations", str)),
+            configurations=tuple(read("configurations", str)),
             members=members,
-            thresholds=tuple(_threshold(entry, file) for entry in read.entries("thresholds", float)),
-            postprocessing=tuple(_step(entry, file, known) for entry in read.entries("postprocessing", dict)),
-            reasons=tuple(read.entries("reasons", str)),
-            candidates=tuple(read.entries("candidates", dict)),
-            trials=tuple(read.entries("trials", dict)),
+            thresholds=tuple(_threshold(entry, file) for entry in read("thresholds", float)),
+            postprocessing=tuple(_step(entry, file, known) for entry in read("postprocessing", dict)),
+            reasons=tuple(read("reasons", str)),
+            candidates=tuple(read("candidates", dict)),
+            trials=tuple(read("trials", dict)),
             scores=found["scores"] if isinstance(found.get("scores"), dict) else {},
         )
 
@@ -157,20 +158,14 @@ def selection_in(folders: Sequence[PathLike]) -> Selection | None:
     return Selection.read(chosen[0])
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Reader:
-    file: Path
-    content: Mapping[str, Any]
-
-    def entries(self, name: str, kind: type, *, least: int = 0) -> list[Any]:
-        found = self.content.get(name)
-        if not isinstance(found, list) or len(found) < least or not all(is_of_kind(entry, kind) for entry in found):
-            what = {str: "texts", float: "numbers", dict: "objects"}[kind]
-            raise BadInputError(
-                f"{self.file}: {name} is {str(found)[:60]}, expected a list of {what}; candy-monai select writes "
-                "it anew"
-            )
-        return found
+def _entries(content: Mapping[str, Any], file: Path, name: str, kind: type, *, least: int = 0) -> list[Any]:
+    found = content.get(name)
+    if not isinstance(found, list) or len(found) < least or not all(is_of_kind(entry, kind) for entry in found):
+        what = {str: "texts", float: "numbers", dict: "objects"}[kind]
+        raise BadInputError(
+            f"{file}: {name} is {str(found)[:60]}, expected a list of {what}; candy-monai select writes it anew"
+        )
+    return found
 
 
 def _member(entry: Mapping[str, Any], folder: Path, file: Path) -> Member:

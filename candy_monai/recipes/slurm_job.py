@@ -17,6 +17,7 @@ from typing import Any
 from candy_monai.aliases import PathLike
 from candy_monai.errors import SettingsError
 from candy_monai.experiment.description import DESCRIPTION, SLURM_JOB
+from candy_monai.experiment.runs import experiments_in
 from candy_monai.launched import is_first
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.text import read_json
@@ -28,13 +29,10 @@ _FACTS = ("JobState", "Reason")
 
 @contextmanager
 def requeued_if_interrupted(say: Callable[[str], None]) -> Iterator[None]:
-    """Yield, and requeue this SLURM job if SIGTERM or SIGUSR1 ends the block, once its runs are saved.
+    """Yield, and requeue this SLURM job if SIGTERM or SIGUSR1 ends the block, once its runs are saved; ``say`` is told.
 
     A cancelled job is not requeued: ``scancel`` sends SIGTERM just as the time limit does. With several processes, the
     first one requeues the job.
-
-    Args:
-        say: Called with a message about the result.
 
     Raises:
         SettingsError: If this is not a SLURM job, or ``scontrol`` is not available.
@@ -91,14 +89,9 @@ def job_id() -> str | None:
 
 
 def job_facts(dataset: PathLike, options: TrainOptions) -> dict[str, Any]:
-    """Return the entry of ``experiment.json`` about the job that starts a run: its id and the digest of the options.
+    """Return the entry of ``experiment.json`` about the job that starts a run, for what decides the run.
 
-    Args:
-        dataset: The dataset's folder.
-        options: What decides the run.
-
-    Returns:
-        One entry, or none outside of SLURM.
+    It holds the job's id and the digest of dataset and options; outside of SLURM there is none.
     """
     if (job := job_id()) is None:
         return {}
@@ -107,19 +100,13 @@ def job_facts(dataset: PathLike, options: TrainOptions) -> dict[str, Any]:
 
 
 def run_of_this_job(dataset: PathLike, options: TrainOptions) -> Path | None:
-    """Return the run that this job started before it was requeued, for the same dataset and options.
-
-    Args:
-        dataset: The dataset's folder.
-        options: What decides the run; it is looked for below ``out``.
-    """
+    """Return the run in ``options.out`` that this job started before it was requeued; None if there is none."""
     facts = job_facts(dataset, options)
-    found = sorted(Path(options.out).glob(f"*/[0-9]*/{DESCRIPTION}"), key=lambda path: path.stat().st_mtime)
-    return next((path.parent for path in reversed(found) if facts and _job_of(path) == facts[SLURM_JOB]), None)
+    return next((run for run in experiments_in(options.out) if facts and _job_of(run) == facts[SLURM_JOB]), None)
 
 
-def _job_of(path: Path) -> object:
+def _job_of(run: Path) -> object:
     try:
-        return read_json(path).get(SLURM_JOB)
+        return read_json(run / DESCRIPTION).get(SLURM_JOB)
     except (ValueError, AttributeError, OSError):  # not of a run of this job, then
         return None

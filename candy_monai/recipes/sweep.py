@@ -198,18 +198,7 @@ class _Running:
 
 @dataclass(frozen=True, kw_only=True)
 class _Sweep:
-    """Runs the trials of a study.
-
-    Attributes:
-        dataset: The dataset's folder.
-        folder: The folder of the sweep.
-        space: The search space.
-        options: The options of each run, except the searched settings.
-        num_trials: Number of trials of the whole study.
-        num_parallel: Number of trials at the same time.
-        launcher: Starts the trials.
-        say: Takes a line of text.
-    """
+    """Runs the trials of a study, with these options except the searched settings; ``say`` takes a line of text."""
 
     dataset: Path
     folder: Path
@@ -295,11 +284,7 @@ class _Sweep:
         return SeparateRun(dataset=self.dataset, options=options, name=f"Trial {first_of(trial)}")
 
     def _refuse_running(self, run: SeparateRun) -> None:
-        """Refuse to continue a run that a process of an earlier, killed call still trains.
-
-        Raises:
-            ExperimentError: If one does.
-        """
+        """Refuse to continue a run that a process of an earlier, killed call still trains."""
         if run.experiment is not None:
             FolderLock(run.experiment).release()
 

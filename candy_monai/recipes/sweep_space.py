@@ -174,11 +174,7 @@ class SearchSpace:
 
 
 def _kind_of(name: str, options: TrainOptions) -> Literal["plan", "trainer", "option"]:
-    """Return the kind of setting that a name refers to.
-
-    Raises:
-        SettingsError: If it is unknown, or fixed by the options.
-    """
+    """Return the kind of setting that a name refers to; refuse one that is unknown, or fixed by the options."""
     if name in SETTABLE:
         if name in (options.overrides or {}):
             raise SettingsError("is fixed by --set; leave out one of the two")
@@ -207,11 +203,7 @@ def _takes_fractions(name: str, kind: str, options: TrainOptions) -> bool:
 
 
 def _distribution(value: object, *, fractions: bool) -> BaseDistribution:
-    """Return the values that an entry of the file describes.
-
-    Raises:
-        ValueError: If it describes none.
-    """
+    """Return the values that an entry of the file describes; raise ValueError if it describes none."""
     if not isinstance(value, Mapping):
         raise ValueError(f"got {value!r}, expected for example {_EXAMPLE}")
     if "choices" in value:
@@ -233,11 +225,7 @@ def _distribution(value: object, *, fractions: bool) -> BaseDistribution:
 
 
 def _check_numbers(numbers: Mapping[str, Any], *, log: bool) -> None:
-    """Refuse invalid bounds and steps.
-
-    Raises:
-        ValueError: With the reason.
-    """
+    """Raise ValueError for invalid bounds and steps."""
     for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
             raise ValueError(f"{name} must be a number, got {number!r}")
@@ -252,11 +240,7 @@ def _check_numbers(numbers: Mapping[str, Any], *, log: bool) -> None:
 
 
 def _categories(choices: object) -> CategoricalDistribution:
-    """Return the distribution of a list of choices.
-
-    Raises:
-        ValueError: If it is none.
-    """
+    """Return the distribution of a list of choices; raise ValueError if it is none."""
     if not isinstance(choices, list) or not choices:
         raise ValueError(f"choices must be a list of values, got {choices!r}")
     plain = [_plain(choice) for choice in choices]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+
+from torch import nn
 
 from candy_monai.errors import BadInputError, SettingsError, did_you_mean
-from candy_monai.experiment.description import ExperimentDescription
+from candy_monai.experiment.description import ExperimentDescription, example_shape
+from candy_monai.nn.previous_stage import build_for_inputs
 from candy_monai.recipes.options import MONAI_BUNDLE, TrainOptions
 from candy_monai.registry import choice_of_network, class_from_file, find_bundle
 from candy_monai.training.segmentation import SegmentationTrainer
@@ -42,6 +46,20 @@ def trainer_with_network_of(
     chooser = choice_of_network(trainer)
     names = () if chooser is None else chooser.network_options
     return _with_network(trainer, {name: arguments[name] for name in names if name in arguments})
+
+
+def network_again(trainer: SegmentationTrainer, folder: Path, description: ExperimentDescription) -> nn.Module:
+    """Return the network that a trainer builds for an experiment, without its weights.
+
+    Raises:
+        ExperimentError: If the shape that it was built for is unknown.
+    """
+    return build_for_inputs(
+        trainer.build_network,
+        example_shape(folder, description),
+        slice_axis=trainer.slice_axis,
+        num_previous=trainer._num_previous,
+    )
 
 
 def find_trainer(*, bundle: str | None = None, own: str | type[object] | None = None) -> type[SegmentationTrainer]:

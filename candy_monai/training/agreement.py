@@ -27,12 +27,7 @@ class Agreement(NamedTuple):
 
 
 def agree(own: Agreement, gradients: GradientAverage | None) -> Agreement:
-    """Return the common decision of all processes, and average the gradients over them.
-
-    Args:
-        own: The decision of this process.
-        gradients: Averages the gradients; None for a single process.
-    """
+    """Return the common decision of all processes, and average the gradients, if there are several processes."""
     if gradients is None:
         return own
     unusable, *others = gradients.average([not own.usable, *own[1:]])
@@ -40,11 +35,7 @@ def agree(own: Agreement, gradients: GradientAverage | None) -> Agreement:
 
 
 class SaveTimer:
-    """Decides when a run is saved within an epoch.
-
-    Args:
-        interval: The value of ``save_every``; None for never.
-        clock: Returns the time in seconds.
+    """Decides when a run is saved within an epoch, by the value of ``save_every``; None for never.
 
     Raises:
         SettingsError: If it is not a valid interval.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -36,6 +36,8 @@ Trainer = TypeVar("Trainer", bound="Hooks")
 
 _ORIGINAL = "_trainer_that_this_is_a_copy_of"
 """The attribute of a trainer's copy that draws a preview; it holds the original trainer."""
+_OF_A_RUN = ("_run", "_loaders")
+"""The attributes of a trainer that are no state of its own."""
 
 
 class Hooks(metaclass=TrainerType):
@@ -236,13 +238,7 @@ class Hooks(metaclass=TrainerType):
     """The description of the case, in a copy that draws a preview."""
 
     def _case_view(self, image: Tensor, label: Tensor, output: Tensor) -> CaseView | None:
-        """Return a validated case as shown on the page of the run; None if it cannot be shown.
-
-        Args:
-            image: ``(C, *spatial)``.
-            label: ``(1, *spatial)``.
-            output: The output of ``validate_case``.
-        """
+        """Return a validated case as shown on the page of the run; None if it cannot be shown."""
         return None
 
     def _network_input(self, image: Tensor) -> Tensor:
@@ -253,12 +249,7 @@ class Hooks(metaclass=TrainerType):
         """Check images and labels of one batch, as the loader yielded them."""
 
     def _check_first_case(self, case: Batch, image: Tensor) -> None:
-        """Check one validation case before anything is built.
-
-        Args:
-            case: The case, as a batch of one.
-            image: A training image ``(C, *spatial)``.
-        """
+        """Check one validation case, a batch of one, before anything is built; ``image`` is a training image."""
         self._check_batch(case)
 
     def _try_case(self, case: Batch, equipment: Equipment) -> None:
@@ -301,21 +292,15 @@ class Callbacks:
     how_to_resume: Callable[[Path], str] = str
 
     @classmethod
-    def of(cls, trainer: Hooks, *, hidden: Collection[str], is_planned: bool) -> Self:
-        """Return the functions of a trainer.
-
-        Args:
-            trainer: The trainer.
-            hidden: Attributes that are not part of the training, such as the run itself.
-            is_planned: Whether the command line can find the run's data again.
-        """
+    def of(cls, trainer: Hooks, *, is_planned: bool) -> Self:
+        """Return the functions of a trainer; ``is_planned`` says whether the command line can find its data again."""
         return cls(
             name=type(trainer).__name__,
             one_pass=trainer._one_pass,
             build_scheduler=trainer.build_scheduler,
             get_extra_state=trainer.get_extra_state,
             set_extra_state=trainer.set_extra_state,
-            attributes=lambda: {name: value for name, value in vars(trainer).items() if name not in hidden},
+            attributes=lambda: {name: value for name, value in vars(trainer).items() if name not in _OF_A_RUN},
             how_to_resume=lambda folder: how_to_resume(
                 type(trainer), folder, is_planned=is_planned, bundle=bundle_of(trainer)
             ),

@@ -33,13 +33,9 @@ class KeptCases:
         self._choice = CaseChoice[tuple[int, CaseView]](MOST_VIEWS)
 
     def add(self, case_id: str, score: float, metrics: Metrics, look: Callable[[], CaseView | None]) -> None:
-        """Add one case.
+        """Add one case; its id may be empty, its score NaN.
 
-        Args:
-            case_id: Its id; empty if it has none.
-            score: Higher is better; NaN if it has none.
-            metrics: Named numbers.
-            look: Returns its reduced image; called only if it may be needed.
+        ``look`` returns its reduced image, and is called only if that may be needed.
         """
         place = len(self._ids)
         self._ids.append(case_id)

@@ -124,13 +124,7 @@ def first_sample(
 ) -> tuple[Tensor, Tensor, Iterator[object] | None]:
     """Return one training example as the loader would yield it: image ``(C, *spatial)``, label ``(1, *spatial)``.
 
-    If the dataset can be indexed, the example is read from it by an index of the sampler, since a loader would start
-    its workers; and a second one, to find out whether samples can be stacked into a batch. The states of random
-    generators and sampler are left unchanged.
-
-    Args:
-        loader: The training loader.
-        look: Called with the batch that the example is in, as collated, with its metadata.
+    It is read as `first_case` reads a validation case, if it can be.
 
     Returns:
         Image and label; and, for a stream or a sampler that may not be restartable, its batches from the first one on,
@@ -139,27 +133,29 @@ def first_sample(
     Raises:
         BadInputError: If the loader yields nothing, or its first samples cannot be stacked.
     """
-    if isinstance(loader.dataset, IterableDataset):
-        return _opened(loader, look)
     own = OwnGenerators.of(loader=loader)
     before = GeneratorStates.capture(own)
-    try:
-        batch = _unpacked(_indexed(loader), look)
-    except _CannotBeCopiedError:
-        return _opened(loader, look)
-    finally:
-        before.restore(own)
-    return batch.images[0], batch.labels[0], None
+    if (batch := first_case(loader, look)) is not None:
+        return batch.images[0], batch.labels[0], None
+    opened = _opened(loader, look)
+    if not isinstance(loader.dataset, IterableDataset):
+        before.restore(own)  # from which a resumed run replays the epoch that is begun
+    return opened
 
 
 def first_case(loader: DataLoader[Any], look: Callable[[object], None] = lambda _: None) -> Batch | None:
-    """Return one validation case, or None if it cannot be read without advancing the loader.
+    """Return the first case of a loader as a batch of one, or None if it cannot be read without advancing the loader.
 
-    It is read as `first_sample` reads a training example.
+    If the dataset can be indexed, the case is read from it by an index of the sampler, since a loader would start its
+    workers; and a second one, to find out whether samples can be stacked into a batch. The states of random generators
+    and sampler are left unchanged.
 
     Args:
-        loader: The validation loader.
-        look: Called with the batch that the case is in, as for `first_sample`.
+        loader: The loader.
+        look: Called with the batch, as collated, with its metadata.
+
+    Raises:
+        BadInputError: If the loader's first samples cannot be stacked.
     """
     if isinstance(loader.dataset, IterableDataset) or length(loader) == 0:  # a process may have no share of the cases
         return None
@@ -266,9 +262,6 @@ def batches_from(
 class RunBatches:
     """The batches of a run, epoch by epoch, and the random generators that they depend on.
 
-    Args:
-        loaders: The loaders for training and validation.
-
     Attributes:
         own: The user's own generators.
         epoch_start: The generators' states at the start of the epoch; None between two epochs.
@@ -293,9 +286,8 @@ class RunBatches:
 
     def first_case(self) -> Batch | None:
         """Return one validation case; None without validation, or if it cannot be read separately."""
-        return (
-            None if self._validation is None else first_case(self._validation, partial(self._look, "validation case"))
-        )
+        look = partial(self._look, "validation case")
+        return None if self._validation is None else first_case(self._validation, look)
 
     def _look(self, what: str, batch: object) -> None:
         if difference := different_grids(batch):

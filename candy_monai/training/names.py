@@ -50,11 +50,7 @@ def check_class(cls: type) -> None:
 def check_attribute(trainer: object, name: str, value: object, *, module: str) -> None:
     """Raise if an attribute has the name of a trainer's method, or of an attribute that trainers use themselves.
 
-    Args:
-        trainer: The trainer.
-        name: The attribute's name.
-        value: Its new value; a callable may replace a method.
-        module: The name of the module that sets it.
+    A callable may replace a method; ``module`` is the name of the module that sets the attribute.
 
     Raises:
         SettingsError: If the names collide.

@@ -145,11 +145,7 @@ def _changed(options: SegmentationOptions, changes: SegmentationOptions) -> Segm
 
 
 def _check(changes: object, *, where: str) -> None:
-    """Raise if the value set as options is invalid.
-
-    Raises:
-        SettingsError: If it is not a `SegmentationOptions`; ``where`` names what sets it.
-    """
+    """Raise SettingsError if the value that ``where`` sets as options is no `SegmentationOptions`."""
     if not isinstance(changes, SegmentationOptions):
         raise SettingsError(
             f"{where}.options must be SegmentationOptions(...), got {changes!r}: call an attribute of your own "

@@ -15,10 +15,7 @@ from candy_monai.training.trainer import Trainer
 
 
 class Rehearsal:
-    """Training steps and validated cases for measuring time and memory; nothing is recorded or saved.
-
-    Args:
-        trainer: The trainer, between two runs.
+    """Training steps and validated cases of a trainer between two runs, to measure time and memory; nothing is saved.
 
     Attributes:
         loaders: The trainer's loaders.

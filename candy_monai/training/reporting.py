@@ -88,8 +88,7 @@ class Reporter:
     def report_saved_epoch(self, *, wait: bool) -> None:
         """Notify the observers of the last epoch once it is on disk, so that a crash cannot invalidate it.
 
-        Args:
-            wait: Whether to wait until it is on disk; otherwise do nothing if it is not.
+        Without ``wait`` nothing is done if it is not.
 
         Raises:
             RunFailedError: If it could not be written.

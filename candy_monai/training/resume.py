@@ -106,12 +106,9 @@ class SavedRun:
             self.description.refuse_differences(present, self.folder, how="force=True (--force)")
 
     def reopened(self, toolbox: TrainerToolbox, rebuild: Rebuild, processes: Processes) -> ReopenedRun:
-        """Open the folder, and load weights and states into the toolbox.
+        """Open the folder, and load weights and states into the toolbox, which is as built for a new run.
 
-        Args:
-            toolbox: The toolbox, as built for a new run.
-            rebuild: Builds the schedule for a number of epochs, with the toolbox's optimizer.
-            processes: The processes that continue the run.
+        ``rebuild`` builds the schedule for a number of epochs, with the toolbox's optimizer.
 
         Raises:
             ExperimentError: If another process trains the run, a file is damaged, or a state does not fit.
@@ -214,10 +211,7 @@ class ReopenedRun:
 def restored_in_all(run: Experiment, processes: Processes, what: str) -> RunState:
     """Restore an experiment with a locked folder from its state on disk, in all processes, and return that state.
 
-    Args:
-        run: The experiment. The first process makes its files consistent before the others read them.
-        processes: The processes that continue the run.
-        what: What is continued, for messages.
+    The first process makes the files consistent before the others read them; ``what`` is continued, for messages.
 
     Raises:
         ExperimentError: If a file is damaged or the state does not fit.
@@ -300,16 +294,9 @@ def state_of(
     processes: Sequence[Mapping[str, Any]],
     trainer: str,
 ) -> TrainerState:
-    """Return the states of a run's parts, which a resumed run needs in addition to the weights.
+    """Return the states of a run's parts, which a resumed run needs in addition to the weights; see `TrainerState`.
 
-    Args:
-        toolbox: The parts.
-        scored: Which weights are scored.
-        schedule_epochs: Number of epochs that the schedule is built for.
-        scaler: The state of the gradient scaler.
-        extra: What the trainer's ``get_extra_state`` returned.
-        processes: For each process its random generators and, within an epoch, its part of the metrics.
-        trainer: The trainer's name, for messages.
+    ``scored`` says which weights are scored, and ``trainer`` is the trainer's name, for messages.
 
     Raises:
         BadInputError: If the state of a user's own part contains something that cannot be saved.

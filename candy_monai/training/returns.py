@@ -81,10 +81,7 @@ def scheduler_returned(trainer: object, value: Any, optimizer: optim.Optimizer) 
 def loss_returned(trainer: object, method: str, value: object) -> tuple[Scalar, Metrics]:
     """Return the loss and the metrics of a method that computes gradients: a number, and named numbers."""
     wanted = "(loss, metrics): one number, and a dictionary of numbers by name"
-    hint = "end with `return loss.detach(), {}`"
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        raise _refused(trainer, method, _shown(value), wanted, hint)
-    loss, metrics = value
+    loss, metrics = _parts(trainer, method, value, wanted, 2, "end with `return loss.detach(), {}`")
     if (found := why_no_number(loss)) is not None:
         raise _refused(trainer, method, f"{found} as the loss", wanted, "reduce it to one number, loss.mean()")
     loss = loss if isinstance(loss, Tensor) else as_float(loss)
@@ -94,9 +91,7 @@ def loss_returned(trainer: object, method: str, value: object) -> tuple[Scalar, 
 def score_returned(trainer: object, method: str, value: object, *, one_output: bool = True) -> tuple[Any, Metrics, Any]:
     """Return the score, the metrics and the output of a validation method: one tensor, if ``one_output``."""
     wanted = "(score, metrics, output): one number, a dictionary of numbers by name, and a tensor"
-    if not isinstance(value, tuple | list) or len(value) != 3:
-        raise _refused(trainer, method, _shown(value), wanted, "end with `return score, {}, output`")
-    score, metrics, output = value
+    score, metrics, output = _parts(trainer, method, value, wanted, 3, "end with `return score, {}, output`")
     score = _checked_score(trainer, method, score, wanted)
     metrics = _checked_metrics(trainer, method, metrics, wanted)
     if one_output and not isinstance(output, Tensor):
@@ -108,11 +103,9 @@ def score_returned(trainer: object, method: str, value: object, *, one_output: b
 def case_score_returned(trainer: object, value: object) -> tuple[Any, Metrics]:
     """Return the score and the metrics of ``score_case``: a number, and named numbers."""
     wanted = "(score, metrics): one number, and a dictionary of numbers by name"
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        raise _refused(trainer, "score_case", _shown(value), wanted, "end with `return score, metrics`")
-    return _checked_score(trainer, "score_case", value[0], wanted), _checked_metrics(
-        trainer, "score_case", value[1], wanted
-    )
+    score, metrics = _parts(trainer, "score_case", value, wanted, 2, "end with `return score, metrics`")
+    score = _checked_score(trainer, "score_case", score, wanted)
+    return score, _checked_metrics(trainer, "score_case", metrics, wanted)
 
 
 @contextmanager
@@ -274,6 +267,12 @@ class GradientWatch:
 
     def _versions_now(self) -> int:
         return sum(weight._version for weight in self._weights)
+
+
+def _parts(trainer: object, method: str, value: object, wanted: str, count: int, hint: str) -> Sequence[Any]:
+    if not isinstance(value, tuple | list) or len(value) != count:
+        raise _refused(trainer, method, _shown(value), wanted, hint)
+    return value
 
 
 def _checked_score(trainer: object, method: str, score: object, wanted: str) -> Scalar:

@@ -334,19 +334,13 @@ class TrainingRun:
             )
 
     def passing(self, *, is_last: bool) -> AbstractContextManager[None]:
-        """Return the ``with`` block of one call of ``backward``.
-
-        Args:
-            is_last: Whether the optimizer steps after it.
-        """
+        """Return the ``with`` block of one call of ``backward``, which may be the last before the optimizer steps."""
         return nullcontext() if self._gradients is None else self._gradients.passing(is_last=is_last)
 
     def agree(self, num_batches: int, *, usable: bool) -> Agreement:
         """Decide with all processes what follows a step's batches, and average the gradients over the processes.
 
-        Args:
-            num_batches: Number of batches that the gradients come from.
-            usable: Whether this process's losses were finite.
+        ``usable`` says whether this process's losses were finite.
         """
         experiment = self.current()
         experiment.step_done(num_batches=num_batches)
@@ -402,10 +396,9 @@ class TrainingRun:
         return stop_if_asked
 
     def finish_epoch(self, score: float | None) -> None:
-        """Start saving the epoch. The observers are notified once it is on disk, while the next epoch is trained.
+        """Start saving the epoch; its score is None if it was not validated.
 
-        Args:
-            score: Its validation score; None if it was not validated.
+        The observers are notified once the epoch is on disk, while the next one is trained.
         """
         experiment, processes = self.current(), self.processes
         if processes.world_size > 1 and not experiment.progress.batch:

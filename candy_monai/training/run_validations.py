@@ -36,11 +36,7 @@ from candy_monai.training.validation import (
 
 
 class RunValidations:
-    """The validations of one run, one at a time.
-
-    Args:
-        processes: The processes that train together, each of which validates its share of the cases.
-        reporter: Called with messages about a score for the user.
+    """The validations of one run, one at a time; each process validates its share of the cases.
 
     Attributes:
         scored: Which weights are scored, ``"ema"`` or ``"raw"``: these are saved as the best.
@@ -76,10 +72,7 @@ class RunValidations:
     def begin(self, toolbox: TrainerToolbox, padding: nn.Module | None, *, keeps_cases: bool) -> PaddedParts:
         """Start a validation, and return what pads separately called parts of a network.
 
-        Args:
-            toolbox: Model, average and criterion.
-            padding: The trainer's padding module; None to do nothing.
-            keeps_cases: Whether to keep the scores of all cases and images of a few for the run's page.
+        ``keeps_cases`` says whether to keep the scores of all cases and images of a few, for the run's page.
         """
         self.kept = KeptCases() if keeps_cases else None
         if self._toolbox is None:  # the first validation of the run
@@ -99,12 +92,7 @@ class RunValidations:
     ) -> float:
         """Return the mean score over the cases of all processes, and record its standard error and the scored weights.
 
-        Args:
-            cases: The cases of this process.
-            called: Which networks were called for them.
-            draw: Draws the preview from image, label and output.
-            experiment: The run on disk.
-            averages: Whether the run has a moving average.
+        ``draw`` draws the preview from image, label and output; ``averages`` says whether the run has a moving average.
         """
         self.preview, self.padded_parts = cases.preview(draw), None
         self._note_scored(called.flags, averages=averages)

@@ -37,10 +37,8 @@ _MOST_STEPS_TO_WARM_UP = 250
 def default_warm_up(num_steps: int | None) -> int:
     """Return the warm-up steps of a run that starts from weights: a twentieth of the run, at most 250.
 
-    A full learning rate would destroy trained weights while the optimizer's moments are based on a few batches.
-
-    Args:
-        num_steps: Number of steps of the whole run; None if unknown.
+    A full learning rate would destroy trained weights while the optimizer's moments are based on a few batches. The
+    number of steps of the whole run is None if unknown.
     """
     if num_steps is None:
         return _MOST_STEPS_TO_WARM_UP
@@ -68,10 +66,7 @@ def plain_schedule(scheduler: Any) -> Any:
 def decays_too_early(scheduler: Any, num_epochs: int, num_batches: int | None) -> str | None:
     """Return the log message for a schedule whose length is the number of epochs; None for any other.
 
-    Args:
-        scheduler: Any schedule.
-        num_epochs: Number of epochs of the run.
-        num_batches: Number of batches of an epoch; None if unknown.
+    The number of batches of an epoch is None if unknown.
     """
     own = plain_schedule(scheduler)
     for part in (own, *getattr(own, "_schedulers", ())):
@@ -165,11 +160,7 @@ def _metric_for(
 def end_in_time(scheduler: Any, experiment: Experiment, loader: DataLoader[Any], processes: Processes) -> None:
     """Make a schedule that has ``end_in`` end with the time limit; with several processes only after an epoch.
 
-    Args:
-        scheduler: Any schedule; one without ``end_in``, or of a run without a time limit, is not changed.
-        experiment: The run, from whose past steps the number of remaining ones is estimated.
-        loader: The training loader.
-        processes: The processes that train together; they use the clock of the first one.
+    The number of remaining steps is estimated from the past ones. Processes use the clock of the first one.
     """
     end_in = getattr(scheduler, "end_in", None)
     timed = experiment.settings.time_limit_s is not None and not (

@@ -19,11 +19,7 @@ from candy_monai.data.samples.batches import Batch
 from candy_monai.errors import WARNING, BadInputError, SettingsError
 from candy_monai.forecasting.curve import ScoreRange
 from candy_monai.inference.inferer_descriptions import describe_inferer
-from candy_monai.inference.inferers import (
-    MainOutput,
-    build_inferer,
-    run_inferer,
-)
+from candy_monai.inference.inferers import MainOutput, build_inferer, run_inferer
 from candy_monai.label_ids import highest_id
 from candy_monai.metrics.overlap import dice_per_class, dice_per_region, labels_from_logits, look_like_probabilities
 from candy_monai.nn.activations import ends_in_activation, takes_logits
@@ -262,19 +258,14 @@ class SegmentationTrainer(Trainer, EarlierOptions):
     def save_preview(self, image: Tensor, label: Tensor, output: Tensor, *, quality: float = 0.75) -> None:
         from candy_monai.plotting.case.previews import save_preview_files
 
-        plan = self.plan
-        if plan is not None and plan.spacing_mm is None and len(image) == _COLOURS:
-            # Since channels are normalised separately, all of a colour picture would be equally bright.
-            image = denormalize(image, plan.normalization).clamp(0.0, 255.0)
         save_preview_files(
             self.experiment_folder(),
-            image,
+            self._as_shown(image),
             label,
             self._predicted_ids(output[None])[0],
             quality=quality,
             num_classes=self._highest_id() + 1,
-            spacing_mm=None if plan is None else plan.spacing_mm,
-            orientation=None if plan is None or plan.orientation is None else "".join(plan.orientation),
+            **self._grid_of_plan(),
             class_names=self._names_by_id(),
             title=self._preview_title or None,
         )
@@ -283,16 +274,20 @@ class SegmentationTrainer(Trainer, EarlierOptions):
     def _case_view(self, image: Tensor, label: Tensor, output: Tensor) -> CaseView | None:
         from candy_monai.plotting.case.views import case_view
 
-        plan, ids = self.plan, self._predicted_ids(output[None])[0]
-        if plan is not None and plan.spacing_mm is None and len(image) == _COLOURS:
-            image = denormalize(image, plan.normalization).clamp(0.0, 255.0)
-        return case_view(
-            image,
-            label,
-            ids,
-            spacing_mm=None if plan is None else plan.spacing_mm,
-            orientation=None if plan is None or plan.orientation is None else "".join(plan.orientation),
-        )
+        ids = self._predicted_ids(output[None])[0]
+        return case_view(self._as_shown(image), label, ids, **self._grid_of_plan())
+
+    def _as_shown(self, image: Tensor) -> Tensor:
+        plan = self.plan
+        if plan is None or plan.spacing_mm is not None or len(image) != _COLOURS:
+            return image
+        # Since channels are normalised separately, all of a colour picture would be equally bright.
+        return denormalize(image, plan.normalization).clamp(0.0, 255.0)
+
+    def _grid_of_plan(self) -> dict[str, Any]:
+        """Return spacing and orientation of the plan's images; None for what is unknown."""
+        spacing_mm, orientation = (None, None) if self.plan is None else (self.plan.spacing_mm, self.plan.orientation)
+        return {"spacing_mm": spacing_mm, "orientation": "".join(orientation) if orientation else None}
 
     @override
     def check_sample(self, image: Tensor, label: Tensor) -> None:

@@ -15,11 +15,7 @@ from typing_extensions import override
 from candy_monai.aliases import Metrics, Scalar, Shape, Shape2d, Shape3d
 from candy_monai.errors import SettingsError
 from candy_monai.inference.inferer_descriptions import describe_inferer
-from candy_monai.inference.inferers import (
-    MainOutput,
-    WindowInferer,
-    run_inferer,
-)
+from candy_monai.inference.inferers import MainOutput, WindowInferer, run_inferer
 from candy_monai.inference.tiles import SWMetadata, WindowBlender, WindowGrid, batches_of_windows, check_window
 from candy_monai.label_ids import holding
 from candy_monai.nn.deep_supervision import main_output

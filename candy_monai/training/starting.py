@@ -17,25 +17,18 @@ from candy_monai.incoming.weights import load_into, read_weights
 _MOST_LISTED = 12
 
 
-def start_from(
-    network: nn.Module, source: PathLike, *, num_channels: int, log: Callable[..., None] | None = None
-) -> None:
-    """Load existing weights into a network.
+def start_from(network: nn.Module, source: PathLike, *, num_channels: int, log: Callable[..., None]) -> None:
+    """Load existing weights, as for ``init_from`` of ``Trainer.train``, into a new network for such images.
 
-    Args:
-        network: The new network.
-        source: The weights, as for ``init_from`` of ``Trainer.train``.
-        num_channels: Channels of the images.
-        log: Called with a summary, and with ``on_screen=False`` with every name.
+    A summary is logged, and with ``on_screen=False`` every name.
 
     Raises:
         BadInputError: If they cannot be read safely, or no tensor fits.
     """
     report = load_into(network, read_weights(source), num_channels=num_channels)
-    if log is not None:
-        log(str(report))
-        if details := report.details():
-            log(details, on_screen=False)
+    log(str(report))
+    if details := report.details():
+        log(details, on_screen=False)
 
 
 @dataclass(frozen=True, kw_only=True)

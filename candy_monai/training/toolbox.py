@@ -105,13 +105,7 @@ class Equipment:
         return images, labels
 
     def prepared(self, images: Tensor, labels: Tensor, *, fill: int) -> tuple[Tensor, Tensor]:
-        """Return images and labels on the device, padded for the network.
-
-        Args:
-            images: ``(B, C, *spatial)``.
-            labels: ``(B, 1, *spatial)``.
-            fill: The label id of added voxels.
-        """
+        """Return images and labels on the device, padded for the network; added voxels get the label id ``fill``."""
         images, labels = self.on_device(images, labels)
         if self.padding is None:
             return images, labels
@@ -134,7 +128,7 @@ def build_toolbox(
     device: torch.device,
     *,
     starts: bool = False,
-    log: Callable[..., None] | None = None,
+    log: Callable[..., None] = lambda *_, **__: None,
 ) -> Equipment:
     """Build all parts that a step uses.
 
@@ -142,7 +136,7 @@ def build_toolbox(
         trainer: Builds each part.
         settings: The keywords of ``train``.
         image: The part of a training image that the network gets at once, ``(C, *spatial)``, for its shape.
-        device: Where to train.
+        device: The device of all parts.
         starts: Whether this is a new run, so that starting weights are loaded; a saved run has its own.
         log: Called with messages about loaded weights, frozen parts and the warm-up; with ``on_screen=False`` for those
             that are only written to the file.
@@ -172,9 +166,9 @@ def build_toolbox(
         num_channels = without_ids(example_shape, trainer._num_previous)[0]
         start_from(plain_network(network), settings.init_from, num_channels=num_channels, log=log)
     frozen = freeze(plain_network(network), settings.freeze)
-    if frozen.names and log is not None:
+    if frozen.names:
         log(str(frozen))
-    if starts and settings.warm_up and log is not None:
+    if starts and settings.warm_up:
         log(f"The learning rate rises to that of the schedule over the first {settings.warm_up} steps")
     image_type = _floating_type(network)
     amp = choose_precision(settings.amp, device)
@@ -196,7 +190,7 @@ def build_toolbox(
             criterion=returned(trainer, "build_criterion", trainer.build_criterion(), nn.Module).to(device),
             ema=_average_of(network, trainer, surroundings) if settings.ema else None,
         )
-        if log is not None and (left_out := _not_optimized(toolbox)):
+        if left_out := _not_optimized(toolbox):
             log(f"Not in the optimizer, and so not trained by it: {join_names(left_out, limit=4)}")
     except BaseException:
         detach(network)

@@ -216,7 +216,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
                 run.conclude()
 
     def _new_run(self, settings: TrainSettings, device: torch.device, **arguments: Any) -> TrainingRun:
-        callbacks = Callbacks.of(self, hidden=("_run", "_loaders"), is_planned="dataset" in self._facts)
+        callbacks = Callbacks.of(self, is_planned="dataset" in self._facts)
         self._run = TrainingRun(settings, self._loaders, callbacks, device=device, **arguments)
         return self._run
 
@@ -458,14 +458,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
             The epoch of the best score, and the score; those so far if there are too few scores for a forecast.
         """
         run = self._current()
-        prediction = predict_maximum(
-            run.history.metrics(),
-            num_epochs,
-            degree=degree,
-            score_range=run.score_range,
-            references=run.references,
-            same_settings=run.references_have_same_settings,
-        )
+        prediction = predict_maximum(run.history.metrics(), num_epochs, degree=degree, **run.knowledge)
         return prediction.epoch, prediction.score
 
     # The current run

@@ -46,15 +46,7 @@ class ValidationCases:
         return len(self._scores)
 
     def add(self, score: float, image: Tensor, label: Tensor, output: Tensor, *, case_id: str = "") -> None:
-        """Add one case.
-
-        Args:
-            score: Higher is better; NaN if the case has none.
-            image: ``(C, *spatial)``.
-            label: ``(1, *spatial)``.
-            output: What ``validate_case`` returned for it.
-            case_id: Its id; empty if it has none.
-        """
+        """Add one case, with the output of ``validate_case``; its score is NaN and its id empty if it has none."""
         self._scores.append(score)
         if output.is_floating_point() and output.numel() and output.aminmax().min.isnan():
             self.with_nan.append(case_id or f"number {len(self._scores)}")
@@ -67,11 +59,7 @@ class ValidationCases:
         return list(self._scores)
 
     def preview(self, draw: Callable[[Tensor, Tensor, Tensor], None]) -> Preview | None:
-        """Return the worst case on the CPU; None before the first case.
-
-        Args:
-            draw: Draws a case from its image, label and output.
-        """
+        """Return the worst case on the CPU, drawn from image, label and output; None before the first case."""
         if self._worst is None:
             return None
         image, label, output = (tensor.cpu() for tensor in self._worst[1:])
@@ -92,12 +80,7 @@ def cases_of(
 ) -> Iterator[tuple[Tensor, Tensor, str]]:
     """Yield image ``(C, *spatial)`` and label ``(1, *spatial)`` of each case, on the device, and its id.
 
-    The id is empty if the loader yields none.
-
-    Args:
-        loader: The validation loader.
-        equipment: Holds the device and the floating-point type.
-        check_batch: Checks a batch.
+    The id is empty if the loader yields none. ``check_batch`` checks each batch.
     """
     for batch in batches(loader):
         images, labels, case_ids = unpacked = unpack(batch)
@@ -242,11 +225,7 @@ class PaddedParts:
 
     @contextmanager
     def of(self, image: Tensor) -> Iterator[None]:
-        """Pad and crop within a block.
-
-        Args:
-            image: ``(C, *spatial)``, the part of a case that the network sees at once.
-        """
+        """Pad and crop within a block, for the part ``(C, *spatial)`` of a case that the network sees at once."""
         self._shape = self._padded_size = tuple(image.shape)
         if self._padding is not None:
             self._padded_size = tuple(self._padding(image[None]).shape[2:])

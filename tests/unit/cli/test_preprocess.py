@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -22,7 +23,7 @@ def test_the_plan_and_the_store_are_shown_and_every_option_is_passed_on(tmp_path
 
     class Prepared:
         plan = plan(inspect(dataset))
-        store_folder = Path("store/Phantom-key")
+        store = SimpleNamespace(folder=Path("store/Phantom-key"))
 
     def prepare_dataset(folder, options, *, on_progress, **keywords):
         seen.update(dataset=folder, options=options, **keywords)

@@ -40,16 +40,16 @@ def phantom(tmp_path_factory):
 def test_a_dataset_is_prepared_below_the_experiments_and_says_what_it_does(phantom, tmp_path):
     messages = []
     prepared = _prepare(phantom, tmp_path / "out", on_progress=messages.append)
-    assert prepared.store_folder.parent == tmp_path / "out" / ".store"
+    assert prepared.store.folder.parent == tmp_path / "out" / ".store"
     assert prepared.store.case_ids == prepared.dataset.case_ids
     assert [message.split()[0] for message in messages] == ["Checking", "Preprocessing"]
 
 
 def test_the_store_can_be_elsewhere_and_is_found_again(phantom, tmp_path):
     first = _prepare(phantom, tmp_path, store=tmp_path / "fast disk")
-    stamps = {path: path.stat().st_mtime_ns for path in first.store_folder.iterdir() if path.suffix == ".npy"}
+    stamps = {path: path.stat().st_mtime_ns for path in first.store.folder.iterdir() if path.suffix == ".npy"}
     second = _prepare(phantom, tmp_path, store=tmp_path / "fast disk")
-    assert second.store_folder == first.store_folder
+    assert second.store.folder == first.store.folder
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 
@@ -166,5 +166,5 @@ def test_a_plan_that_moves_with_new_cases_is_told_and_the_old_one_can_be_kept(ph
     kept = _prepare(grown, tmp_path / "out", plan=shlex.split(told)[-1])
     assert kept.plan.spacing_mm == old.plan.spacing_mm
     assert kept.plan.patch_shape == old.plan.patch_shape
-    assert kept.store_folder == old.store_folder
+    assert kept.store.folder == old.store.folder
     assert moved.plan != old.plan

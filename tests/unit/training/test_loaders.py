@@ -127,6 +127,9 @@ def test_a_stream_that_can_be_read_once_loses_no_batch(tmp_path):
 def test_a_sampler_that_can_be_read_once_loses_no_index(tmp_path):
     loader = DataLoader(Squares(8), 2, sampler=(index for index in (3, 1, 2)))
     assert _seen(tmp_path, loader) == _first_voxels([3, 1, 2])
+    before = torch.get_rng_state()
+    first_sample(DataLoader(Squares(8), 2, sampler=(index for index in (3, 1, 2))))
+    assert torch.equal(torch.get_rng_state(), before)  # from which a resumed run replays the epoch
 
 
 def test_a_stream_that_begins_anew_yields_all_in_every_epoch(tmp_path):

@@ -3,7 +3,6 @@
 import copy
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,72 +14,14 @@ from candy_monai.errors import BadInputError
 from candy_monai.experiment.state import load_state
 from candy_monai.inference.predictor import Predictor
 from candy_monai.nn.padding import Pad2d
-from candy_monai.training.trainer import Trainer
 from tests.crashes import Crash, assert_same_run, crashing
+from tests.own_networks import QUIET, Net, Plain, log_of, trained, weights_of
 from tests.toys import SmallTrainer, Squares, small_trainer
-
-QUIET = {"seed": 3, "save_preview": False, "early_stop_tolerance": None, "val_score_prediction": False}
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.encoder, self.decoder = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 1, 3, padding=1)
-
-    def forward(self, images, *, scale=1.0):
-        return self.decoder(self.encoder(images).relu()) * scale
-
-
-class Plain(Trainer):
-    """As a user would write it, with a loss that is a mean over samples."""
-
-    by_parts = False
-
-    def build_network(self, example_shape):
-        return Net()
-
-    def build_optimizer(self, params):
-        return torch.optim.SGD(params, lr=0.1)
-
-    def build_scheduler(self, optimizer, num_epochs):
-        return torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
-
-    def build_criterion(self):
-        return nn.BCEWithLogitsLoss()
-
-    def run(self, network, images):
-        return network.decoder(network.encoder(images).relu()) if self.by_parts else network(images)
-
-    def backward(self, images, labels, toolbox):
-        loss = toolbox.criterion(self.run(toolbox.model, images), labels.to(images.dtype))
-        loss.backward()
-        return loss.item(), {}
-
-    def scored(self, toolbox):
-        return toolbox.ema.module if toolbox.ema else toolbox.model
-
-    def validate_case(self, image, label, toolbox):
-        output = self.run(self.scored(toolbox), image[None])
-        return -toolbox.criterion(output, label[None].to(image.dtype)).item(), {}, output[0]
 
 
 class Padded(Plain):
     def build_padding_module(self):
         return Pad2d(8, mode="reflect")
-
-
-def _weights(trainer, name="latest"):
-    return torch.load(trainer.experiment_folder() / f"checkpoint_{name}.pth", weights_only=True)
-
-
-def _log(trainer):
-    return (trainer.experiment_folder() / "logs.txt").read_text()
-
-
-def _trained(folder, cls=Plain, num_epochs=2, data=None, settings=None, **attributes):
-    trainer = small_trainer(folder, data, cls=type(cls.__name__, (cls,), attributes))
-    trainer.train(num_epochs, **QUIET, **(settings or {}))
-    return trainer
 
 
 def test_the_model_is_what_build_network_returned_and_is_given_back_after_the_run(tmp_path):
@@ -93,7 +34,7 @@ def test_the_model_is_what_build_network_returned_and_is_given_back_after_the_ru
 
     for folder in ("1", "2"):  # the same object again
         before = network[0].weight.clone()
-        _trained(tmp_path / folder, Padded, 1, build_network=lambda *_: network, train_epoch=train_epoch)
+        trained(tmp_path / folder, Padded, 1, build_network=lambda *_: network, train_epoch=train_epoch)
         assert (network[0].weight - before).mean() > 0.5
         assert attachment_of(network) is None
     assert seen == 2 * [(True, True, True)]
@@ -122,7 +63,7 @@ def test_the_model_can_be_copied_from_within_backward_and_validate_case(tmp_path
         return network
 
     methods = {"backward": backward, "validate_case": validate_case, "build_network": build_network}
-    trainer = _trained(tmp_path, Padded, 1, **methods)
+    trainer = trained(tmp_path, Padded, 1, **methods)
     images = torch.randn(1, 1, 13, 10)
     with torch.no_grad():
         for network in copies:
@@ -135,19 +76,19 @@ def test_the_model_can_be_copied_from_within_backward_and_validate_case(tmp_path
 def test_a_network_is_given_back_after_a_run_that_fails(tmp_path):
     network = Net()
     with pytest.raises(ZeroDivisionError):
-        _trained(tmp_path, build_network=lambda *_: network, build_scheduler=lambda *_: 1 / 0)
+        trained(tmp_path, build_network=lambda *_: network, build_scheduler=lambda *_: 1 / 0)
     assert attachment_of(network) is None
 
 
 @pytest.mark.parametrize("amp", [None, "bf16", "fp16"])
 def test_a_loss_through_the_network_s_parts_trains_as_one_through_the_whole(tmp_path, amp):
     whole, parts = (
-        _trained(tmp_path / str(by_parts), Plain, 4, settings={"amp": amp}, by_parts=by_parts)
+        trained(tmp_path / str(by_parts), Plain, 4, settings={"amp": amp}, by_parts=by_parts)
         for by_parts in (False, True)
     )
-    expected, start = _weights(whole), _trained(tmp_path / "0", Plain, 1, train_epoch=lambda *_: None)
-    moved = max(float((expected[name] - value).abs().max()) for name, value in _weights(start).items())
-    for name, value in _weights(parts).items():
+    expected, start = weights_of(whole), trained(tmp_path / "0", Plain, 1, train_epoch=lambda *_: None)
+    moved = max(float((expected[name] - value).abs().max()) for name, value in weights_of(start).items())
+    for name, value in weights_of(parts).items():
         assert torch.allclose(value, expected[name], atol=1e-7 if amp is None else 0.02 * moved)
 
 
@@ -162,9 +103,9 @@ def test_in_half_precision_gradients_too_small_for_it_still_train(tmp_path):
     moved = []
     for amp in (None, "fp16"):
         optimizer = {"build_optimizer": lambda _, params: torch.optim.SGD(params, lr=0.1 / tiny)}
-        trainer = _trained(tmp_path / str(amp), settings={"amp": amp, "ema": False}, backward=backward, **optimizer)
-        moved.append(_weights(trainer)["encoder.weight"])
-    start = _weights(_trained(tmp_path / "0", Plain, 1, train_epoch=lambda *_: None))["encoder.weight"]
+        trainer = trained(tmp_path / str(amp), settings={"amp": amp, "ema": False}, backward=backward, **optimizer)
+        moved.append(weights_of(trainer)["encoder.weight"])
+    start = weights_of(trained(tmp_path / "0", Plain, 1, train_epoch=lambda *_: None))["encoder.weight"]
     assert (moved[1] - moved[0]).norm() < 0.02 * (moved[0] - start).norm()
 
 
@@ -188,7 +129,7 @@ def test_clipping_sees_the_gradients_of_the_mean_loss(tmp_path, amp):
 
     count = sum(parameter.numel() for parameter in Net().parameters())
     directions = [torch.full_like(parameter, count**-0.5) for parameter in Net().parameters()]  # of norm 1
-    _trained(
+    trained(
         tmp_path,
         Plain,
         1,
@@ -216,7 +157,7 @@ def test_a_case_scores_the_same_through_the_parts_of_a_padded_network(tmp_path, 
             self.seen = outputs.shape
             return super().forward(outputs, labels)
 
-    trainer = _trained(
+    trainer = trained(
         tmp_path,
         Padded,
         data=Squares(size=(13, 18)),
@@ -227,7 +168,7 @@ def test_a_case_scores_the_same_through_the_parts_of_a_padded_network(tmp_path, 
     )
     assert set(shapes) == {(1, 1, 13, 18)}
     network = Net()
-    network.load_state_dict(_weights(trainer, "best"))
+    network.load_state_dict(weights_of(trainer, "best"))
     padding, scores = Pad2d(8, mode="reflect"), []
     with torch.no_grad():
         for image, label in Squares(size=(13, 18)):
@@ -240,25 +181,25 @@ def test_arguments_by_name_reach_the_network_in_training_and_validation(tmp_path
     def run(self, network, images):
         return network(images, scale=0.0)
 
-    trainer = _trained(tmp_path, Padded, 1, data=Squares(size=(13, 18)), run=run)
+    trainer = trained(tmp_path, Padded, 1, data=Squares(size=(13, 18)), run=run)
     assert trainer.metrics()["val score"] == pytest.approx([-math.log(2)])  # of logits that are all 0
 
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_the_best_weights_are_those_that_were_scored_and_the_average_goes_on(tmp_path, whole):
     attributes = {"scored": lambda self, toolbox: toolbox.model, "by_parts": not whole}
-    trainer = _trained(tmp_path / "whole", Plain, 4, **attributes)
+    trainer = trained(tmp_path / "whole", Plain, 4, **attributes)
     record = load_state(trainer.experiment_folder()).checkpoints["checkpoint_best.pth"]
     assert record.kind == "raw"
     network = Net()
-    network.load_state_dict(_weights(trainer, "best"))
+    network.load_state_dict(weights_of(trainer, "best"))
     with torch.no_grad():
         scores = [
             -nn.functional.binary_cross_entropy_with_logits(network(image[None]), label[None].float()).item()
             for image, label in Squares()
         ]
     assert sum(scores) / len(scores) == pytest.approx(record.score, abs=1e-7)
-    assert _log(trainer).count("validate_case scores toolbox.model") == 1
+    assert log_of(trainer).count("validate_case scores toolbox.model") == 1
 
     cls = type("Plain", (Plain,), attributes)
     halted = crashing(small_trainer(tmp_path / "halted", cls=cls), step=5)
@@ -275,9 +216,9 @@ def test_where_it_is_not_clear_what_was_scored_the_average_is_the_best_and_the_l
         outputs = [network(image[None]) for network in (toolbox.model, toolbox.ema) if which == "both"]
         return 0.5, {}, outputs[0][0] if outputs else image
 
-    trainer = _trained(tmp_path, validate_case=validate_case)
+    trainer = trained(tmp_path, validate_case=validate_case)
     assert load_state(trainer.experiment_folder()).checkpoints["checkpoint_best.pth"].kind == "ema"
-    assert _log(trainer).count(f"validate_case called {which} toolbox.model") == 1
+    assert log_of(trainer).count(f"validate_case called {which} toolbox.model") == 1
 
 
 @pytest.mark.parametrize("build_ema", [Plain.build_ema, lambda _, model: AveragedModel(model)])
@@ -305,12 +246,12 @@ def test_wrapped_networks_train_average_resume_and_save_under_the_network_s_own_
         return network(images)
 
     attributes = {"build_network": lambda *_: wrap(Net()), "run": run}
-    plain = _trained(tmp_path / "plain", Padded, 3, run=run)
-    whole = _trained(tmp_path / "whole", Padded, 3, **attributes)
+    plain = trained(tmp_path / "plain", Padded, 3, run=run)
+    whole = trained(tmp_path / "whole", Padded, 3, **attributes)
     for name in ("latest", "best"):
-        expected = _weights(plain, name)
-        assert _weights(whole, name).keys() == expected.keys() == Net().state_dict().keys()
-        assert all(torch.allclose(value, expected[key], atol=1e-6) for key, value in _weights(whole, name).items())
+        expected = weights_of(plain, name)
+        assert weights_of(whole, name).keys() == expected.keys() == Net().state_dict().keys()
+        assert all(torch.allclose(value, expected[key], atol=1e-6) for key, value in weights_of(whole, name).items())
     cls = type("Padded", (Padded,), attributes)
     halted = crashing(small_trainer(tmp_path / "halted", cls=cls), step=3)
     with pytest.raises(Crash):
@@ -325,8 +266,8 @@ def test_wrapped_networks_train_average_resume_and_save_under_the_network_s_own_
 
 def test_compilation_that_fails_is_logged_and_the_network_runs_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(Net, "compile", lambda self: setattr(self, "_compiled_call_impl", lambda *_: 1 / 0))
-    trainer = _trained(tmp_path, settings={"compile_model": True})
-    assert "could not be compiled and runs uncompiled: ZeroDivisionError" in _log(trainer)
+    trainer = trained(tmp_path, settings={"compile_model": True})
+    assert "could not be compiled and runs uncompiled: ZeroDivisionError" in log_of(trainer)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
@@ -337,62 +278,10 @@ def test_networks_with_normalized_weights_are_averaged(tmp_path, norm):
         norm(network.encoder)
         return network
 
-    trainer = _trained(tmp_path, build_network=build_network)
+    trainer = trained(tmp_path, build_network=build_network)
     network = build_network(None, None)
-    network.load_state_dict(_weights(trainer, "best"))
+    network.load_state_dict(weights_of(trainer, "best"))
     assert trainer.metrics()["val score"][1] > trainer.metrics()["val score"][0]
-
-
-class Counting(Net):
-    """Learns a number that is no tensor, and uses it."""
-
-    gain = 1.0
-
-    def forward(self, images):
-        if self.training:
-            self.gain *= 1.01
-        return super().forward(images) * self.gain
-
-    def get_extra_state(self):
-        return {"gain": self.gain}
-
-    def set_extra_state(self, state):
-        self.gain = state["gain"]
-
-
-def test_the_extra_state_of_a_network_is_averaged_saved_resumed_and_predicted_with(tmp_path):
-    attributes = {"build_network": lambda *_: Counting()}
-    whole = _trained(tmp_path / "whole", Plain, 3, **attributes)
-    assert _weights(whole, "best")["_extra_state"]["gain"] == pytest.approx(1.01**6)
-    cls = type("Plain", (Plain,), attributes)
-    halted = crashing(small_trainer(tmp_path / "halted", cls=cls), step=3)
-    with pytest.raises(Crash):
-        halted.train(3, **QUIET)
-    resumed = small_trainer(tmp_path / "halted", cls=cls)
-    resumed.resume(halted.experiment_folder().name)
-    assert_same_run(whole.experiment_folder(), resumed.experiment_folder())
-    assert Predictor(whole.experiment_folder(), network=Counting()).model.gain == pytest.approx(1.01**6)
-
-
-def test_an_extra_state_that_could_not_be_read_back_is_refused_before_anything_is_written(tmp_path):
-    class Unreadable(Counting):
-        def get_extra_state(self):
-            return {"gain": np.float32(self.gain)}
-
-    with pytest.raises(BadInputError, match=r"_extra_state in the network's state_dict.*numpy.*\.item\(\)"):
-        _trained(tmp_path, build_network=lambda *_: Unreadable())
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_a_network_is_given_while_it_trains_is_saved_with_it(tmp_path):
-    def train_epoch(self, toolbox):
-        if not hasattr(toolbox.model, "epochs"):
-            toolbox.model.register_buffer("epochs", torch.tensor(0))
-        toolbox.model.epochs += 1
-        return Plain.train_epoch(self, toolbox)
-
-    trainer = _trained(tmp_path, num_epochs=2, train_epoch=train_epoch)
-    assert _weights(trainer, "latest")["epochs"] == _weights(trainer, "best")["epochs"] == 2
 
 
 def test_complex_images_are_refused_where_the_network_cannot_take_them(tmp_path):
@@ -402,7 +291,7 @@ def test_complex_images_are_refused_where_the_network_cannot_take_them(tmp_path)
             return torch.complex(image, image), label
 
     with pytest.raises(BadInputError, match=r"complex64.*image\.abs\(\)"):
-        _trained(tmp_path, data=Complex(size=(16, 16)))
+        trained(tmp_path, data=Complex(size=(16, 16)))
     assert not list(tmp_path.iterdir())
 
 
@@ -411,7 +300,7 @@ def _lazy(*_):
 
 
 def test_lazy_layers_are_initialized_before_the_optimizer_is_built_and_predict(tmp_path):
-    trainer = _trained(tmp_path, Padded, data=Squares(size=(13, 18)), build_network=_lazy)
+    trainer = trained(tmp_path, Padded, data=Squares(size=(13, 18)), build_network=_lazy)
     assert trainer.metrics()["val score"][1] > trainer.metrics()["val score"][0]
     assert Predictor(trainer.experiment_folder(), network=_lazy()).predict(Squares(size=(13, 18))[0][0]).shape[-1] == 18
 
@@ -426,7 +315,7 @@ def test_lazy_layers_that_cannot_be_initialized_are_refused_before_anything_is_w
             return self.layer(images * time)
 
     with pytest.raises(BadInputError, match="build_network"):
-        _trained(tmp_path, build_network=lambda *_: TwoInputs())
+        trained(tmp_path, build_network=lambda *_: TwoInputs())
     assert not list(tmp_path.iterdir())
 
 
@@ -460,30 +349,10 @@ def test_an_image_that_is_nan_spoils_no_running_statistics_where_such_steps_are_
     cls = type("Normalized", (Plain,), {"build_network": build_network})
     trainer = cls(tmp_path, DataLoader(bad, 1), DataLoader(squares, 1), console=False)
     trainer.train(2, non_finite="skip", accumulate=accumulate, **QUIET)
-    weights = _weights(trainer)
+    weights = weights_of(trainer)
     assert all(value.isfinite().all() for value in weights.values())
     assert weights["1.num_batches_tracked"] == 2 * 3  # all but the bad one in each epoch
     assert all(map(math.isfinite, trainer.metrics()["val score"]))
-
-
-def test_what_a_trainer_keeps_and_does_not_save_is_said_once(tmp_path):
-    class Adversarial(Plain):
-        def build_network(self, example_shape):
-            self.teacher, self.critic = Net(), nn.Linear(1, 1)
-            self.critic_optimizer = torch.optim.Adam(self.critic.parameters())
-            return Net()
-
-        def get_extra_state(self):
-            return {"critic": self.critic.state_dict()}
-
-    trainer = small_trainer(tmp_path, cls=Adversarial)
-    trainer.train(3, **QUIET)
-    (line,) = [line for line in _log(trainer).splitlines() if "Not saved with the run" in line]
-    assert "self.teacher (Net), self.critic_optimizer (Adam);" in line
-
-
-def test_a_trainer_that_keeps_nothing_else_hears_nothing_about_it(tmp_path):
-    assert "Not saved" not in _log(_trained(tmp_path, SmallTrainer, 1, settings={"amp": "fp16"}))
 
 
 def test_batch_normalisation_is_synchronised_on_request_and_its_weights_keep_their_names(tmp_path):
