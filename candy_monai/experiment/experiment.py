@@ -29,7 +29,7 @@ from candy_monai.experiment.folder import (
 )
 from candy_monai.experiment.history import History
 from candy_monai.experiment.saving import Snapshots, Writer
-from candy_monai.experiment.score_prediction import chance_of_gain, predict_safely
+from candy_monai.experiment.score_prediction import Knowledge, chance_of_gain, predict_safely
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.experiment.state import Progress, RunState, RunWeights, TrainerState, load_state, save_state
 from candy_monai.experiment.time_limit import LEAST_SHARE, StepPace, epochs_in_time
@@ -316,7 +316,7 @@ class Experiment:
         return predict_safely(self.history.metrics(), self.expected_epochs(), degree=degree, **self.knowledge)
 
     @property
-    def knowledge(self) -> dict[str, Any]:
+    def knowledge(self) -> Knowledge:
         """What a forecast knows besides the run's own metrics, as keywords of `predict_maximum`."""
         return {
             "score_range": self.score_range,

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
+from typing_extensions import Unpack
 
 from candy_monai.columns import EPOCH_DURATION, LEARNING_RATE, SCORE
 from candy_monai.forecasting.best_score import LEVELS, Forecast, forecast, points_needed
 from candy_monai.forecasting.curve import ScoreRange, is_within
 
 Columns = Mapping[str, Sequence[float]]
+
+
+class Knowledge(TypedDict, total=False):
+    """What is known of a run in addition to its own scores."""
+
+    score_range: ScoreRange | None
+    references: Sequence[Sequence[float]]
+    same_settings: bool
 
 
 def predict_maximum(
@@ -42,7 +51,9 @@ def predict_maximum(
     )
 
 
-def predict_safely(metrics: Columns, num_epochs: int, *, degree: int, **knowledge: Any) -> Forecast | None:
+def predict_safely(
+    metrics: Columns, num_epochs: int, *, degree: int, **knowledge: Unpack[Knowledge]
+) -> Forecast | None:
     """Forecast as `predict_maximum` does, without raising errors that would end a run.
 
     Returns:
