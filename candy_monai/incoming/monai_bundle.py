@@ -10,7 +10,7 @@ from typing import Any
 
 import monai.networks.nets
 import torch
-from monai.inferers import Inferer
+from monai.inferers import Inferer, SliceInferer
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
@@ -103,8 +103,9 @@ class BundlePredictor(NetworkPredictor):
         inferer, axis, amp = bundle_inferer(config, num_dims)
         if axis is not None:
             network, num_dims = Slicewise(network, axis), 3
+        image_dims = 3 if isinstance(inferer, SliceInferer) else num_dims  # MONAI's runs a 2-D network on volumes
         preprocessor = BundlePreprocessor(
-            config, num_channels=num_channels, num_dims=num_dims, num_outputs=num_outputs, paints=paints
+            config, num_channels=num_channels, num_dims=image_dims, num_outputs=num_outputs, paints=paints
         )
         names = described.get("channel_def")
         super().__init__(

@@ -395,9 +395,9 @@ def _saving(source: BundleSource) -> list[Entry]:
     options = {"_target_": "monai.transforms.SaveImaged.set_options", "self": save}
     if ending in (*PICTURES, *TIFFS):  # MONAI's writer of pictures swaps rows and columns by default
         return [options | {"write_kwargs": {"reverse_indexing": False}}]
-    if plan.slice_axis is not None and plan.median_shape[plan.slice_axis] == 1:
-        # Images of one slice end with an axis of length 1, which MONAI would remove together with that of the channel.
-        # So this axis is declared as the channel's.
-        kept = {"squeeze_end_dims": False, "channel_dim": -1, "spatial_ndim": 2}
-        return [monai("SqueezeDimd", keys=PREDICTION, dim=0), options | {"data_kwargs": kept}]
-    return [save]
+    # MONAI would also remove a last axis of length 1, as in a volume of one slice.
+    kept: Entry = {"squeeze_end_dims": False}
+    if ending.startswith(".nii"):
+        # Otherwise the channel's axis would be written too: it is made the last but one, which MONAI leaves out.
+        kept |= {"channel_dim": [0, 3], "spatial_ndim": 2}
+    return [options | {"data_kwargs": kept}]

@@ -2,12 +2,18 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.data import MetaTensor
+from monai.transforms import LoadImaged
 
+from candy_monai import load_image, save_image
 from candy_monai.export.monai_bundle import export_monai_bundle
+from candy_monai.export.monai_bundle.configs import _saving
 from candy_monai.nn.deep_supervision import DeepSupervisionLoss
 from candy_monai.nn.losses import DiceCELossWithLogits
 from candy_monai.registry import find_bundle
@@ -110,3 +116,21 @@ def test_an_optimizer_with_other_options_for_some_parameters_becomes_adamw_and_t
     assert optimizer.keys() == {"_target_", "params", "lr", "weight_decay"}
     assert optimizer["_target_"] == "torch.optim.AdamW"
     assert "AdamW with its defaults instead of the experiment's SGD" in (bundle / "docs" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mha", ".nrrd"])
+@pytest.mark.parametrize("shape", [(1, 5, 6), (5, 1, 6), (5, 6, 1), (5, 6, 4)])
+def test_a_label_map_is_saved_with_all_axes_of_its_image(shape, suffix, tmp_path):
+    turned = np.array([[0.0, -0.7, 0.0, 5.0], [0.0, 0.0, 3.0, 6.0], [0.8, 0.0, 0.0, -7.0], [0.0, 0.0, 0.0, 1.0]])
+    ids = torch.arange(np.prod(shape)).reshape(1, *shape) % 3
+    file = tmp_path / f"case_0000{suffix}"
+    save_image(MetaTensor(ids.float(), affine=torch.from_numpy(turned)), file)
+    source = SimpleNamespace(plan=PLANS["volumes"], file_ending=suffix)
+    config = {"imports": ["$import os"], "output_dir": str(tmp_path / "out"), "steps": _saving(source)}
+    data = LoadImaged("image", ensure_channel_first=True)({"image": str(file)})
+    data["pred"] = data["image"].clone()
+    for step in ConfigParser(config).get_parsed_content("steps"):
+        data = step(data)
+    written = load_image(tmp_path / "out" / f"case{suffix}", is_label=True)
+    assert torch.equal(written.as_tensor(), ids)
+    assert np.allclose(written.affine, turned)
