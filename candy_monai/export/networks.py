@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from monai.transforms import ResizeWithPadOrCrop
+from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -19,7 +20,7 @@ from candy_monai.attachment import attachment_of, detach
 from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.planning.topology import rounded_up
 from candy_monai.data.values import plain_tensor
-from candy_monai.errors import BadInputError, ExperimentError
+from candy_monai.errors import BadInputError, ExperimentError, reason_in_short
 from candy_monai.experiment.description import example_shape
 from candy_monai.export.definitions import define, exported_as, noted_arguments
 from candy_monai.inference.inputs import InputCase, input_cases
@@ -57,16 +58,33 @@ class ExportedNetwork:
     weights: Path | None  # the file of its weights; None for an external model
     slice_axis: int | None  # of a preprocessed volume, across the slices that it sees
     divisor: Shape  # the number that each axis of an image must be a multiple of
+    padding: nn.Module | None = None  # pads images to these multiples in prediction; None if nothing does
     window: Shape  # the size that it was trained on, including padding
+    roi_size: Shape | None = None  # of the windows of prediction, before padding; an axis <= 0 is as long as the image
+    is_fixed: bool = False  # whether it takes images of this size only
     cases: Sequence[InputCase]
 
     @property
-    def sizes(self) -> tuple[Shape, Shape]:
-        """Two sizes of images for comparison: about the window, and another one along each axis that is not flat.
+    def free_axes(self) -> tuple[bool, ...]:
+        """For each spatial axis, whether images of another size along it can be tried."""
+        return tuple(extent > 1 and not self.is_fixed for extent in self.window)
 
-        Both are at least twice the divisor: a single voxel at the lowest level has no standard deviation, by which
-        instance normalisation divides, and an exporter treats a size of 1 as constant.
+    @property
+    def inference_window(self) -> Shape | None:
+        """The windows in which images can be predicted without padding: `roi_size`, rounded up to multiples."""
+        if self.roi_size is None:
+            return None
+        return rounded_up(self.roi_size, self.divisor)  # an axis that is not positive stays so
+
+    @property
+    def sizes(self) -> tuple[Shape, Shape]:
+        """Two sizes of images for comparison: about the window, and another one along each axis that is free.
+
+        Unless the size is fixed, both are at least twice the divisor: a single voxel at the lowest level has no
+        standard deviation, by which instance normalisation divides, and an exporter treats a size of 1 as constant.
         """
+        if self.is_fixed:
+            return self.window, self.window
         first, second = [], []
         for extent, by in zip(self.window, self.divisor, strict=True):
             size = extent if extent == 1 else max(-(-extent // by), 2) * by
@@ -159,10 +177,13 @@ def load_network(
         weights=predictor.weights_file if isinstance(predictor, Predictor) else None,
         slice_axis=axis,
         divisor=without_axis((0, *divisor), axis)[1:],
+        padding=padding,
+        roi_size=_roi_size(predictor, axis),
         window=without_axis((0, *window), axis)[1:],
         cases=list(itertools.islice(_real_cases(predictor, images), NUM_CASES)),
     )
     found.network.float().eval()
+    found = _with_known_sizes(found)
     return replace(found, network=_with_one_output(found))
 
 
@@ -183,6 +204,14 @@ def _window(predictor: NetworkPredictor) -> Shape:
     if not isinstance(size, list | tuple):
         raise BadInputError(f"{predictor.folder}: does not say the size of the images that its network was trained on")
     return tuple(size)
+
+
+def _roi_size(predictor: NetworkPredictor, axis: int | None) -> Shape | None:
+    described = predictor.describe_windows()
+    if described is None:
+        return None
+    sides = ensure_tuple_rep(described["roi_size"], predictor.num_dims or 0)
+    return without_axis((0, *sides), axis)[1:]
 
 
 def _real_cases(predictor: NetworkPredictor, images: Inputs | None) -> Iterator[InputCase]:
@@ -206,18 +235,37 @@ def _real_cases(predictor: NetworkPredictor, images: Inputs | None) -> Iterator[
     return input_cases(there.subset(known[:: max(len(known) // NUM_CASES, 1)]), channels=predictor.channels)
 
 
+def _with_known_sizes(found: ExportedNetwork) -> ExportedNetwork:
+    """Return the network with ``is_fixed`` set if it runs at the size of its window, but not at those for comparison.
+
+    Raises:
+        BadInputError: If it does not run at any of them.
+    """
+    try:
+        for size in found.sizes:
+            _run_on(found, size)
+    except Exception as error:  # from any user's network
+        try:
+            _run_on(found, found.window)
+        except Exception:
+            shape = (1, found.predictor.num_channels, *found.sizes[0])
+            raise BadInputError(
+                f"{found.predictor.folder}: the network {type(found.network).__name__} cannot be run on an image of "
+                f"shape {shape} by itself ({reason_in_short(error)})"
+            ) from error
+        return replace(found, is_fixed=True)
+    return found
+
+
+def _run_on(found: ExportedNetwork, size: Shape) -> Any:
+    with torch.no_grad():
+        return found.network(torch.zeros(1, found.predictor.num_channels, *size))
+
+
 def _with_one_output(found: ExportedNetwork) -> nn.Module:
     """Return the network, or one that returns only its main output if it has several."""
-    example = torch.zeros(1, found.predictor.num_channels, *found.sizes[0])
-    try:
-        with torch.no_grad():
-            output = found.network(example)
-    except Exception as error:  # from any user's network
-        raise BadInputError(
-            f"{found.predictor.folder}: the network {type(found.network).__name__} cannot be run on an image of shape "
-            f"{tuple(example.shape)} by itself ({type(error).__name__}: {error})"
-        ) from error
-    is_one = isinstance(output, Tensor) and output.ndim == example.ndim and output.dtype == torch.float32
+    output = _run_on(found, found.sizes[0])
+    is_one = isinstance(output, Tensor) and output.ndim == 2 + len(found.window) and output.dtype == torch.float32
     return found.network if is_one else MainLogits(found.network).eval()
 
 

@@ -84,7 +84,7 @@ def write_apart(file: Path, save: Callable[[io.BytesIO], object]) -> None:
 def _attempts(network: ExportedNetwork, example: Tensor) -> Iterator[tuple[Tensor, dict[int, Any]]]:
     """Yield examples with their variable sizes, those with the most first."""
     batch = {0: Dim("batch")}
-    free = [axis for axis, extent in enumerate(network.sizes[0]) if extent > 1]
+    free = [axis for axis, is_free in enumerate(network.free_axes) if is_free]
     multiples: dict[int, Any] = {}
     for axis in free:
         by, count = network.divisor[axis], Dim(f"n{axis}")

@@ -61,7 +61,7 @@ def write_slicer(network: ExportedNetwork, file: Path, *, on_progress: Callable[
         "config": {
             "bundle_root": file.stem,
             "network": definition,
-            "roi_size": list(plan.patch_shape),
+            "roi_size": _window(network),
             "normalize_mode": modes[0],
             "intensity_bounds": [0.0, 1.0],
             "orientation_ras": True,
@@ -102,7 +102,7 @@ def write_slicer(network: ExportedNetwork, file: Path, *, on_progress: Callable[
         network,
         file,
         target="slicer",
-        is_dynamic=(True, False, *(extent > 1 for extent in network.window)),
+        is_dynamic=(True, False, *network.free_axes),
         comparisons=comparisons,
         config={name: value for name, value in config.items() if name != "network"},
         agreement_of_label_maps={"dice_of_the_foreground": agreement, "at_least": LEAST_DICE},
@@ -164,6 +164,18 @@ def _checked_plan(network: ExportedNetwork, file: Path) -> Plan:
     if no is not None:
         raise BadInputError(f"{where}: cannot be exported to slicer: it predicts {no}")
     return plan
+
+
+def _window(network: ExportedNetwork) -> list[int]:
+    """Return the window of the volumes, which is one slice for a 2-D network."""
+    if (window := network.inference_window) is None:
+        named = network.predictor.describe_models()[0]["inferer"]
+        raise BadInputError(
+            f"{network.predictor.folder}: cannot be exported to slicer: its images were validated by the inferer "
+            f"{named or 'of whole images'}, and the extension runs windows"
+        )
+    axis = network.slice_axis
+    return list(window) if axis is None else [*window[:axis], 1, *window[axis:]]
 
 
 def _mode(channel: Any, plan: Plan, network: ExportedNetwork) -> str:

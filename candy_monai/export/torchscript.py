@@ -58,10 +58,10 @@ def _comparisons(network: ExportedNetwork, run: Callable[[Tensor], Tensor]) -> t
 
     The first comparison is of one image at the size that the network was traced with, which has to match.
     """
-    flat = [extent > 1 for extent in network.sizes[0]]
+    free = list(network.free_axes)
     found: list[Comparison] = []
     failure: Exception | None = None
-    for batch, spatial in ((True, flat), (True, [False] * len(flat)), (False, [False] * len(flat))):
+    for batch, spatial in ((True, free), (True, [False] * len(free)), (False, [False] * len(free))):
         samples = list(network.samples(network.sizes_within(spatial)))
         try:
             found = compare(network, run, samples if batch else [one for one in samples if len(one.image) == 1])

@@ -15,6 +15,8 @@ from candy_monai.export.networks import ExportedNetwork
 from candy_monai.export.parity import LEAST_EQUAL, TOLERANCE, Comparison
 from candy_monai.files import atomic_write_text, digest_of_file
 from candy_monai.inference.inferers import WHOLE_IMAGE_LIMIT, WindowInferer
+from candy_monai.nn.padding import padding_to_dict
+from candy_monai.nn.slicewise import without_axis
 
 INPUT, OUTPUT = "image", "logits"
 """The names of the network's input and output, for formats with names."""
@@ -140,17 +142,46 @@ def _normalization(channel: Any) -> dict[str, Any]:
 
 
 def _window(network: ExportedNetwork) -> dict[str, Any]:
-    """Return the maximum size of an image that is run whole, and how a larger one is divided and assembled."""
-    described: dict[str, Any] = {"size": network.window, "sizes_are_multiples_of": network.divisor}
-    if (inferer := network.predictor.describe_windows()) is not None:
-        described |= _WINDOW_DEFAULTS | {name: value for name, value in inferer.items() if name in _WINDOW_DEFAULTS}
-        if inferer["divisor"] is not None and isinstance(roi := inferer["roi_size"], list | tuple):
-            described["whole_up_to_voxels"] = int(WHOLE_IMAGE_LIMIT * math.prod(roi))
-            described["note"] = (
-                f"{'An image' if network.slice_axis is None else 'A slice'} of up to this many voxels, once padded "
-                "with zeros at its end to the multiples, is run at once by candy-monai predict; larger ones in windows."
-            )
-    return described
+    """Return how images are run: at once up to a size, else in windows, how these are assembled, and all padding."""
+    inferer, size = network.predictor.describe_windows(), network.inference_window
+    described: dict[str, Any] = {
+        "size": network.window if size is None else size,
+        "sizes_are_multiples_of": network.divisor,
+        "padding": _padding(network),
+    }
+    if inferer is None:
+        named = network.predictor.describe_models()[0]["inferer"]
+        how = "every image at once" if named is None else "images by another inferer than windows"
+        return described | {"note": f"`candy-monai predict` runs {how}; `size` is that of training.", "inferer": named}
+    described |= _WINDOW_DEFAULTS | {name: value for name, value in inferer.items() if name in _WINDOW_DEFAULTS}
+    notes = []
+    if isinstance(divisor := inferer["divisor"], tuple) and network.roi_size is not None:
+        described["whole_up_to_voxels"] = int(WHOLE_IMAGE_LIMIT * math.prod(network.roi_size))
+        what, sides = ("An image", "at its end") if network.slice_axis is None else ("A slice", "on both sides")
+        by = _times(without_axis((0, *divisor), network.slice_axis)[1:])
+        notes.append(
+            f"{what} of up to this many voxels, once padded with zeros {sides} to multiples of {by}, is run at once by "
+            "candy-monai predict; larger ones in windows."
+        )
+    notes.append("Where an image is smaller than a window, it is padded on both sides.")
+    if network.roi_size is not None and network.roi_size != size:
+        notes.append(
+            f"candy-monai predict pads windows of {_times(network.roi_size)} to `size`, which changes scores a little."
+        )
+    return described | {"note": " ".join(notes)}
+
+
+def _padding(network: ExportedNetwork) -> dict[str, Any] | None:
+    """Return how the experiment pads the network's input to multiples of its divisor, as plain values."""
+    described = padding_to_dict(network.padding)
+    if described is None or not isinstance(factors := described.get("min_factor"), list):
+        return described
+    return {
+        "to_multiples_of": without_axis((0, *factors), network.slice_axis)[1:],
+        "sides": "both, with an odd voxel at the end",
+        "mode": described["mode"],
+        "value": described["value"],
+    }
 
 
 def _in_this_file(steps: Any) -> Any:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import monai.networks.nets
 import torch
@@ -35,7 +35,8 @@ from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.inference.prediction import PredictionListener, PreparedCase
 from candy_monai.network import plain_network
 from candy_monai.nn.ensemble import Ensemble
-from candy_monai.nn.slicewise import Slicewise
+from candy_monai.nn.padding import padding_from_dict
+from candy_monai.nn.slicewise import Slicewise, padding_of_slices
 from candy_monai.registry import carried_network
 
 NETWORKS = (
@@ -100,7 +101,7 @@ class BundlePredictor(NetworkPredictor):
         network = bundle_network(config)
         described = _format_of(config, "inputs")
         num_channels, num_dims, num_outputs = _sizes(config, described)
-        inferer, axis, amp = bundle_inferer(config, num_dims)
+        inferer, axis, amp, padding = bundle_inferer(config, num_dims)
         if axis is not None:
             network, num_dims = Slicewise(network, axis), 3
         image_dims = 3 if isinstance(inferer, SliceInferer) else num_dims  # MONAI's runs a 2-D network on volumes
@@ -122,7 +123,7 @@ class BundlePredictor(NetworkPredictor):
         weights = read_weights(folder if checkpoint in (None, "best") else Path(folder) / "models" / str(checkpoint))
         load_whole(network.network if isinstance(network, Slicewise) else network, weights)
         self.weights_file = weights.file
-        self._run_with(network, amp=amp)
+        self._run_with(network, padding=padding_of_slices(padding, axis), amp=amp)
 
     @override
     def tiles(
@@ -344,16 +345,24 @@ def _argument(config: BundleConfig, value: Any, where: str) -> Any:
     return value
 
 
-def bundle_inferer(config: BundleConfig, num_dims: int) -> tuple[Inferer | None, int | None, str | None]:
+class HowItRuns(NamedTuple):
+    """How a bundle runs whole images."""
+
+    inferer: Inferer | None = None  # None to run an image at once
+    slice_axis: int | None = None  # the axis across the slices if our inferer applies a 2-D network to slices
+    amp: str | None = None  # the precision, ``auto`` if the bundle's evaluator uses mixed precision
+    padding: nn.Module | None = None  # pads the network's input; None if nothing does
+
+
+def bundle_inferer(config: BundleConfig, num_dims: int) -> HowItRuns:
     """Return how a bundle runs whole images.
 
-    Returns:
-        The inferer, None to run an image at once; the axis across the slices if our inferer applies a 2-D network to
-        slices; and the precision, ``auto`` if the bundle's evaluator uses mixed precision.
+    Raises:
+        BadInputError: If the inferer is unknown.
     """
     amp = _AMP.get(str(config.content.get("amp_dtype")), "auto" if _is_on(config, "evaluator#amp") else None)
     if "inferer" not in config:
-        return None, None, amp
+        return HowItRuns(amp=amp)
     entry = config.resolved(config.content["inferer"], "inferer", keep=REFERENCES)
     given = dict(entry) if isinstance(entry, Mapping) else {}
     target = given.get("_target_")
@@ -365,38 +374,47 @@ def bundle_inferer(config: BundleConfig, num_dims: int) -> tuple[Inferer | None,
         if target not in (name, f"monai.inferers.{name}", f"monai.inferers.inferer.{name}"):
             raise SettingsError(f"{target!r}")
         if name == "SimpleInferer":
-            return None, None, amp
-        return inferer_from_description({"_target_": f"monai.inferers.{name}", **arguments}), None, amp
+            return HowItRuns(amp=amp)
+        return HowItRuns(inferer_from_description({"_target_": f"monai.inferers.{name}", **arguments}), amp=amp)
     except (SettingsError, TypeError, ValueError, LookupError) as error:
         if config.trust:
             built = config.built("inferer")
             if isinstance(built, Inferer):
-                return built, None, amp
+                return HowItRuns(built, amp=amp)
         raise BadInputError(
             f"{config.file}: inferer: cannot be built without running the bundle's Python ({error}): expected one of "
             "monai.inferers with plain arguments; --trust (in Python trust=True) runs it"
         ) from error
 
 
-def _our_inferer(target: str, arguments: dict[str, Any]) -> tuple[Inferer, int | None, str | None]:
+def _our_inferer(target: str, arguments: dict[str, Any]) -> HowItRuns:
     if target == _LIKE_NNUNET:
         sides, across = list(arguments["roi_size"]), arguments.get("spatial_dim")
-        window = sides if across is None else [*sides[:across], 1, *sides[across:]]
-        return NNUNetInferer(window, rounds_sums=arguments.get("rounds_sums") is not False), across, None
+        window = sides if across is None else _with_axis(sides, across)
+        return HowItRuns(NNUNetInferer(window, rounds_sums=arguments.get("rounds_sums") is not False), across)
     amp = _AMP.get(str(arguments.pop("amp_dtype", None)))
     is_for_slices = target.endswith("SlicesInferer")
     divisor, axis = arguments.pop("divisor", None), arguments.pop("spatial_dim") if is_for_slices else None
+    multiples = arguments.pop("multiples", None)
+    padding = None
+    if multiples is not None:
+        described = {"kind": f"Pad{len(multiples)}d", "min_factor": multiples, "value": 0.0, "mode": "constant"}
+        padding = padding_from_dict(described)
     windows = WindowInferer(**arguments)  # refuses arguments that it does not have or that are out of range
-    roi_size: list[int] = arguments.pop("roi_size")
     inferer: WindowInferer = windows
-    if is_for_slices:
-        roi_size, divisor = ([*sides[:axis], 1, *sides[axis:]] for sides in (roi_size, divisor))
-        inferer = SlicesInferer(roi_size, divisor=divisor)
+    if axis is not None:
+        windows.roi_size = _with_axis(windows.roi_size, axis)
+    if divisor is not None and axis is not None:
+        inferer = SlicesInferer(windows.roi_size, divisor=_with_axis(divisor, axis))
     elif divisor is not None:
-        inferer = WholeOrWindowsInferer(roi_size, divisor=divisor)
-    for name in arguments:
+        inferer = WholeOrWindowsInferer(windows.roi_size, divisor=divisor)
+    for name in arguments.keys() - {"roi_size"}:
         setattr(inferer, name, getattr(windows, name))
-    return inferer, axis, amp
+    return HowItRuns(inferer, axis, amp, padding)
+
+
+def _with_axis(sides: Sequence[int], axis: int) -> list[int]:
+    return [*sides[:axis], 1, *sides[axis:]]
 
 
 def _format_of(config: BundleConfig, side: str) -> dict[str, Any]:

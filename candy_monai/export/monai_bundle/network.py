@@ -13,6 +13,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
+from candy_monai.data.planning.topology import rounded_up
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.description import DESCRIPTION
 from candy_monai.export.definitions import TARGET, define, exported_as, noted_arguments
@@ -131,7 +132,7 @@ def checked_sizes(built: nn.Module, trained: nn.Module, predictor: NetworkPredic
     plan = predictor.plan
     assert plan is not None
     axes = [axis for axis in range(plan.num_dims) if axis != plan.slice_axis]
-    patch = [plan.patch_shape[axis] for axis in axes]
+    patch = [rounded_up(plan.patch_shape, plan.divisor)[axis] for axis in axes]
     # Twice the divisor, so that more than one voxel is left at the lowest level, as normalisation requires.
     smallest = [2 * plan.divisor[axis] if plan.divisor[axis] > 1 else 1 for axis in axes]
     twice = [2 * size for size in smallest]

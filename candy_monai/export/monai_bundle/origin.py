@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from candy_monai.data.datasets.nnunet_description import read_dataset_description
 from candy_monai.data.images.pictures import TIFFS
@@ -34,6 +34,9 @@ class Origin:
     inferer: Any  # the inferer of validation: ``plan``, or windows in MONAI's configuration language
     file_ending: str | None  # the suffix of the dataset's images; None if unknown
     amp: str | None = None  # the precision of prediction, as a setting of `Trainer.train`
+    multiples: Sequence[int] | None = (
+        None  # to which the network's input is padded evenly with zeros; None if it is not
+    )
     average: str | None = None  # the kind of the moving average of the weights in training; None without one
     optimizer: Mapping[str, Any] = field(default_factory=dict)  # its ``kind`` and arguments; empty if unknown
     schedule: str | None = None  # the kind of its learning-rate schedule, apart from a warm-up; None if unknown
@@ -74,11 +77,17 @@ def _of_experiment(predictor: Predictor) -> Origin:
     inferer = description.inferer
     given = inferer if isinstance(inferer, dict) else {}
     is_windows = given.get("_target_") in _WINDOWS and set(given) <= _WINDOW_ARGUMENTS
-    if inferer != PLAN and not (is_windows and plan.slice_axis is None):
+    if inferer != PLAN and not (is_windows and _is_of_slices(given["roi_size"], plan.slice_axis)):
         named = given.get("_target_", inferer)
         raise ExperimentError(
             f"{folder}: validated with the inferer {named}; a bundle supports only that of the plan and sliding "
             "windows: export to onnx"
+        )
+    padding = description.padding
+    if padding is not None and (padding.get("mode"), padding.get("value")) != ("constant", 0.0):
+        raise ExperimentError(
+            f"{folder}: {description.trainer} pads images by {_in_words(padding)}; a bundle pads with zeros, to "
+            "multiples, only: export to onnx, pt2 or torchscript"
         )
     dataset, amp = description.dataset, description.setting("amp")
     parts = description.parts if isinstance(description.parts, Mapping) else {}
@@ -89,6 +98,7 @@ def _of_experiment(predictor: Predictor) -> Origin:
         inferer=inferer,
         file_ending=None if dataset is None else dataset.file_ending,
         amp=None if amp is None else str(amp),
+        multiples=None if padding is None else cast("list[int]", padding["min_factor"]),
         average=str(parts.get("ema") or OUR_AVERAGE) if description.setting("ema") else None,
         optimizer=optimizer if isinstance(optimizer, Mapping) else {},
         schedule=None if parts.get("scheduler") is None else str(parts["scheduler"]),
@@ -97,6 +107,16 @@ def _of_experiment(predictor: Predictor) -> Origin:
         dataset=None if dataset is None or dataset.folder is None else Path(dataset.folder),
         scores={folder.name: folder / VALIDATION_SCORES},
     )
+
+
+def _in_words(padding: Mapping[str, object]) -> str:
+    arguments = ", ".join(f"{name}={value!r}" for name, value in padding.items() if name != "kind")
+    return f"{padding['kind']}({arguments})" if arguments else "a module of its own"
+
+
+def _is_of_slices(roi_size: object, slice_axis: int | None) -> bool:
+    """Return whether a window is one of single slices, if the network sees slices."""
+    return slice_axis is None or (isinstance(roi_size, list) and roi_size[slice_axis] == 1)
 
 
 def _of_nnunet(predictor: NNUNetPredictor) -> Origin:

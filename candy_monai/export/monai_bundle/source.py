@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from monai.utils import ensure_tuple_rep
+
+from candy_monai.aliases import Shape
 from candy_monai.data.pipelines.description import IMAGE, LABEL, Entry, postprocessing, preprocessing, resampling
 from candy_monai.data.planning.plan import Plan
 from candy_monai.data.planning.topology import rounded_up
@@ -98,7 +101,7 @@ class BundleSource:
         if self.pads_whole_images:
             # Padded as by the experiment's own inferers: volumes at the end, slices on both sides.
             method = "end" if self.plan.slice_axis is None else "symmetric"
-            divisor = {"k": list(self.plan.divisor), "method": method}
+            divisor = {"k": list(map(math.lcm, self.plan.divisor, self.multiples)), "method": method}
             steps.append(monai("DivisiblePadd", keys=[IMAGE, LABEL], **divisor, allow_missing_keys=True))
         return steps
 
@@ -118,6 +121,15 @@ class BundleSource:
         size = [1 if axis == plan.slice_axis else extent for axis, extent in enumerate(plan.median_shape)]
         padded = rounded_up(tuple(size), plan.divisor)
         return padded != plan.divisor and math.prod(padded) <= WHOLE_IMAGE_LIMIT * math.prod(plan.patch_shape)
+
+    @property
+    def multiples(self) -> Shape:
+        """The numbers to whose multiples the network's input is padded, one for each axis of an image."""
+        plan, known = self.plan, self.origin.multiples
+        if known is None:
+            return (1,) * plan.num_dims
+        axis = plan.slice_axis if len(known) < plan.num_dims else None
+        return tuple(known) if axis is None else (*known[:axis], 1, *known[axis:])
 
     def postprocessing(self, preprocessing: str) -> list[Entry]:
         """Return the steps from logits to label ids on the file's grid."""
@@ -221,36 +233,28 @@ class BundleSource:
         plan: Plan = self.plan
         described: Any = self.origin.inferer
         common: Config = {"sw_batch_size": _BATCH_OF_WINDOWS, "overlap": 0.5, "mode": "gaussian"}
+        divisor = None if isinstance(described, dict) else list(plan.divisor)
         if isinstance(described, dict):
-            given = {name: value for name, value in described.items() if name != "_target_"}
-            common, window, divisor = common | given, given["roi_size"], None
-        else:
-            window, divisor = list(plan.patch_shape), list(plan.divisor)
-        if self.pads_whole_images:
-            window = [-1] * plan.num_dims
-        common["roi_size"] = window
+            common |= {name: value for name, value in described.items() if name != "_target_"}
+        window = list(ensure_tuple_rep(common.pop("roi_size", plan.patch_shape), plan.num_dims))
         if self.origin.of_nnunet and not self.portable:
             return self._inferer_of_nnunet(window)
-        if plan.slice_axis is not None:
-            common["spatial_dim"] = axis = plan.slice_axis
-            common["roi_size"] = window[:axis] + window[axis + 1 :]
-            if self.names_monai_alone:
-                return {"_target_": "monai.inferers.SliceInferer", **common}
-            slices = plan.divisor[:axis] + plan.divisor[axis + 1 :]
-            return {
-                "_target_": f"{SCRIPTS}.inferers.SlicesInferer",
-                **common,
-                "divisor": list(slices),
-                "amp_dtype": self.amp_dtype,
-            }
+        fits = all(side % by == 0 for side, by in zip([*window, *(divisor or ())], self.multiples * 2, strict=False))
+        if self.names_monai_alone:  # whose inferers pad only images smaller than the window
+            window = list(rounded_up(tuple(window), self.multiples))
+        if self.pads_whole_images:
+            window = [-1] * plan.num_dims
+        multiples = list(self.multiples)
+        if (axis := plan.slice_axis) is not None:
+            common["spatial_dim"] = axis
+            window, multiples = window[:axis] + window[axis + 1 :], multiples[:axis] + multiples[axis + 1 :]
+            divisor = None if divisor is None else divisor[:axis] + divisor[axis + 1 :]
+        name = "SlidingWindowInferer" if axis is None else "SliceInferer"
         if self.names_monai_alone:
-            return {"_target_": "monai.inferers.SlidingWindowInferer", **common}
-        return {
-            "_target_": f"{SCRIPTS}.inferers.WholeOrWindowsInferer",
-            **common,
-            "divisor": divisor,
-            "amp_dtype": self.amp_dtype,
-        }
+            return {"_target_": f"monai.inferers.{name}", **common, "roi_size": window}
+        name = "WholeOrWindowsInferer" if axis is None else "SlicesInferer"
+        own = {"divisor": divisor, "amp_dtype": self.amp_dtype, **({} if fits else {"multiples": multiples})}
+        return {"_target_": f"{SCRIPTS}.inferers.{name}", **common, "roi_size": window, **own}
 
     def _inferer_of_nnunet(self, window: list[int]) -> Entry:
         axis = self.plan.slice_axis

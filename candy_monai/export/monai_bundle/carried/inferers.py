@@ -29,6 +29,25 @@ def rounded_up(size: Sequence[int], divisor: Sequence[int]) -> tuple[int, ...]:
     return tuple(-(-int(extent) // by) * by for extent, by in zip(size, divisor, strict=True))
 
 
+def scores_of(
+    images: Tensor, network: Callable[..., Any], amp_dtype: str | None, multiples: Sequence[int] | None
+) -> Tensor:
+    """Return the float32 scores of images, which are padded with zeros on both sides to ``multiples`` if given."""
+    size = tuple(images.shape[2:])
+    wanted = size if multiples is None else rounded_up(size, multiples)
+    before = [(padded - extent) // 2 for extent, padded in zip(size, wanted, strict=True)]
+    if wanted != size:
+        sides = zip(before, size, wanted, strict=True)
+        widths = [
+            width for first, extent, padded in reversed(list(sides)) for width in (first, padded - extent - first)
+        ]
+        images = F.pad(images, widths)
+    with autocast(images.device, amp_dtype):
+        scores: Tensor = network(images)
+    inside = (slice(first, first + extent) for first, extent in zip(before, size, strict=True))
+    return scores.float()[(slice(None), slice(None), *inside)]
+
+
 class WholeOrWindowsInferer(SlidingWindowInferer):
     """Runs images of up to twice the window's voxels at once, others in blended windows.
 
@@ -37,6 +56,7 @@ class WholeOrWindowsInferer(SlidingWindowInferer):
         divisor: The number that each axis of the network's input must be a multiple of. An image that is run at once is
             padded with zeros at its end. None to run every image in windows.
         amp_dtype: The type for computations of the network: ``bfloat16``, ``float16`` on a GPU; None for float32.
+        multiples: The numbers to whose multiples each input of the network is padded; None if none needs it.
         kwargs: Further arguments of ``SlidingWindowInferer``.
     """
 
@@ -45,11 +65,12 @@ class WholeOrWindowsInferer(SlidingWindowInferer):
         roi_size: Sequence[int],
         divisor: Sequence[int] | None = None,
         amp_dtype: str | None = None,
+        multiples: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(roi_size, **kwargs)
         self.divisor = None if divisor is None else tuple(divisor)
-        self.amp_dtype = amp_dtype
+        self.amp_dtype, self.multiples = amp_dtype, multiples
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return the scores of images ``(B, C, *spatial)``; those of an ensemble are averaged for whole images."""
@@ -57,9 +78,7 @@ class WholeOrWindowsInferer(SlidingWindowInferer):
             return network.mean([self(inputs, member, *args, **kwargs) for member in members])  # type: ignore[attr-defined]
 
         def scores(windows: Tensor) -> Tensor:
-            with autocast(windows.device, self.amp_dtype):
-                made: Tensor = network(windows, *args, **kwargs)
-            return made.float()
+            return scores_of(windows, lambda images: network(images, *args, **kwargs), self.amp_dtype, self.multiples)
 
         size = tuple(inputs.shape[2:])
         padded = size if self.divisor is None else rounded_up(size, self.divisor)
@@ -79,8 +98,9 @@ class SlicesInferer(SliceInferer):
     Args:
         roi_size: The window in a slice, two numbers.
         spatial_dim: The axis across the slices.
-        divisor: The numbers that the axes of a slice must be a multiple of.
+        divisor: The numbers that the axes of a slice must be a multiple of; None to run every slice in windows.
         amp_dtype: The type for computations of the network: ``bfloat16``, ``float16`` on a GPU; None for float32.
+        multiples: The numbers to whose multiples each input of the network is padded; None if none needs it.
         kwargs: Further arguments of ``SlidingWindowInferer``.
     """
 
@@ -88,14 +108,15 @@ class SlicesInferer(SliceInferer):
         self,
         roi_size: Sequence[int],
         spatial_dim: int,
-        divisor: Sequence[int],
+        divisor: Sequence[int] | None = None,
         amp_dtype: str | None = None,
+        multiples: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(spatial_dim, roi_size=roi_size, **kwargs)
         self.window = tuple(roi_size)
-        self.divisor = tuple(divisor)
-        self.amp_dtype = amp_dtype
+        self.divisor = None if divisor is None else tuple(divisor)
+        self.amp_dtype, self.multiples = amp_dtype, multiples
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return the scores of volumes ``(B, C, *spatial)``; those of an ensemble are averaged for whole volumes."""
@@ -103,12 +124,12 @@ class SlicesInferer(SliceInferer):
             return network.mean([self(inputs, member, *args, **kwargs) for member in members])  # type: ignore[attr-defined]
 
         def scores(slices: Tensor) -> Tensor:
-            with autocast(slices.device, self.amp_dtype):
-                made: Tensor = network(slices, *args, **kwargs)
-            return made.float()
+            return scores_of(slices, lambda images: network(images, *args, **kwargs), self.amp_dtype, self.multiples)
 
-        size = [extent for axis, extent in enumerate(inputs.shape[2:]) if axis != self.spatial_dim]
-        whole = rounded_up(size, self.divisor)
-        fits = whole != self.divisor and math.prod(whole) <= WHOLE_IMAGE_LIMIT * math.prod(self.window)
-        self.orig_roi_size = whole if fits else self.window
+        self.orig_roi_size = self.window
+        if self.divisor is not None:
+            size = [extent for axis, extent in enumerate(inputs.shape[2:]) if axis != self.spatial_dim]
+            whole = rounded_up(size, self.divisor)
+            if whole != self.divisor and math.prod(whole) <= WHOLE_IMAGE_LIMIT * math.prod(self.window):
+                self.orig_roi_size = whole
         return super().__call__(inputs, scores)
