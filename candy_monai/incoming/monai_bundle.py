@@ -400,7 +400,8 @@ def _our_inferer(target: str, arguments: dict[str, Any]) -> HowItRuns:
     if multiples is not None:
         described = {"kind": f"Pad{len(multiples)}d", "min_factor": multiples, "value": 0.0, "mode": "constant"}
         padding = padding_from_dict(described)
-    windows = WindowInferer(**arguments)  # refuses arguments that it does not have or that are out of range
+    # Refuses arguments that it does not have or that are out of range; what is not given is MONAI's default.
+    windows = WindowInferer(**{"overlap": 0.25, "mode": "constant", **arguments})
     inferer: WindowInferer = windows
     if axis is not None:
         windows.roi_size = _with_axis(windows.roi_size, axis)
@@ -408,7 +409,7 @@ def _our_inferer(target: str, arguments: dict[str, Any]) -> HowItRuns:
         inferer = SlicesInferer(windows.roi_size, divisor=_with_axis(divisor, axis))
     elif divisor is not None:
         inferer = WholeOrWindowsInferer(windows.roi_size, divisor=divisor)
-    for name in arguments.keys() - {"roi_size"}:
+    for name in {*arguments, "overlap", "mode"} - {"roi_size"}:
         setattr(inferer, name, getattr(windows, name))
     return HowItRuns(inferer, axis, amp, padding)
 

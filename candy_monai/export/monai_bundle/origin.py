@@ -128,7 +128,7 @@ def _of_nnunet(predictor: NNUNetPredictor) -> Origin:
     return Origin(
         name=model.name,
         trainer=predictor.trainer,
-        inferer={"roi_size": list(predictor.plan.patch_shape)},
+        inferer={"_target_": "candy_monai.WindowInferer", "roi_size": list(predictor.plan.patch_shape)},
         file_ending=described.file_ending,
         training=("",) * (described.num_training or 0),  # the folder does not contain their names
         validation=validated,

@@ -18,6 +18,7 @@ from candy_monai.experiment.description import PLAN
 from candy_monai.export.monai_bundle.network import BundleNetwork
 from candy_monai.export.monai_bundle.origin import Origin
 from candy_monai.export.monai_bundle.steps import for_bundle, like_resampling, monai, region_masks, scripts_in
+from candy_monai.inference.inferer_descriptions import inferer_from_description
 from candy_monai.inference.inferers import WHOLE_IMAGE_LIMIT
 from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.nn.schedules import CosineLR, PolyLRScheduler
@@ -232,7 +233,12 @@ class BundleSource:
         """Return the inferer for whole images."""
         plan: Plan = self.plan
         described: Any = self.origin.inferer
-        common: Config = {"sw_batch_size": _BATCH_OF_WINDOWS, "overlap": 0.5, "mode": "gaussian"}
+        of_experiment: Any = inferer_from_description(described, plan)
+        common: Config = {
+            "sw_batch_size": _BATCH_OF_WINDOWS,
+            "overlap": of_experiment.overlap,
+            "mode": str(of_experiment.mode),
+        }
         divisor = None if isinstance(described, dict) else list(plan.divisor)
         if isinstance(described, dict):
             common |= {name: value for name, value in described.items() if name != "_target_"}
