@@ -57,8 +57,8 @@ def describe_inferer(inferer: Inferer | None, plan: Plan | None = None) -> Infer
         return CUSTOM
 
 
-def describe_windows(inferer: WindowInferer) -> dict[str, object]:
-    """Return the windows and the blending of an inferer as plain values, for comparison."""
+def describe_windows(inferer: Inferer | None) -> dict[str, object]:
+    """Return the windows and the blending of an inferer, ours or MONAI's, as plain values, without our defaults."""
     divisor = getattr(inferer, "divisor", None)
     return {"kind": type(inferer).__name__, "divisor": divisor, **_arguments(inferer, WindowInferer)}
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from monai.data import MetaTensor
-from monai.inferers import Inferer, SaliencyInferer, SliceInferer
+from monai.inferers import Inferer, SaliencyInferer, SliceInferer, SlidingWindowInferer
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -226,8 +226,9 @@ class NetworkPredictor(CasePredictor, HasDevice):
         return 0 if self._window_inferer is None else self._window_inferer.slowest_axis(size)
 
     def describe_windows(self) -> dict[str, object] | None:
-        """Return the window inferer's arguments as plain values; None if images are not predicted tile by tile."""
-        return None if self._window_inferer is None else describe_windows(self._window_inferer)
+        """Return the arguments of the inferer's windows as plain values; None if images are not run in windows."""
+        is_of_windows = self._window_inferer is not None or type(self._inferer) is SlidingWindowInferer
+        return describe_windows(self._inferer) if is_of_windows else None
 
     @property
     @override

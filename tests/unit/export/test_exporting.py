@@ -22,6 +22,7 @@ from candy_monai.cli.main import main
 from candy_monai.data.planning.normalization import ChannelNormalization
 from candy_monai.errors import BadInputError, ExperimentError, RunFailedError, SettingsError
 from candy_monai.export.exporting import export_experiments as export
+from candy_monai.inference.inferers import WindowInferer
 from candy_monai.inference.predictor import Predictor, experiment_predictor
 from candy_monai.nn.padding import Pad3d
 from candy_monai_bundles.unet import UNetTrainer
@@ -182,7 +183,44 @@ def test_the_padding_of_a_planned_trainer_decides_the_sizes_that_are_exported(tm
     assert use["input"]["shape"] == ["batch", 1, "8*n", "6*n", "2*n"]
     assert use["window"]["size"] == [16, 12, 8]
     assert use["window"]["whole_up_to_voxels"] == 2 * 10 * 8 * 8
+    assert use["window"]["padding"]["to_multiples_of"] == [8, 3, 1]
+    assert "pads windows of 10 x 8 x 8 to `size`" in use["window"]["note"]
     assert [compared["shape"][2:] for compared in use["parity"]["compared"]] == [[16, 12, 8], [24, 18, 6]]
+
+
+class OneSize(SmallTrainer):
+    """Has a network that takes images of one size, and validates in windows of it."""
+
+    inferer = WindowInferer((14, 16), overlap=0.25, mode="constant")
+
+    def build_network(self, example_shape):
+        return OfOneSize(super().build_network(example_shape), example_shape[1:])
+
+
+class OfOneSize(nn.Module):
+    """Has a weight for each pixel."""
+
+    def __init__(self, network, size):
+        super().__init__()
+        self.inner, self.weight = network, nn.Parameter(torch.ones(*size))
+
+    def forward(self, x):
+        return self.inner(x) * self.weight
+
+
+@pytest.mark.parametrize("to", ["torchscript", "onnx", "pt2"])
+def test_a_network_that_takes_one_size_is_exported_for_it(to, options, tmp_path):
+    options["trainer"] = f"{tmp_path / 'mine.py'}:OneSize"
+    (tmp_path / "mine.py").write_text(
+        "from tests.unit.export.test_exporting import OneSize as Base\n\n\nclass OneSize(Base):\n    pass\n"
+    )
+    file = export(_trained(tmp_path / "runs", OneSize), tmp_path / "out", to=to, **options)
+    use = json.loads(file.with_name(f"{file.name}.json").read_text())
+    assert use["input"]["shape"] == ["batch", 1, 14, 16]
+    assert "images of 14 x 16 along its fixed axes only" in use["input"]["fixed_size"]
+    window = use["window"]
+    assert (window["size"], window["overlap"], window["mode"]) == ([14, 16], 0.25, "constant")
+    assert {tuple(compared["shape"][2:]) for compared in use["parity"]["compared"]} == {(14, 16)}
 
 
 def test_a_file_can_be_named_and_nothing_but_the_network_and_its_json_is_left(experiment, options, tmp_path):

@@ -262,9 +262,9 @@ def test_an_inferer_that_an_export_names_has_all_arguments_that_it_is_given(tmp_
         (tmp_path / "configs" / "inference.json").write_text(json.dumps({"inferer": entry}))
         return bundle_inferer(BundleConfig(tmp_path), 3)[0].grid((40, 40, 40))
 
-    assert (opened().overlap, opened().mode) == (0.5, "gaussian")
-    grid = opened(overlap=0.25, mode="constant", cval=-1.0)
-    assert (grid.overlap, grid.mode, grid.cval) == (0.25, "constant", -1.0)
+    assert (opened().overlap, opened().mode) == (0.25, "constant")  # as where MONAI builds it
+    grid = opened(overlap=0.5, mode="gaussian", cval=-1.0)
+    assert (grid.overlap, grid.mode, grid.cval) == (0.5, "gaussian", -1.0)
     for wrong in ({"overlap": 1.5}, {"step": 3}):
         with pytest.raises(BadInputError, match="inferer: cannot be built"):
             opened(**wrong)

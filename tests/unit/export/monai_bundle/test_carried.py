@@ -1,13 +1,17 @@
+import copy
+
 import pytest
 import torch
 from monai.data import MetaTensor
 
+from candy_monai.attachment import Surroundings, attach
 from candy_monai.export.monai_bundle.carried.inferers import SlicesInferer as CarriedSlicesInferer
 from candy_monai.export.monai_bundle.carried.inferers import WholeOrWindowsInferer as CarriedInferer
 from candy_monai.export.monai_bundle.carried.losses import DiceEntropyLoss
 from candy_monai.export.monai_bundle.carried.patches import RandCenterd
 from candy_monai.inference.inferers import SlicesInferer, WholeOrWindowsInferer
 from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits
+from candy_monai.nn.padding import Pad2d
 from candy_monai.nn.regions import RegionLoss
 from candy_monai.nn.slicewise import Slicewise
 
@@ -41,6 +45,17 @@ def test_slices_are_run_as_by_the_experiments_inferer(size, axis):
         ours = SlicesInferer(volume["roi"], divisor=volume["divisor"], sw_batch_size=2)
         expected = ours(images, Slicewise(network, axis))
         found = CarriedSlicesInferer(roi, spatial_dim=axis, divisor=divisor, **_BLEND)(images, network)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(9, 10), (16, 24), (5, 33)])
+def test_the_networks_input_is_padded_as_by_the_experiment(size):
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3, padding=1), torch.nn.InstanceNorm2d(2)).eval()
+    images, padding = _random(1, 1, *size), Pad2d((12, 5))
+    attach(padded := copy.deepcopy(network), Surroundings(padding=padding, num_dims=2))
+    with torch.no_grad():
+        expected = WholeOrWindowsInferer((8, 16), divisor=(4, 4))(images, padded)
+        found = CarriedInferer((8, 16), divisor=(4, 4), multiples=padding.min_factor, **_BLEND)(images, network)
     assert torch.allclose(found, expected, atol=1e-5)
 
 
