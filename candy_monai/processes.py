@@ -142,6 +142,14 @@ class Processes:
         distributed.all_gather_object(values, value, group=self._control)
         return values
 
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all processes, ordered by rank, in the first process; nothing in the others."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.world_size if self.is_main else None
+        distributed.gather_object(value, values, dst=0, group=self._control)
+        return values or []
+
     def all_reduce_any(self, flags: Sequence[bool]) -> list[bool]:
         """Return for each flag whether it is set in any process. Does not synchronise with a GPU."""
         if self.world_size == 1:

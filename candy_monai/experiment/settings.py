@@ -212,6 +212,7 @@ class TrainSettings(Declared):
     accumulate: int = setting(whole_number(1), 1)
     compile_model: bool = setting(FLAG, False)
     sync_batchnorm: bool = setting(FLAG, False)
+    shard_optimizer: bool = setting(FLAG, False)
     channels_last: bool | None = setting(FLAG, None)
     validate_every: int = setting(whole_number(1), 1)
     num_validation_cases: int | None = setting(whole_number(1), None)

@@ -279,6 +279,12 @@ class TrainOptions(Declared):
         "under torchrun on GPUs: compute the statistics of batch normalisation over the batches of all processes",
         default=False,
     )
+    shard_optimizer: bool = option(
+        "--shard-optimizer",
+        FLAG,
+        "under torchrun: divide the optimizer's state among the processes, to save memory",
+        default=False,
+    )
     no_references: bool = option(
         "--no-references",
         FLAG,

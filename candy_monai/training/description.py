@@ -21,6 +21,7 @@ from candy_monai.processes import Processes
 from candy_monai.registry import bundle_of_network
 from candy_monai.training.loaders import Loaders, num_cases
 from candy_monai.training.schedule import plain_schedule
+from candy_monai.training.sharding import unsharded
 from candy_monai.training.toolbox import Equipment, TrainerToolbox
 
 if TYPE_CHECKING:
@@ -124,9 +125,10 @@ def describe_network(network: nn.Module) -> str:
 
 def describe_optimizer(optimizer: optim.Optimizer) -> dict[str, object]:
     """Return the kind of an optimizer, and its numeric hyperparameters."""
-    numbers = [name for name, value in optimizer.defaults.items() if isinstance(value, float | tuple) and name != "lr"]
+    plain = unsharded(optimizer)
+    numbers = [name for name, value in plain.defaults.items() if isinstance(value, float | tuple) and name != "lr"]
     return {
-        "kind": type(optimizer).__name__,
+        "kind": type(plain).__name__,
         "lr": [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups],
         **{name: [group[name] for group in optimizer.param_groups] for name in numbers},
     }

@@ -28,6 +28,7 @@ from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates
 from candy_monai.training.loaders import Loaders
 from candy_monai.training.schedule import needs_a_metric, step_after_batches
+from candy_monai.training.sharding import load_whole_state, options_of
 from candy_monai.training.toolbox import TrainerToolbox
 
 Rebuild = Callable[[int], optim.lr_scheduler.LRScheduler]
@@ -147,15 +148,15 @@ class SavedRun:
     ) -> int:
         """Restore the schedule, or rebuild it for a longer run; return the number of epochs that it is built for."""
         made_for = state.schedule_epochs
-        optimizer = _stepping_as_built(restored(state.optimizer, toolbox.optimizer.state_dict()), toolbox.optimizer)
+        optimizer = _stepping_as_built(restored(state.optimizer, options_of(toolbox.optimizer)), toolbox.optimizer)
         has_no_end = self.schedule == "stretch" and needs_a_metric(toolbox.scheduler)
         if self.schedule in (None, "keep") or has_no_end:
             if made_for != self.settings.num_epochs:
                 toolbox.scheduler = rebuild(made_for)
             toolbox.scheduler.load_state_dict(restored(state.scheduler, toolbox.scheduler.state_dict()))
-            toolbox.optimizer.load_state_dict(optimizer)
+            load_whole_state(toolbox.optimizer, optimizer)
             return made_for
-        toolbox.optimizer.load_state_dict(optimizer)
+        load_whole_state(toolbox.optimizer, optimizer)
         made_for, steps = self.settings.num_epochs, run.progress.step
         if self.schedule == "restart":
             made_for, steps = made_for - run.progress.epoch, 0
@@ -288,6 +289,7 @@ def state_of(
     toolbox: TrainerToolbox,
     *,
     scored: WeightsKind,
+    optimizer: Mapping[str, Any],
     schedule_epochs: int,
     scaler: Mapping[str, Any],
     extra: object,
@@ -305,7 +307,7 @@ def state_of(
     if ema is not None and scored == "ema":  # its weights are in separate files
         ema = {name: value for name, value in ema.items() if not name.startswith("module.")}
     return TrainerState(
-        optimizer=plain(toolbox.optimizer.state_dict(), "the optimizer's state", rebuilt=True),
+        optimizer=plain(optimizer, "the optimizer's state", rebuilt=True),
         scheduler=plain(toolbox.scheduler.state_dict(), "the schedule's state", rebuilt=True),
         schedule_epochs=schedule_epochs,
         scaler=scaler,

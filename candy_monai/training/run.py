@@ -49,6 +49,7 @@ from candy_monai.training.reporting import Message, Reporter, caveats, own_obser
 from candy_monai.training.resume import SavedRun, state_of, unsaved_parts, weights_of
 from candy_monai.training.run_validations import RunValidations
 from candy_monai.training.schedule import default_warm_up, end_in_time, step_after_epoch, warmed_up
+from candy_monai.training.sharding import whole_state
 from candy_monai.training.signals import Interrupted, StopRequest
 from candy_monai.training.toolbox import Equipment, TrainerToolbox
 
@@ -476,6 +477,7 @@ class TrainingRun:
         state = state_of(
             self.toolbox,
             scored=self.validations.scored,
+            optimizer=whole_state(self.toolbox.optimizer, self.processes),
             schedule_epochs=self._schedule_epochs,
             scaler=self.equipment.scaler.state_dict(),
             extra=self.callbacks.get_extra_state(),

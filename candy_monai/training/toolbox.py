@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor, distributed, nn, optim
 from torch.amp.grad_scaler import GradScaler
 
 from candy_monai.aliases import Shape
@@ -31,6 +31,7 @@ from candy_monai.nn.slicewise import padding_of_slices
 from candy_monai.training.gradients import ScaledBackward, optimized_parameters, trained_parameters
 from candy_monai.training.returns import optimizer_returned, returned, scheduler_returned
 from candy_monai.training.schedule import warmed_up
+from candy_monai.training.sharding import sharded
 from candy_monai.training.starting import Frozen, freeze, start_from
 
 if TYPE_CHECKING:
@@ -182,6 +183,8 @@ def build_toolbox(
     try:
         trained = (parameter for parameter in network.parameters() if id(parameter) not in frozen.parameters)
         optimizer = optimizer_returned(trainer, trainer.build_optimizer(trained))
+        if settings.shard_optimizer and distributed.is_available() and distributed.is_initialized():
+            optimizer = sharded(optimizer)
         scheduler = scheduler_returned(trainer, trainer.build_scheduler(optimizer, settings.num_epochs), optimizer)
         toolbox = TrainerToolbox(
             model=network,

@@ -110,6 +110,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
         accumulate: int = 1,
         compile_model: bool = False,
         sync_batchnorm: bool = False,
+        shard_optimizer: bool = False,
         channels_last: bool | None = None,
         validate_every: int = 1,
         num_validation_cases: int | None = None,
@@ -147,6 +148,8 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
             compile_model: Compile the network; if that fails, it runs uncompiled, and the log gives the reason.
             sync_batchnorm: Compute the statistics of batch normalisation over the batches of all processes, by
                 replacing the layers with ``torch.nn.SyncBatchNorm``. Several processes need GPUs.
+            shard_optimizer: Divide the optimizer's state among the processes, by
+                ``torch.distributed.optim.ZeroRedundancyOptimizer``; no effect in a run of one process.
             channels_last: Use the memory format ``torch.channels_last``; None uses it where it is faster.
             validate_every: Number of epochs between two validations; the last epoch is always validated.
             num_validation_cases: Validate only this number of cases, the first ones; None for all.

@@ -86,6 +86,30 @@ def test_one_process_that_fails_ends_all_and_the_run_can_go_on_to_the_same_resul
 
 
 @pytest.mark.slow
+def test_a_sharded_optimizer_trains_the_same_weights_and_its_saved_state_is_whole(tmp_path):
+    folders = []
+    for name, how in (("plain", ""), ("sharded", "sharded "), ("killed", "sharded kill")):
+        code, output = _run(tmp_path / name, 2, how, count=2)
+        assert (code != 0) == (name == "killed"), output
+        folders.append(_folder(tmp_path / name))
+    code, output = _run(tmp_path / "killed", 2, "resume", folders[-1].name, count=2)
+    assert code == 0, output
+    plain, *others = [(_weights(folder), load_state(folder).trainer.optimizer) for folder in folders]
+    for weights, optimizer in others:
+        assert all(torch.allclose(plain[0][name], weights[name], atol=1e-6) for name in weights)
+        assert optimizer["param_groups"] == plain[1]["param_groups"]
+        assert optimizer["state"].keys() == plain[1]["state"].keys() != set()
+        for place, of_parameter in optimizer["state"].items():
+            torch.testing.assert_close(of_parameter, plain[1]["state"][place])
+    assert all(torch.equal(others[0][0][name], others[1][0][name]) for name in plain[0])
+    total = sum(weight.numel() for weight in plain[0].values())
+    for name in ("plain", "sharded", "killed"):
+        seen = [json.loads((tmp_path / name / f"seen {rank}.json").read_text()) for rank in (0, 1)]
+        shares = [part["optimized"] for part in seen]
+        assert shares == [total, total] if name == "plain" else sum(shares) == total > max(shares)
+
+
+@pytest.mark.slow
 def test_a_request_to_end_is_agreed_on_and_saved(tmp_path):
     process = _start(tmp_path, 2, "slowly", count=2)
     deadline = time.monotonic() + 120

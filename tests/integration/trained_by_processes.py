@@ -51,6 +51,8 @@ class ByProcesses(SmallTrainer):
 
     def train_epoch(self, toolbox):
         self._model = toolbox.model
+        own = getattr(toolbox.optimizer, "optim", toolbox.optimizer).param_groups  # of this process's share, if sharded
+        self.seen["optimized"] = sum(weight.numel() for group in own for weight in group["params"])
         super().train_epoch(toolbox)
 
     def check_sample(self, image, label):
@@ -82,11 +84,12 @@ def main(out, batch_size, how="", experiment=""):
         console=False,
         device=os.environ.get("CANDY_MONAI_TEST_DEVICE", "cpu"),
     )
-    trainer.how = how
+    trainer.how = how.removeprefix("sharded ")
     if how == "resume":
         trainer.resume(experiment)
     else:
-        trainer.train(60 if how == "slowly" else 3, seed=4, save_preview=False, early_stop_tolerance=None)
+        options = {"seed": 4, "save_preview": False, "early_stop_tolerance": None}
+        trainer.train(60 if how == "slowly" else 3, shard_optimizer=how.startswith("sharded"), **options)
     Path(out, f"seen {RANK}.json").write_text(json.dumps(trainer.seen))
 
 

@@ -197,7 +197,7 @@ def test_train_passes_on_every_option(calls, capsys):
         "--transforms mine.yml --trust "
         "--frontend notion --stratify kinds.csv --num-folds 4 --store-precision float16 --plan p --jobs 3 "
         "--configuration 2d --network-args init_filters=8 --init-from w.pth --freeze a.* --warm-up 9 "
-        "--amp off --sync-batchnorm --no-references --no-report --trainer-args max_grad_norm=2"
+        "--amp off --sync-batchnorm --shard-optimizer --no-references --no-report --trainer-args max_grad_norm=2"
     )
     assert main(["train", "data", *options.split()]) == 0
     assert 0 <= calls.train.pop("elapsed_s") < 60  # since the command began
@@ -235,6 +235,7 @@ def test_train_passes_on_every_option(calls, capsys):
         "warm_up": 9,
         "amp": "off",
         "sync_batchnorm": True,
+        "shard_optimizer": True,
         "no_references": True,
         "no_report": True,
     }
