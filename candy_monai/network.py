@@ -73,6 +73,18 @@ def plain_weights(model: nn.Module) -> dict[str, Any]:
     return {name: value.detach() if isinstance(value, Tensor) else value for name, value in state.items()}
 
 
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Set a network to evaluation mode in a block, and each of its modules to its earlier mode afterwards."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():  # a user may have set some of them to evaluation mode
+            module.training = mode
+
+
 def initialize_lazy(network: nn.Module, example: Tensor) -> None:
     """Run a network on one example ``(1, C, *spatial)`` if it has lazy layers, to initialise their sizes.
 
@@ -81,10 +93,9 @@ def initialize_lazy(network: nn.Module, example: Tensor) -> None:
     """
     if not _uninitialized(network):
         return
-    was_training = network.training
     try:
-        with torch.no_grad():
-            network.eval()(example)
+        with torch.no_grad(), evaluating(network):
+            network(example)
         if names := _uninitialized(network):
             raise BadInputError(f"{', '.join(names[:3])} not used in the forward pass")
     except Exception as error:
@@ -93,8 +104,6 @@ def initialize_lazy(network: nn.Module, example: Tensor) -> None:
             f"of shape {tuple(example.shape)} did not initialize ({type(error).__name__}: {error}): run it on an "
             "example in build_network"
         ) from error
-    finally:
-        network.train(was_training)
 
 
 def check_takes_complex(network: nn.Module, example: Tensor) -> None:
@@ -105,17 +114,14 @@ def check_takes_complex(network: nn.Module, example: Tensor) -> None:
     """
     if not example.is_complex():
         return
-    was_training = network.training
     try:
-        with torch.no_grad():
-            network.eval()(example)
+        with torch.no_grad(), evaluating(network):
+            network(example)
     except (NotImplementedError, RuntimeError) as error:
         raise BadInputError(
             f"the images are complex ({example.dtype}), which this {type(network).__name__} does not support "
             f"({error}): use their magnitude, image.abs(), or their real and imaginary parts as channels"
         ) from error
-    finally:
-        network.train(was_training)
 
 
 def _uninitialized(network: nn.Module) -> list[str]:

@@ -82,25 +82,25 @@ def read_segments(
     Raises:
         SettingsError: If the codes are invalid or are of other classes.
     """
-    given, source = codes, "segments"
-    if codes is not None and not isinstance(codes, Mapping):
-        source = str(codes)
+    more: Any = {} if codes is None else codes
+    source = "segments"
+    if not isinstance(more, Mapping):
+        source = str(more)
         try:
-            given = read_json(Path(codes))
+            more = read_json(Path(more))
         except (OSError, ValueError) as error:
             raise SettingsError(
                 f"{source}: not valid JSON ({error}), expected an object with the codes of each class, by its name"
             ) from error
-    if given is not None and not isinstance(given, Mapping):
-        raise SettingsError(
-            f"{source}: found {type(given).__name__}, expected an object with the codes of each class, by its name"
-        )
+        if not isinstance(more, Mapping):
+            raise SettingsError(
+                f"{source}: found {type(more).__name__}, expected an object with the codes of each class, by its name"
+            )
     known: dict[str, tuple[int, ...]] = {}
     for name, ids in classes.items():
         of_class = (ids,) if isinstance(ids, int) else tuple(ids)
         if of_class != (0,):
             known[name] = of_class
-    more: Mapping[str, Any] = {} if given is None else given
     for name in more:
         if name not in known:
             listed = ", ".join(known)

@@ -22,6 +22,7 @@ from candy_monai.inference.inferer_descriptions import describe_inferer
 from candy_monai.inference.inferers import MainOutput, build_inferer, run_inferer
 from candy_monai.label_ids import highest_id
 from candy_monai.metrics.overlap import dice_per_class, dice_per_region, labels_from_logits, look_like_probabilities
+from candy_monai.network import evaluating
 from candy_monai.nn.activations import ends_in_activation, takes_logits
 from candy_monai.nn.deep_supervision import DeepSupervisionLoss, main_output
 from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits, apply_loss
@@ -325,13 +326,11 @@ class SegmentationTrainer(Trainer, EarlierOptions):
             return
         toolbox, data = equipment.toolbox, self._current_run().data
         images, labels = equipment.on_device(case.images, case.labels)
-        states, modes = data.captured(), {module: module.training for module in toolbox.model.modules()}
-        toolbox.model.eval()
-        with torch.no_grad(), failure_located(self, "infer", images, labels, case.case_ids, equipment.padding):
+        states = data.captured()
+        located = failure_located(self, "infer", images, labels, case.case_ids, equipment.padding)
+        with torch.no_grad(), evaluating(toolbox.model), located:
             self.infer(images, toolbox)
         states.restore(data.own)
-        for module, mode in modes.items():
-            module.training = mode
 
     @override
     def _check_batch(self, batch: Batch) -> None:

@@ -51,9 +51,9 @@ def test_weights_hold_what_a_network_adds_to_its_state():
 
 
 def test_lazy_layers_are_initialized_by_one_example_and_the_mode_is_kept():
-    network = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d())
+    network = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.BatchNorm2d(4).eval())
     initialize_lazy(network, torch.randn(1, 2, 8, 8))
-    assert network.training
+    assert [part.training for part in (network, *network)] == [True, True, True, False]
     assert network[0].weight.shape == (4, 2, 3, 3)
     assert torch.equal(network[1].running_mean, torch.zeros(4))
 

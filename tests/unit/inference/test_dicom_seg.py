@@ -448,6 +448,7 @@ WRONG_CODES = {
     "two levels": ({"core": {"color": [1, 2]}}, "core: color is .*expected three whole numbers"),
     "a high level": ({"core": {"color": [1, 2, 256]}}, "core: color is .*from 0 to 255"),
     "a list": ([1], "found list, expected an object with the codes"),
+    "nothing": (None, "found NoneType, expected an object with the codes"),
 }
 
 
