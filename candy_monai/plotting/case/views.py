@@ -28,20 +28,33 @@ class CaseView:
     """A reduced case.
 
     Arrays run from the patient's feet to head, front to back and right to left: ``(Z, Y, X)`` with the first slice on
-    top. A picture is one slice. Sizes and places are along X, Y and Z.
+    top. A picture is one slice.
+
+    Attributes:
+        image: ``(C, Z, Y, X)``, 8 bits.
+        limits: For each channel the intensities represented by 0 and 255.
+        windows: For each channel the intensities that are initially black and white.
+        label: ``(Z, Y, X)``, ids; None without a reference.
+        prediction: The same for the prediction.
+        spacing_mm: The spacing of the elements, along X, Y and Z.
+        is_oriented: Whether the directions of the axes in the patient are known.
+        is_rgb: Whether the channels are red, green and blue.
+        first: The first voxel of the crop in the whole case, along X, Y and Z.
+        factors: The downsampling factors along X, Y and Z.
+        whole: The size of the whole case, along X, Y and Z.
     """
 
-    image: NDArray[np.uint8] = field(repr=False)  # ``(C, Z, Y, X)``
-    limits: Sequence[tuple[float, float]]  # the intensities represented by 0 and 255, of each channel
-    windows: Sequence[tuple[float, float]]  # those that are initially black and white
-    label: NDArray[np.uint16] | None = field(repr=False)  # ``(Z, Y, X)``, ids; None without a reference
+    image: NDArray[np.uint8] = field(repr=False)
+    limits: Sequence[tuple[float, float]]
+    windows: Sequence[tuple[float, float]]
+    label: NDArray[np.uint16] | None = field(repr=False)
     prediction: NDArray[np.uint16] | None = field(repr=False)
     spacing_mm: tuple[float, float, float]
-    is_oriented: bool  # whether the directions of the axes in the patient are known
+    is_oriented: bool
     is_rgb: bool
-    first: tuple[int, int, int]  # voxel of the crop in the whole case
-    factors: tuple[int, int, int]  # of downsampling
-    whole: tuple[int, int, int]  # the size of the whole case
+    first: tuple[int, int, int]
+    factors: tuple[int, int, int]
+    whole: tuple[int, int, int]
 
     def present(self) -> tuple[set[int], set[int]]:
         """Return the ids, without the background, in the reference and in the prediction."""
