@@ -6,10 +6,13 @@ import inspect
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, distributed, optim
+import torch
+from torch import Tensor, distributed, nn, optim
 from typing_extensions import TypeIs
 
+from candy_monai.data.values import join_names
 from candy_monai.errors import SettingsError, reason_in_short
+from candy_monai.training.returns import needs_closure
 
 if TYPE_CHECKING:
     from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -28,6 +31,8 @@ def sharded(optimizer: optim.Optimizer) -> ZeroRedundancyOptimizer:
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
     kind = type(optimizer)
+    if needs_closure(optimizer):  # it searches along a direction of all parameters, which no process would have
+        raise SettingsError(f"shard_optimizer: the step of {kind.__name__} needs all parameters at once: leave it out")
     if any(getattr(optimizer, name, None) for name in _HOOKS):
         raise SettingsError(f"shard_optimizer: the {kind.__name__} has hooks, which would be lost: leave it out")
     known = inspect.signature(kind).parameters
@@ -46,7 +51,24 @@ def sharded(optimizer: optim.Optimizer) -> ZeroRedundancyOptimizer:
             f"shard_optimizer: {kind.__name__} has other options when it is built from those that it has, "
             f"{found.optim.defaults} instead of {optimizer.defaults}: leave it out, or use an optimizer of torch.optim"
         )
+    if lost := _lost(optimizer, found.optim):
+        raise SettingsError(
+            f"shard_optimizer: {kind.__name__} keeps {join_names(lost, limit=4)} outside of its options, which would "
+            "be lost: leave it out, or put them into the optimizer's defaults"
+        )
     return found
+
+
+def _lost(optimizer: optim.Optimizer, rebuilt: optim.Optimizer) -> list[str]:
+    """Return the attributes of an optimizer's own that the rebuilt one does not have, or not certainly."""
+    of_all = vars(optim.Optimizer([nn.Parameter(torch.empty(0))], {}))
+    own, other = vars(optimizer), vars(rebuilt)
+    plain = (bool, int, float, str, type(None))
+    return [
+        name
+        for name, value in own.items()
+        if name not in of_all and not (isinstance(value, plain) and name in other and other[name] == value)
+    ]
 
 
 def is_sharded(optimizer: optim.Optimizer) -> TypeIs[ZeroRedundancyOptimizer]:

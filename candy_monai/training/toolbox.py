@@ -185,6 +185,8 @@ def build_toolbox(
         optimizer = optimizer_returned(trainer, trainer.build_optimizer(trained))
         if settings.shard_optimizer and distributed.is_available() and distributed.is_initialized():
             optimizer = sharded(optimizer)
+        elif settings.shard_optimizer:
+            log("shard_optimizer has no effect in a run of one process")
         scheduler = scheduler_returned(trainer, trainer.build_scheduler(optimizer, settings.num_epochs), optimizer)
         toolbox = TrainerToolbox(
             model=network,

@@ -71,6 +71,29 @@ class TestSharded:
         with pytest.raises(SettingsError, match="shard_optimizer: Own has other options when it is built from those"):
             sharded(Own(_network().parameters()))
 
+    def test_one_that_keeps_something_outside_of_its_options_is_refused(self):
+        class Centred(torch.optim.SGD):
+            def __init__(self, params, lr=0.1, centred=False):
+                super().__init__(params, lr=lr)
+                self.centred = centred
+
+        assert is_sharded(sharded(Centred(_network().parameters())))  # its attribute is the same when it is rebuilt
+        with pytest.raises(SettingsError, match="shard_optimizer: Centred keeps centred outside of its options"):
+            sharded(Centred(_network().parameters(), centred=True))
+        later = torch.optim.SGD(_network().parameters(), lr=0.1)
+        later.mask = torch.ones(3)
+        with pytest.raises(SettingsError, match="shard_optimizer: SGD keeps mask outside of its options"):
+            sharded(later)
+
+    def test_one_whose_step_needs_all_parameters_is_refused(self):
+        with pytest.raises(SettingsError, match="shard_optimizer: the step of LBFGS needs all parameters at once"):
+            sharded(torch.optim.LBFGS(_network().parameters()))
+
+    @pytest.mark.parametrize("options", [{"fused": True}, {"foreach": True}, {"capturable": False, "amsgrad": True}])
+    def test_kinds_of_steps_are_kept(self, options):
+        groups = sharded(torch.optim.AdamW(_network().parameters(), **options)).optim.param_groups
+        assert all(groups[0][name] is value for name, value in options.items())
+
     def test_one_with_hooks_is_refused(self):
         optimizer = torch.optim.SGD(_network().parameters(), lr=0.1)
         optimizer.register_step_post_hook(lambda *_: None)

@@ -43,6 +43,13 @@ def test_frozen_parameters_are_not_said_to_be_missing_in_the_optimizer(tmp_path)
     assert "Not in the optimizer" not in (trainer.experiment_folder() / "logs.txt").read_text()
 
 
+def test_a_sharded_optimizer_is_said_to_have_no_effect_in_one_process(tmp_path):
+    trainer = small_trainer(tmp_path)
+    trainer.train(1, shard_optimizer=True, save_preview=False, save_report=False)
+    log = (trainer.experiment_folder() / "logs.txt").read_text()
+    assert "shard_optimizer has no effect in a run of one process\n" in log
+
+
 def test_a_loss_without_an_activation_is_refused_in_the_first_step_and_left_without_hooks(tmp_path):
     criterion = DiceLoss()
 
