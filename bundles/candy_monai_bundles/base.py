@@ -50,6 +50,8 @@ class BundleTrainer(SegmentationTrainer):
         has_fixed_size: Whether the network accepts images of only one size, that of a patch, see ``image_size``.
         normalizes_each_case: Whether each channel of each case is normalised separately, also at the lowest level,
             which must therefore have more than one voxel.
+        normalizes_batches: Whether each channel is normalised over a batch, which must therefore have more than one
+            voxel at the lowest level.
         image_size: This size, one number per axis; None for that of the first training image.
     """
 
@@ -67,6 +69,7 @@ class BundleTrainer(SegmentationTrainer):
     warms_up: ClassVar[bool] = False
     has_fixed_size: ClassVar[bool] = False
     normalizes_each_case: ClassVar[bool] = False
+    normalizes_batches: ClassVar[bool] = False
     image_size: Sequence[int] | None = None
 
     @override
@@ -183,11 +186,13 @@ class BundleTrainer(SegmentationTrainer):
         if plan.slice_axis is not None:
             divisors.insert(plan.slice_axis, 1)
         is_fixed = "patch_shape" in plan.chosen
-        if is_fixed and cls.normalizes_each_case and rounded_up(plan.patch_shape, tuple(divisors)) == tuple(divisors):
+        is_one_alone = cls.normalizes_each_case or (cls.normalizes_batches and plan.batch_size == 1)
+        if is_fixed and is_one_alone and rounded_up(plan.patch_shape, tuple(divisors)) == tuple(divisors):
+            or_more = ", a batch_size of 2" * cls.normalizes_batches
             raise SettingsError(
                 f"patch_shape {'x'.join(map(str, plan.patch_shape))} is too small: {cls.network_name} downsamples each "
                 f"axis by {max(divisors)}, which leaves a single voxel that cannot be normalised; expected more than "
-                f"{max(divisors)} along at least one axis, or leave patch_shape to the plan"
+                f"{max(divisors)} along at least one axis{or_more}, or leave patch_shape to the plan"
             )
         fits = all(size % divisor == 0 for size, divisor in zip(plan.patch_shape, divisors, strict=True))
         if tuple(divisors) == plan.divisor or (is_fixed and not fits):

@@ -60,6 +60,7 @@ class VNetTrainer(BundleTrainer):
     network_builder = staticmethod(build_vnet)
     network_options = ()
     divisor = 16
+    normalizes_batches = True
     options = SegmentationOptions(learning_rate=1e-3, weight_decay=1e-5, memory_factor=0.8)
 
     @override

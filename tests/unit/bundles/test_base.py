@@ -212,6 +212,13 @@ def test_a_patch_that_leaves_a_single_voxel_is_refused_before_anything_starts(vo
     assert find_bundle("unetr").trainer.adapt_plan(small).patch_shape == small.patch_shape
 
 
+def test_batch_normalisation_takes_a_single_voxel_of_several_cases(volume_plan):
+    trainer, small = find_bundle("vnet").trainer, {"patch_shape": (16, 16, 16)}
+    with pytest.raises(SettingsError, match=r"V-Net downsamples each axis by 16, which leaves .*a batch_size of 2, or"):
+        trainer.adapt_plan(volume_plan(**small, batch_size=1))
+    assert trainer.adapt_plan(volume_plan(**small, batch_size=2)).patch_shape == small["patch_shape"]
+
+
 def test_a_network_for_volumes_alone_refuses_pictures_by_name(tmp_path, volume_plan):
     only_3d = types.new_class(
         "Only", (find_bundle("mednext").trainer,), exec_body=lambda body: body.update(only_dims=3)
