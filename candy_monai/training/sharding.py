@@ -33,6 +33,8 @@ def sharded(optimizer: optim.Optimizer) -> ZeroRedundancyOptimizer:
     kind = type(optimizer)
     if needs_closure(optimizer):  # it searches along a direction of all parameters, which no process would have
         raise SettingsError(f"shard_optimizer: the step of {kind.__name__} needs all parameters at once: leave it out")
+    if kind.state_dict is not optim.Optimizer.state_dict:  # of which only the groups and the parameters' are known
+        raise SettingsError(f"shard_optimizer: {kind.__name__} has a state_dict of its own: leave it out")
     if any(getattr(optimizer, name, None) for name in _HOOKS):
         raise SettingsError(f"shard_optimizer: the {kind.__name__} has hooks, which would be lost: leave it out")
     known = inspect.signature(kind).parameters

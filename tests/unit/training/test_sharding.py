@@ -89,6 +89,14 @@ class TestSharded:
         with pytest.raises(SettingsError, match="shard_optimizer: the step of LBFGS needs all parameters at once"):
             sharded(torch.optim.LBFGS(_network().parameters()))
 
+    def test_one_with_a_state_of_its_own_is_refused(self):
+        class Counting(torch.optim.SGD):
+            def state_dict(self):
+                return {**super().state_dict(), "calls": 3}
+
+        with pytest.raises(SettingsError, match="shard_optimizer: Counting has a state_dict of its own"):
+            sharded(Counting(_network().parameters(), lr=0.1))
+
     @pytest.mark.parametrize("options", [{"fused": True}, {"foreach": True}, {"capturable": False, "amsgrad": True}])
     def test_kinds_of_steps_are_kept(self, options):
         groups = sharded(torch.optim.AdamW(_network().parameters(), **options)).optim.param_groups
