@@ -200,6 +200,7 @@ class Preprocessor:
         """Run the pipeline, and refuse results of a user's own step that cannot be used for training or inverted."""
         num_channels, where = len(data[IMAGE]), data[IMAGE].meta["filename_or_obj"] or "the image"
         num_channels += PREVIOUS in data
+        given = set(data)
         for index, step in enumerate(self.preprocessing.transforms):
             before, name = data, f"preprocessing[{index}]: {type(step).__name__}"
             try:
@@ -211,9 +212,9 @@ class Preprocessor:
                 if "allocate memory" in reason:  # PyTorch's message
                     raise BadInputError(_too_large(where, name, before[IMAGE])) from error
                 raise BadInputError(f"{where}: {name} cannot be applied ({type(error).__name__}: {reason})") from error
-            if not isinstance(data, dict) or not before.keys() <= data.keys():
+            if not isinstance(data, dict) or not given <= data.keys():  # other entries may come and go
                 raise BadInputError(f"{where}: {name} must keep the image, and the label if there is one")
-            if not keeps_track(step) and any(_grid(data[key]) != _grid(before[key]) for key in before):
+            if not keeps_track(step) and any(_grid(data[key]) != _grid(before[key]) for key in given):
                 raise BadInputError(f"{where}: {name} changed the grid in a way that cannot be inverted")
         image, label = data[IMAGE], data.get(LABEL)
         made = f"{where}: preprocessing returned"

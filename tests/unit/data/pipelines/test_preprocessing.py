@@ -331,6 +331,19 @@ def test_an_intensity_step_of_ones_own_changes_only_the_image():
     assert torch.equal(scaled.label, label.as_tensor())
 
 
+def test_steps_of_ones_own_may_make_and_delete_other_entries():
+    image, label = case()
+    plan = replace(PLAN, channel_names=("a", "b"), normalization=PLAN.normalization * 2)
+    apart = [
+        {"_target_": "SplitDimd", "keys": "image", "dim": 0, "keepdim": True},
+        {"_target_": "ScaleIntensityd", "keys": "image_1", "factor": 1.0, "minv": None, "maxv": None},
+        {"_target_": "ConcatItemsd", "keys": ["image_0", "image_1"], "name": "image"},
+        {"_target_": "DeleteItemsd", "keys": ["image_0", "image_1"]},
+    ]
+    done = Preprocessor(plan, own=own(*apart)).apply(torch.cat((image, image)), label)
+    assert torch.allclose(done.image[1], 2 * done.image[0])
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
