@@ -274,7 +274,8 @@ def _for_any_case(entry: Mapping[str, Any]) -> Entry:
     """Return a step that also accepts a case without label, as in prediction."""
     step = {key: value for key, value in entry.items() if key != BEFORE}
     keys = step.get("keys")
-    return step if keys == IMAGE or keys == [IMAGE] else {**step, "allow_missing_keys": True}
+    named = keys if isinstance(keys, list | tuple) else [keys]
+    return {**step, "allow_missing_keys": True} if LABEL in named else step
 
 
 def _loading(plan: Plan) -> Entry:
