@@ -75,7 +75,7 @@ def plain_weights(model: nn.Module) -> dict[str, Any]:
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Set a network to evaluation mode in a block, and each of its modules to its earlier mode afterwards."""
+    """Yield with a network in evaluation mode; afterwards each of its modules has its earlier mode."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
