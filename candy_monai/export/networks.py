@@ -28,7 +28,7 @@ from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.inference.predictor import Predictor
 from candy_monai.network import plain_network
 from candy_monai.nn.deep_supervision import main_output
-from candy_monai.nn.slicewise import Slicewise, without_axis
+from candy_monai.nn.slicewise import Slicewise, sides_of_slices
 from candy_monai.recipes.predict import load_experiments
 
 if TYPE_CHECKING:
@@ -176,10 +176,10 @@ def load_network(
         definition=_definition(network, noted.get(network)),
         weights=predictor.weights_file if isinstance(predictor, Predictor) else None,
         slice_axis=axis,
-        divisor=without_axis((0, *divisor), axis)[1:],
+        divisor=sides_of_slices(divisor, axis),
         padding=padding,
         roi_size=_roi_size(predictor, axis),
-        window=without_axis((0, *window), axis)[1:],
+        window=sides_of_slices(window, axis),
         cases=list(itertools.islice(_real_cases(predictor, images), NUM_CASES)),
     )
     found.network.float().eval()
@@ -210,8 +210,7 @@ def _roi_size(predictor: NetworkPredictor, axis: int | None) -> Shape | None:
     described = predictor.describe_windows()
     if described is None:
         return None
-    sides = ensure_tuple_rep(described["roi_size"], predictor.num_dims or 0)
-    return without_axis((0, *sides), axis)[1:]
+    return sides_of_slices(ensure_tuple_rep(described["roi_size"], predictor.num_dims or 0), axis)
 
 
 def _real_cases(predictor: NetworkPredictor, images: Inputs | None) -> Iterator[InputCase]:

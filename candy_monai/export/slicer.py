@@ -28,6 +28,7 @@ from candy_monai.export.parity import check, compare
 from candy_monai.export.usage import write_usage
 from candy_monai.files import atomic_write_text
 from candy_monai.nn.deep_supervision import main_output
+from candy_monai.nn.slicewise import sides_of_volume
 from candy_monai.transforms.painting import label_ids
 
 if TYPE_CHECKING:
@@ -174,8 +175,7 @@ def _window(network: ExportedNetwork) -> list[int]:
             f"{network.predictor.folder}: cannot be exported to slicer: its images were validated by the inferer "
             f"{named or 'of whole images'}, and the extension runs windows"
         )
-    axis = network.slice_axis
-    return list(window) if axis is None else [*window[:axis], 1, *window[axis:]]
+    return list(sides_of_volume(window, network.slice_axis))
 
 
 def _mode(channel: Any, plan: Plan, network: ExportedNetwork) -> str:
@@ -221,8 +221,7 @@ def _reshaped(weight: Tensor, expected: Tensor) -> Tensor:
 
 
 def _with_flat_axis(extents: Sequence[int] | int, axis: int) -> list[int]:
-    two = [extents, extents] if isinstance(extents, int) else list(extents)
-    return [*two[:axis], 1, *two[axis:]]
+    return list(sides_of_volume([extents, extents] if isinstance(extents, int) else extents, axis))
 
 
 def _labels(plan: Plan) -> str:

@@ -16,7 +16,7 @@ from candy_monai.export.parity import LEAST_EQUAL, TOLERANCE, Comparison
 from candy_monai.files import atomic_write_text, digest_of_file
 from candy_monai.inference.inferers import WHOLE_IMAGE_LIMIT, WindowInferer
 from candy_monai.nn.padding import padding_to_dict
-from candy_monai.nn.slicewise import without_axis
+from candy_monai.nn.slicewise import sides_of_slices
 
 INPUT, OUTPUT = "image", "logits"
 """The names of the network's input and output, for formats with names."""
@@ -158,7 +158,7 @@ def _window(network: ExportedNetwork) -> dict[str, Any]:
     if isinstance(divisor := inferer["divisor"], tuple) and network.roi_size is not None:
         described["whole_up_to_voxels"] = int(WHOLE_IMAGE_LIMIT * math.prod(network.roi_size))
         what, sides = ("An image", "at its end") if network.slice_axis is None else ("A slice", "on both sides")
-        by = _times(without_axis((0, *divisor), network.slice_axis)[1:])
+        by = _times(sides_of_slices(divisor, network.slice_axis))
         notes.append(
             f"{what} of up to this many voxels, once padded with zeros {sides} to multiples of {by}, is run at once by "
             "candy-monai predict; larger ones in windows."
@@ -177,7 +177,7 @@ def _padding(network: ExportedNetwork) -> dict[str, Any] | None:
     if described is None or not isinstance(factors := described.get("min_factor"), list):
         return described
     return {
-        "to_multiples_of": without_axis((0, *factors), network.slice_axis)[1:],
+        "to_multiples_of": sides_of_slices(factors, network.slice_axis),
         "sides": "both, with an odd voxel at the end",
         "mode": described["mode"],
         "value": described["value"],

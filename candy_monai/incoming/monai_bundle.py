@@ -36,7 +36,7 @@ from candy_monai.inference.prediction import PredictionListener, PreparedCase
 from candy_monai.network import plain_network
 from candy_monai.nn.ensemble import Ensemble
 from candy_monai.nn.padding import padding_from_dict
-from candy_monai.nn.slicewise import Slicewise, padding_of_slices
+from candy_monai.nn.slicewise import Slicewise, padding_of_slices, sides_of_volume
 from candy_monai.registry import carried_network
 
 NETWORKS = (
@@ -390,7 +390,7 @@ def bundle_inferer(config: BundleConfig, num_dims: int) -> HowItRuns:
 def _our_inferer(target: str, arguments: dict[str, Any]) -> HowItRuns:
     if target == _LIKE_NNUNET:
         sides, across = list(arguments["roi_size"]), arguments.get("spatial_dim")
-        window = sides if across is None else _with_axis(sides, across)
+        window = sides_of_volume(sides, across)
         return HowItRuns(NNUNetInferer(window, rounds_sums=arguments.get("rounds_sums") is not False), across)
     amp = _AMP.get(str(arguments.pop("amp_dtype", None)))
     is_for_slices = target.endswith("SlicesInferer")
@@ -404,18 +404,14 @@ def _our_inferer(target: str, arguments: dict[str, Any]) -> HowItRuns:
     windows = WindowInferer(**{"overlap": 0.25, "mode": "constant", **arguments})
     inferer: WindowInferer = windows
     if axis is not None:
-        windows.roi_size = _with_axis(windows.roi_size, axis)
+        windows.roi_size = sides_of_volume(windows.roi_size, axis)
     if divisor is not None and axis is not None:
-        inferer = SlicesInferer(windows.roi_size, divisor=_with_axis(divisor, axis))
+        inferer = SlicesInferer(windows.roi_size, divisor=sides_of_volume(divisor, axis))
     elif divisor is not None:
         inferer = WholeOrWindowsInferer(windows.roi_size, divisor=divisor)
     for name in {*arguments, "overlap", "mode"} - {"roi_size"}:
         setattr(inferer, name, getattr(windows, name))
     return HowItRuns(inferer, axis, amp, padding)
-
-
-def _with_axis(sides: Sequence[int], axis: int) -> list[int]:
-    return [*sides[:axis], 1, *sides[axis:]]
 
 
 def _format_of(config: BundleConfig, side: str) -> dict[str, Any]:

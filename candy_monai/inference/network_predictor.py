@@ -254,7 +254,8 @@ class NetworkPredictor(CasePredictor, HasDevice):
                 "device": str(self.device()),
                 "precision": self._attachment.surroundings.amp or "fp32",
                 "mirror_axes": self._mirror_axes,
-                "inferer": self.describe_windows(),
+                # That of another kind is described by the experiment.
+                "inferer": None if self._window_inferer is None else self.describe_windows(),
                 "postprocessing": self.preprocessor.pipelines["postprocessing"],
             }
         ]

@@ -78,12 +78,21 @@ def build_for_slices(build: Callable[[Shape], nn.Module], example_shape: Shape, 
 
 def without_axis(shape: Shape, axis: int | None) -> Shape:
     """Return a shape ``(C, *spatial)`` without the spatial axis across slices, if there is one."""
-    return shape if axis is None else (*shape[: 1 + axis], *shape[2 + axis :])
+    return (shape[0], *sides_of_slices(shape[1:], axis))
+
+
+def sides_of_slices(sides: Sequence[int], axis: int | None) -> Shape:
+    """Return numbers for the axes of a volume without that across slices, if there is one."""
+    return tuple(sides) if axis is None else (*sides[:axis], *sides[axis + 1 :])
+
+
+def sides_of_volume(sides: Sequence[int], axis: int | None) -> Shape:
+    """Return numbers for the axes of slices with a 1 for the axis across them, if there is one."""
+    return tuple(sides) if axis is None else (*sides[:axis], 1, *sides[axis:])
 
 
 def padding_of_slices(padding: nn.Module | None, axis: int | None) -> nn.Module | None:
     """Return a module that pads volumes as a 2-D network's `Pad2d` pads slices across an axis; others unchanged."""
     if axis is None or not isinstance(padding, Pad2d):
         return padding
-    factor = padding.min_factor
-    return Pad3d((*factor[:axis], 1, *factor[axis:]), value=padding.value, mode=padding.mode)
+    return Pad3d(sides_of_volume(padding.min_factor, axis), value=padding.value, mode=padding.mode)

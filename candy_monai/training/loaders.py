@@ -133,13 +133,14 @@ def first_sample(
     Raises:
         BadInputError: If the loader yields nothing, or its first samples cannot be stacked.
     """
-    own = OwnGenerators.of(loader=loader)
-    before = GeneratorStates.capture(own)
     if (batch := first_case(loader, look)) is not None:
         return batch.images[0], batch.labels[0], None
+    if isinstance(loader.dataset, IterableDataset):
+        return _opened(loader, look)
+    own = OwnGenerators.of(loader=loader)
+    before = GeneratorStates.capture(own)
     opened = _opened(loader, look)
-    if not isinstance(loader.dataset, IterableDataset):
-        before.restore(own)  # from which a resumed run replays the epoch that is begun
+    before.restore(own)  # from which a resumed run replays the epoch that is begun
     return opened
 
 

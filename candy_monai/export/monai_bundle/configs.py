@@ -395,6 +395,8 @@ def _saving(source: BundleSource) -> list[Entry]:
     options = {"_target_": "monai.transforms.SaveImaged.set_options", "self": save}
     if ending in (*PICTURES, *TIFFS):  # MONAI's writer of pictures swaps rows and columns by default
         return [options | {"write_kwargs": {"reverse_indexing": False}}]
+    if plan.num_dims == 2:
+        return [save]
     # MONAI would also remove a last axis of length 1, as in a volume of one slice.
     kept: Entry = {"squeeze_end_dims": False}
     if ending.startswith(".nii"):

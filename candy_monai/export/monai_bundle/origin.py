@@ -34,9 +34,7 @@ class Origin:
     inferer: Any  # the inferer of validation: ``plan``, or windows in MONAI's configuration language
     file_ending: str | None  # the suffix of the dataset's images; None if unknown
     amp: str | None = None  # the precision of prediction, as a setting of `Trainer.train`
-    multiples: Sequence[int] | None = (
-        None  # to which the network's input is padded evenly with zeros; None if it is not
-    )
+    multiples: Sequence[int] | None = None  # to which the network's input is padded with zeros; None if it is not
     average: str | None = None  # the kind of the moving average of the weights in training; None without one
     optimizer: Mapping[str, Any] = field(default_factory=dict)  # its ``kind`` and arguments; empty if unknown
     schedule: str | None = None  # the kind of its learning-rate schedule, apart from a warm-up; None if unknown

@@ -22,6 +22,7 @@ from candy_monai.inference.inferer_descriptions import inferer_from_description
 from candy_monai.inference.inferers import WHOLE_IMAGE_LIMIT
 from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.nn.schedules import CosineLR, PolyLRScheduler
+from candy_monai.nn.slicewise import sides_of_slices, sides_of_volume
 from candy_monai.registry import SCRIPTS
 
 Config = dict[str, Any]
@@ -129,8 +130,7 @@ class BundleSource:
         plan, known = self.plan, self.origin.multiples
         if known is None:
             return (1,) * plan.num_dims
-        axis = plan.slice_axis if len(known) < plan.num_dims else None
-        return tuple(known) if axis is None else (*known[:axis], 1, *known[axis:])
+        return sides_of_volume(known, plan.slice_axis if len(known) < plan.num_dims else None)
 
     def postprocessing(self, preprocessing: str) -> list[Entry]:
         """Return the steps from logits to label ids on the file's grid."""
@@ -239,35 +239,38 @@ class BundleSource:
             "overlap": of_experiment.overlap,
             "mode": str(of_experiment.mode),
         }
-        divisor = None if isinstance(described, dict) else list(plan.divisor)
+        divisor = None if isinstance(described, dict) else plan.divisor
         if isinstance(described, dict):
             common |= {name: value for name, value in described.items() if name != "_target_"}
-        window = list(ensure_tuple_rep(common.pop("roi_size", plan.patch_shape), plan.num_dims))
+        window = ensure_tuple_rep(common.pop("roi_size", plan.patch_shape), plan.num_dims)
         if self.origin.of_nnunet and not self.portable:
             return self._inferer_of_nnunet(window)
-        fits = all(side % by == 0 for side, by in zip([*window, *(divisor or ())], self.multiples * 2, strict=False))
+        fits = all(size is None or rounded_up(size, self.multiples) == size for size in (window, divisor))
         if self.names_monai_alone:  # whose inferers pad only images smaller than the window
-            window = list(rounded_up(tuple(window), self.multiples))
+            window = rounded_up(window, self.multiples)
         if self.pads_whole_images:
-            window = [-1] * plan.num_dims
-        multiples = list(self.multiples)
-        if (axis := plan.slice_axis) is not None:
-            common["spatial_dim"] = axis
-            window, multiples = window[:axis] + window[axis + 1 :], multiples[:axis] + multiples[axis + 1 :]
-            divisor = None if divisor is None else divisor[:axis] + divisor[axis + 1 :]
-        name = "SlidingWindowInferer" if axis is None else "SliceInferer"
-        if self.names_monai_alone:
-            return {"_target_": f"monai.inferers.{name}", **common, "roi_size": window}
-        name = "WholeOrWindowsInferer" if axis is None else "SlicesInferer"
-        own = {"divisor": divisor, "amp_dtype": self.amp_dtype, **({} if fits else {"multiples": multiples})}
-        return {"_target_": f"{SCRIPTS}.inferers.{name}", **common, "roi_size": window, **own}
+            window = (-1,) * plan.num_dims
 
-    def _inferer_of_nnunet(self, window: list[int]) -> Entry:
-        axis = self.plan.slice_axis
+        def along_axes(sides: Shape) -> list[int]:
+            return list(sides_of_slices(sides, plan.slice_axis))
+
+        common["roi_size"] = along_axes(window)
+        if plan.slice_axis is not None:
+            common["spatial_dim"] = plan.slice_axis
+        name = "SlidingWindowInferer" if plan.slice_axis is None else "SliceInferer"
+        if self.names_monai_alone:
+            return {"_target_": f"monai.inferers.{name}", **common}
+        name = "WholeOrWindowsInferer" if plan.slice_axis is None else "SlicesInferer"
+        own = {"divisor": None if divisor is None else along_axes(divisor), "amp_dtype": self.amp_dtype}
+        if not fits:
+            own["multiples"] = along_axes(self.multiples)
+        return {"_target_": f"{SCRIPTS}.inferers.{name}", **common, **own}
+
+    def _inferer_of_nnunet(self, window: Shape) -> Entry:
         return {
             "_target_": f"{SCRIPTS}.nnunet.NNUNetInferer",
-            "roi_size": window if axis is None else window[:axis] + window[axis + 1 :],
-            "spatial_dim": axis,
+            "roi_size": list(sides_of_slices(window, self.plan.slice_axis)),
+            "spatial_dim": self.plan.slice_axis,
             "rounds_sums": self.network.num_members == 1,
         }
 

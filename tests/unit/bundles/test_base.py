@@ -29,7 +29,7 @@ PARTS = {  # of real datasets: cases, pixels along the first two axes, and folds
 }
 ALL = (*FOLLOWING_THE_PLAN, *SMALLEST, "cmunext")
 NOT_OF_PICTURES = ("vnet", "unetr", "swin_unetr")  # V-Net takes no colour; the others take long
-OF_SLICES = ("unet", "segresnet", "cmunext")  # of volumes, which are the same for each network
+OF_SLICES = ("unet", "segresnet", "cmunext", "unetr")  # of volumes; the others do nothing else than these
 PARAMETERS = [
     # of one channel and three classes
     ("unet", 2, "B", 7_763_404),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from monai.transforms import (
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError
 from candy_monai.export.exporting import export_experiments as export
+from candy_monai.export.slicer import _window
 from candy_monai.incoming.opening import load_predictor
 from candy_monai.recipes.train import train_dataset
 
@@ -101,6 +103,15 @@ def test_the_script_predicts_what_the_experiment_does(tmp_path, spacing_mm):
     use = json.loads((file.parent / "model.pt.json").read_text())
     assert min(use["agreement_of_label_maps"]["dice_of_the_foreground"].values()) >= 0.9
     assert all(compared["max_difference"] < 1e-4 for compared in use["parity"]["compared"])
+
+
+def test_the_windows_are_those_of_prediction():
+    model = {"inferer": {"_target_": "monai.inferers.SaliencyInferer"}}
+    predictor = SimpleNamespace(folder="runs/a", describe_models=lambda: [model])
+    of_slices = SimpleNamespace(predictor=predictor, inference_window=(24, 20), slice_axis=2)
+    assert _window(of_slices) == [24, 20, 1]
+    with pytest.raises(BadInputError, match=r"runs/a: cannot be exported to slicer: .*SaliencyInferer"):
+        _window(SimpleNamespace(predictor=predictor, inference_window=None, slice_axis=None))
 
 
 def test_what_the_script_cannot_do_is_refused_by_name(tmp_path):

@@ -4,6 +4,7 @@ import json
 import sys
 from types import SimpleNamespace
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -118,6 +119,18 @@ def test_an_optimizer_with_other_options_for_some_parameters_becomes_adamw_and_t
     assert "AdamW with its defaults instead of the experiment's SGD" in (bundle / "docs" / "README.md").read_text()
 
 
+def _label_map_of(image, plan):
+    """Return the file that a bundle for such a plan writes for an image, whose values are the ids."""
+    name, _, ending = image.name.partition("_0000")
+    source = SimpleNamespace(plan=plan, file_ending=ending)
+    config = {"imports": ["$import os"], "output_dir": str(image.parent / "out"), "steps": _saving(source)}
+    data = LoadImaged("image", ensure_channel_first=True)({"image": str(image)})
+    data["pred"] = data["image"].clone()
+    for step in ConfigParser(config).get_parsed_content("steps"):
+        data = step(data)
+    return image.parent / "out" / f"{name}{ending}"
+
+
 @pytest.mark.parametrize("suffix", [".nii.gz", ".mha", ".nrrd"])
 @pytest.mark.parametrize("shape", [(1, 5, 6), (5, 1, 6), (5, 6, 1), (5, 6, 4)])
 def test_a_label_map_is_saved_with_all_axes_of_its_image(shape, suffix, tmp_path):
@@ -125,12 +138,12 @@ def test_a_label_map_is_saved_with_all_axes_of_its_image(shape, suffix, tmp_path
     ids = torch.arange(np.prod(shape)).reshape(1, *shape) % 3
     file = tmp_path / f"case_0000{suffix}"
     save_image(MetaTensor(ids.float(), affine=torch.from_numpy(turned)), file)
-    source = SimpleNamespace(plan=PLANS["volumes"], file_ending=suffix)
-    config = {"imports": ["$import os"], "output_dir": str(tmp_path / "out"), "steps": _saving(source)}
-    data = LoadImaged("image", ensure_channel_first=True)({"image": str(file)})
-    data["pred"] = data["image"].clone()
-    for step in ConfigParser(config).get_parsed_content("steps"):
-        data = step(data)
-    written = load_image(tmp_path / "out" / f"case{suffix}", is_label=True)
+    written = load_image(_label_map_of(file, PLANS["volumes"]), is_label=True)
     assert torch.equal(written.as_tensor(), ids)
     assert np.allclose(written.affine, turned)
+
+
+def test_the_label_map_of_a_flat_nifti_file_is_flat(tmp_path):
+    ids, file = np.arange(30, dtype=np.float32).reshape(5, 6) % 3, tmp_path / "case_0000.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(ids, np.eye(4)), file)
+    assert np.array_equal(nibabel.load(_label_map_of(file, PLANS["pictures"])).dataobj, ids)
