@@ -1,9 +1,11 @@
 """A network and a trainer as a user would write them, from PyTorch alone."""
 
+import pytest
 import torch
 from torch import nn
 
 from candy_monai.training.trainer import Trainer
+from tests.crashes import Crash, crashing
 from tests.toys import small_trainer
 
 QUIET = {"seed": 3, "save_preview": False, "early_stop_tolerance": None, "val_score_prediction": False}
@@ -63,3 +65,14 @@ def trained(folder, cls=Plain, num_epochs=2, data=None, settings=None, **attribu
     trainer = small_trainer(folder, data, cls=type(cls.__name__, (cls,), attributes))
     trainer.train(num_epochs, **QUIET, **(settings or {}))
     return trainer
+
+
+def crashed_and_resumed(folder, cls, num_epochs=3, *, step=3, settings=None, **attributes):
+    """Return a trainer that resumed a run which crashed before a step."""
+    kind = type(cls.__name__, (cls,), attributes)
+    halted = crashing(small_trainer(folder, cls=kind), step=step)
+    with pytest.raises(Crash):
+        halted.train(num_epochs, **QUIET, **(settings or {}))
+    resumed = small_trainer(folder, cls=kind)
+    resumed.resume(halted.experiment_folder().name)
+    return resumed

@@ -34,7 +34,7 @@ def test_without_torchrun_there_is_one_process_that_tells_nobody():
         assert counts == [1, 0]
         processes.broadcast_tensors([tensor])
         assert processes.broadcast("x") == "x"
-        assert processes.all_gather(3) == [3]
+        assert processes.all_gather(3) == processes.gather(3) == [3]
         assert processes.all_reduce_any([True, False]) == [True, False]
     assert tensor.tolist() == [1, 1]
 

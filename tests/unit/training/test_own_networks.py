@@ -14,8 +14,8 @@ from candy_monai.errors import BadInputError
 from candy_monai.experiment.state import load_state
 from candy_monai.inference.predictor import Predictor
 from candy_monai.nn.padding import Pad2d
-from tests.crashes import Crash, assert_same_run, crashing
-from tests.own_networks import QUIET, Net, Plain, log_of, trained, weights_of
+from tests.crashes import assert_same_run
+from tests.own_networks import QUIET, Net, Plain, crashed_and_resumed, log_of, trained, weights_of
 from tests.toys import SmallTrainer, Squares, small_trainer
 
 
@@ -201,12 +201,8 @@ def test_the_best_weights_are_those_that_were_scored_and_the_average_goes_on(tmp
     assert sum(scores) / len(scores) == pytest.approx(record.score, abs=1e-7)
     assert log_of(trainer).count("validate_case scores toolbox.model") == 1
 
-    cls = type("Plain", (Plain,), attributes)
-    halted = crashing(small_trainer(tmp_path / "halted", cls=cls), step=5)
-    with pytest.raises(Crash):
-        halted.train(4, save_every=1, **QUIET)
-    resumed = small_trainer(tmp_path / "halted", cls=cls)
-    resumed.resume(halted.experiment_folder().name)
+    options = {"step": 5, "settings": {"save_every": 1}}
+    resumed = crashed_and_resumed(tmp_path / "halted", Plain, 4, **options, **attributes)
     assert_same_run(trainer.experiment_folder(), resumed.experiment_folder())
 
 
@@ -230,11 +226,7 @@ def test_the_average_is_in_evaluation_mode_in_every_epoch_and_after_a_resume(tmp
         toolbox.ema.train()
         return Plain.backward(self, images, labels, toolbox)
 
-    cls = type("Plain", (Plain,), {"backward": backward, "build_ema": build_ema})
-    halted = crashing(small_trainer(tmp_path, cls=cls), step=3)
-    with pytest.raises(Crash):
-        halted.train(3, **QUIET)
-    small_trainer(tmp_path, cls=cls).resume(halted.experiment_folder().name)
+    crashed_and_resumed(tmp_path, Plain, backward=backward, build_ema=build_ema)
     assert modes[::2] == [False] * len(modes[::2])  # the first of each epoch of two batches
 
 
@@ -252,12 +244,7 @@ def test_wrapped_networks_train_average_resume_and_save_under_the_network_s_own_
         expected = weights_of(plain, name)
         assert weights_of(whole, name).keys() == expected.keys() == Net().state_dict().keys()
         assert all(torch.allclose(value, expected[key], atol=1e-6) for key, value in weights_of(whole, name).items())
-    cls = type("Padded", (Padded,), attributes)
-    halted = crashing(small_trainer(tmp_path / "halted", cls=cls), step=3)
-    with pytest.raises(Crash):
-        halted.train(3, **QUIET)
-    resumed = small_trainer(tmp_path / "halted", cls=cls)
-    resumed.resume(halted.experiment_folder().name)
+    resumed = crashed_and_resumed(tmp_path / "halted", Padded, **attributes)
     assert_same_run(whole.experiment_folder(), resumed.experiment_folder())
     folder, (image, _) = whole.experiment_folder(), Squares()[0]
     predicted = [Predictor(folder, network=network).logits(image) for network in (Net(), wrap(Net()))]

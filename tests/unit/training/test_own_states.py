@@ -7,8 +7,8 @@ from torch import nn
 
 from candy_monai.errors import BadInputError
 from candy_monai.inference.predictor import Predictor
-from tests.crashes import Crash, assert_same_run, crashing
-from tests.own_networks import QUIET, Net, Plain, log_of, trained, weights_of
+from tests.crashes import assert_same_run
+from tests.own_networks import QUIET, Net, Plain, crashed_and_resumed, log_of, trained, weights_of
 from tests.toys import SmallTrainer, small_trainer
 
 
@@ -33,12 +33,7 @@ def test_the_extra_state_of_a_network_is_averaged_saved_resumed_and_predicted_wi
     attributes = {"build_network": lambda *_: Counting()}
     whole = trained(tmp_path / "whole", Plain, 3, **attributes)
     assert weights_of(whole, "best")["_extra_state"]["gain"] == pytest.approx(1.01**6)
-    cls = type("Plain", (Plain,), attributes)
-    halted = crashing(small_trainer(tmp_path / "halted", cls=cls), step=3)
-    with pytest.raises(Crash):
-        halted.train(3, **QUIET)
-    resumed = small_trainer(tmp_path / "halted", cls=cls)
-    resumed.resume(halted.experiment_folder().name)
+    resumed = crashed_and_resumed(tmp_path / "halted", Plain, **attributes)
     assert_same_run(whole.experiment_folder(), resumed.experiment_folder())
     assert Predictor(whole.experiment_folder(), network=Counting()).model.gain == pytest.approx(1.01**6)
 
